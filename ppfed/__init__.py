@@ -1,0 +1,31 @@
+"""ppfed: train one image classifier on the encrypted images of several owners.
+
+What a user of the library may touch is named in ``__all__``. Everything is imported on first use, so that a
+coordinator, which imports ``ppfed`` too, never loads the key module.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import Any
+
+__version__ = version("ppfed")
+
+_HOMES = {
+    "CipherSpec": "ppfed.ciphers.spec",
+    "EncryptedImages": "ppfed.images.types",
+    "MasterKey": "ppfed.keys.master",
+    "PPFedError": "ppfed.errors",
+    "PlainImages": "ppfed.images.types",
+    "Scope": "ppfed.ciphers.spec",
+    "make_cipher": "ppfed.ciphers.registry",
+}
+
+__all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'ppfed' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

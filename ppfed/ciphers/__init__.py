@@ -1,0 +1,1 @@
+"""Ciphers a network can learn from, their registry, and their public parameters."""
