@@ -1,0 +1,58 @@
+"""What the commands print, and where: results to stdout, everything else to stderr."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from ppfed.errors import PPFedError
+
+
+def stdout() -> Console:
+    """Return the console for results."""
+    return Console(highlight=False)
+
+
+def stderr() -> Console:
+    """Return the console for notices, warnings, errors and progress."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_error(error: PPFedError) -> None:
+    """Print an error and what to do next to stderr."""
+    console = stderr()
+    console.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True)
+    if error.hint:
+        console.print(f"[bold]next:[/] {escape(error.hint)}", soft_wrap=True)
+
+
+@contextmanager
+def progress_bar(description: str, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on stderr while the block runs.
+
+    Parameters
+    ----------
+    description : str
+    total : int or None
+        None where the amount of work is unknown.
+
+    Yields
+    ------
+    callable
+        Called with the number of steps done since the last call.
+    """
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=stderr(), transient=True, disable=not sys.stderr.isatty()) as bar:
+        task = bar.add_task(description, total=total)
+        yield lambda steps: bar.advance(task, steps)

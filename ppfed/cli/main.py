@@ -1,0 +1,56 @@
+"""The ``ppfed`` command: collects the groups of commands and prints errors."""
+
+from __future__ import annotations
+
+import sys
+from importlib.metadata import entry_points
+from typing import Annotated
+
+import typer
+
+import ppfed
+from ppfed.cli import images, key, predict
+from ppfed.cli.console import print_error, stdout
+from ppfed.errors import PPFedError
+
+
+def build_app() -> typer.Typer:
+    """Build the command line, with the groups that the roles register as entry points in ``ppfed.commands``."""
+    app = typer.Typer(
+        name="ppfed",
+        help="Train one image classifier on encrypted images of several owners, on a host that holds no key.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+    )
+
+    @app.callback()
+    def root(
+        version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
+    ) -> None:
+        if version:
+            stdout().print(ppfed.__version__)
+            raise typer.Exit
+
+    app.add_typer(key.app, name="key")
+    app.command("encrypt")(images.encrypt)
+    app.command("decrypt")(images.decrypt)
+    app.command("preview")(images.preview)
+    app.command("predict")(predict.predict)
+    for entry_point in sorted(entry_points(group="ppfed.commands"), key=lambda found: found.name):
+        command = entry_point.load()
+        if isinstance(command, typer.Typer):
+            app.add_typer(command, name=entry_point.name)
+        else:
+            app.command(entry_point.name)(command)
+    return app
+
+
+def main() -> None:
+    """Run the command line; a ``PPFedError`` ends it with exit code 1 and no traceback."""
+    try:
+        build_app()()
+    except PPFedError as error:
+        print_error(error)
+        sys.exit(1)

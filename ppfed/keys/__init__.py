@@ -1,0 +1,1 @@
+"""Secret keys and the files that hold them. Owners only: the coordinator never imports this package."""
