@@ -1,0 +1,153 @@
+"""The classifier: ResNet-18 with the paper's adaptation network in front."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+_LARGE_SIDE = 96
+_STAGES = 4
+_BLOCKS_PER_STAGE = 2
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Which network to build.
+
+    Attributes
+    ----------
+    classes : int
+        Number of classes.
+    height, width : int
+        Size of the images in pixels; large ones (96 pixels and more on both sides) get the ImageNet stem.
+    channels : int
+        1 or 3.
+    adaptation : tuple of int
+        Feature maps of the adaptation network's 1x1 convolutions (paper, section 3.5: 8, 32); empty leaves it out.
+    base_maps : int
+        Feature maps of the first stage: 64 in ResNet-18, less for tests and small machines.
+    """
+
+    classes: int
+    height: int
+    width: int
+    channels: int = 3
+    adaptation: tuple[int, ...] = (8, 32)
+    base_maps: int = 64
+
+    @property
+    def large_stem(self) -> bool:
+        """Whether images are large enough for the ImageNet stem (7x7 convolution with stride 2, max pooling)."""
+        return min(self.height, self.width) >= _LARGE_SIDE
+
+
+class ImageClassifier(nn.Module):
+    """Normalisation, adaptation network, ResNet-18.
+
+    ResNet-18's parameters have the names and shapes of torchvision's, below ``resnet.``.
+    """
+
+    def __init__(self, config: NetworkConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.adaptation = adaptation_network(config.channels, config.adaptation)
+        maps = config.adaptation[-1] if config.adaptation else config.channels
+        self.resnet = ResNet18(maps, config.classes, config.base_maps, large_stem=config.large_stem)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Classify.
+
+        Parameters
+        ----------
+        images : uint8 tensor, (N, H, W, C)
+
+        Returns
+        -------
+        float tensor, (N, classes)
+            Logits.
+        """
+        # NHWC memory seen as NCHW is PyTorch's channels_last: no copy. The negative-positive transform is a mirror
+        # about 127.5, so that is the zero of the network's input.
+        scaled = images.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
+        logits: Tensor = self.resnet(self.adaptation(scaled))
+        return logits
+
+
+def build_network(config: NetworkConfig, seed: int) -> ImageClassifier:
+    """Build a network whose initial weights depend on ``seed`` alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return ImageClassifier(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+
+def adaptation_network(channels: int, maps: tuple[int, ...]) -> nn.Sequential:
+    """1x1 convolutions with stride 1, batch norm and ReLU after each (paper, section 3.5).
+
+    The paper does not name an activation; without one the convolutions would fold into one linear map.
+    """
+    layers: list[nn.Module] = []
+    for old, new in zip((channels, *maps), maps, strict=False):
+        layers += [nn.Conv2d(old, new, kernel_size=1, bias=False), nn.BatchNorm2d(new), nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions and a shortcut (He et al., CVPR 2016)."""
+
+    def __init__(self, old: int, new: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(old, new, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(new)
+        self.relu = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(new, new, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(new)
+        self.downsample: nn.Sequential | None = None
+        if stride != 1 or old != new:
+            self.downsample = nn.Sequential(nn.Conv2d(old, new, 1, stride, bias=False), nn.BatchNorm2d(new))
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(N, old, H, W) to (N, new, H / stride, W / stride)."""
+        shortcut = maps if self.downsample is None else self.downsample(maps)
+        out = self.relu(self.bn1(self.conv1(maps)))
+        out = self.bn2(self.conv2(out))
+        out += shortcut
+        activated: Tensor = self.relu(out)
+        return activated
+
+
+class ResNet18(nn.Module):
+    """ResNet-18 with the CIFAR stem (one 3x3 convolution) or the ImageNet stem."""
+
+    def __init__(self, maps: int, classes: int, base_maps: int, *, large_stem: bool) -> None:
+        super().__init__()
+        if large_stem:
+            self.conv1 = nn.Conv2d(maps, base_maps, 7, 2, 3, bias=False)
+            self.maxpool: nn.Module = nn.MaxPool2d(3, 2, 1)
+        else:
+            self.conv1 = nn.Conv2d(maps, base_maps, 3, 1, 1, bias=False)
+            self.maxpool = nn.Identity()
+        self.bn1 = nn.BatchNorm2d(base_maps)
+        self.relu = nn.ReLU(inplace=True)
+        widths = [base_maps << stage for stage in range(_STAGES)]
+        self.layer1 = _stage(base_maps, widths[0], 1)
+        self.layer2 = _stage(widths[0], widths[1], 2)
+        self.layer3 = _stage(widths[1], widths[2], 2)
+        self.layer4 = _stage(widths[2], widths[3], 2)
+        self.avgpool = nn.AdaptiveAvgPool2d(1)
+        self.fc = nn.Linear(widths[3], classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(N, maps, H, W) to logits, (N, classes)."""
+        out = self.maxpool(self.relu(self.bn1(self.conv1(maps))))
+        out = self.layer4(self.layer3(self.layer2(self.layer1(out))))
+        logits: Tensor = self.fc(self.avgpool(out).flatten(1))
+        return logits
+
+
+def _stage(old: int, new: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(BasicBlock(old, new, stride), *(BasicBlock(new, new, 1) for _ in range(_BLOCKS_PER_STAGE - 1)))

@@ -1,0 +1,327 @@
+"""The one training loop: pooled training, an owner's local training and every scenario arm use it.
+
+Arms differ in their data and in who averages; the steps are the same.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ppfed.augment import Augmentation
+from ppfed.errors import DataError, UsageError
+from ppfed.images.types import Int64Array, UInt8Array
+from ppfed.store import Shard
+
+_EVALUATION_BATCH = 512
+_PAPER_DROPS = (0.5, 0.75)
+_PAPER_FACTOR = 0.1
+
+
+class Schedule(StrEnum):
+    """How the learning rate moves over training."""
+
+    LINEAR = "linear"
+    """Up from zero over the warm-up, then straight down to zero."""
+    PAPER = "paper"
+    """Divided by 10 after half and after three quarters of the epochs (paper, section 4.1: 150 and 225 of 300)."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How to train.
+
+    Attributes
+    ----------
+    epochs : int
+        Passes over the data, in all rounds together.
+    batch_size : int
+    learning_rate : float
+        At its peak.
+    momentum, weight_decay : float
+        Of SGD with Nesterov momentum; biases and batch-norm parameters decay too, as in the paper.
+    nesterov : bool
+    schedule : Schedule
+    warmup : float
+        Part of all epochs over which the linear schedule rises.
+    label_smoothing : float
+    augmentation : Augmentation
+        Applied to the batch as it is: to encrypted images, if the images are encrypted.
+    seed : int
+        Of the order of images and their augmentation. Secrets never come from it.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    nesterov: bool = True
+    schedule: Schedule = Schedule.LINEAR
+    warmup: float = 0.2
+    label_smoothing: float = 0.0
+    augmentation: Augmentation = field(default_factory=Augmentation)
+    seed: int = 0
+
+    def learning_rate_at(self, progress: float) -> float:
+        """Learning rate when ``progress``, from 0 to 1, of all epochs is done."""
+        if self.schedule is Schedule.PAPER:
+            return self.learning_rate * _PAPER_FACTOR ** sum(progress >= drop for drop in _PAPER_DROPS)
+        if progress < self.warmup:
+            return self.learning_rate * progress / self.warmup
+        return self.learning_rate * (1.0 - progress) / (1.0 - self.warmup)
+
+
+@dataclass(frozen=True, eq=False)
+class ImageTensors:
+    """Images and labels where training reads them.
+
+    Attributes
+    ----------
+    images : uint8 tensor, (N, H, W, C)
+    labels : int64 tensor, (N,)
+    """
+
+    images: Tensor
+    labels: Tensor
+
+    @classmethod
+    def from_numpy(cls, pixels: UInt8Array, labels: Int64Array, device: torch.device) -> ImageTensors:
+        """Put arrays on the device that trains; on the CPU the pixels are shared, not copied."""
+        with warnings.catch_warnings():
+            # Arrays mapped from disk are read-only. PyTorch warns about that though nothing here writes to them.
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            images = torch.from_numpy(pixels).to(device)
+        return cls(images, torch.tensor(labels, dtype=torch.int64, device=device))
+
+    @classmethod
+    def from_shards(cls, shards: Sequence[Shard], shape: tuple[int, int, int], device: torch.device) -> ImageTensors:
+        """Put stored shards of encrypted images on the device that trains, one shard at a time.
+
+        Parameters
+        ----------
+        shards : sequence of Shard
+        shape : (height, width, channels)
+        device : torch.device
+        """
+        total = sum(len(shard) for shard in shards)
+        images = torch.empty((total, *shape), dtype=torch.uint8, device=device)
+        labels = torch.empty(total, dtype=torch.int64, device=device)
+        start = 0
+        for shard in shards:
+            stop = start + len(shard)
+            # Shards are mapped read-only, which PyTorch does not take: copied, but never more than one at a time.
+            images[start:stop] = torch.from_numpy(np.array(shard.images.pixels)).to(device)
+            labels[start:stop] = torch.from_numpy(np.array(shard.labels)).to(device)
+            start = stop
+        return cls(images, labels)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy on held-out images.
+
+    Attributes
+    ----------
+    correct, count : int
+    loss : float
+        Mean cross-entropy.
+    """
+
+    correct: int
+    count: int
+    loss: float
+
+    @property
+    def accuracy(self) -> float:
+        """From 0 to 1; nan where there were no images."""
+        return self.correct / self.count if self.count else float("nan")
+
+
+@dataclass(frozen=True)
+class EpochResult:
+    """What one epoch did.
+
+    Attributes
+    ----------
+    epoch : int
+        Counted from 0.
+    loss : float
+        Mean training loss.
+    """
+
+    epoch: int
+    loss: float
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """Pick cuda, mps or cpu, in this order; or take the one that is named.
+
+    Raises
+    ------
+    UsageError
+        If there is no such device here.
+    """
+    if name != "auto":
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError):
+            raise UsageError(f"there is no device {name!r} here", hint="Choose auto or cpu.") from None
+        return device
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    if torch.backends.mps.is_available():
+        return torch.device("mps")
+    return torch.device("cpu")
+
+
+def _ignore_step(_step: int, _steps: int) -> None:
+    pass
+
+
+class Trainer:
+    """SGD on one device.
+
+    Parameters
+    ----------
+    network : nn.Module
+        Takes uint8 images, (N, H, W, C), and returns logits; it is moved to ``device``.
+    config : TrainingConfig
+    device : torch.device
+    """
+
+    def __init__(self, network: nn.Module, config: TrainingConfig, device: torch.device) -> None:
+        self.network = network.to(device)
+        self.config = config
+        self.device = device
+        self.optimizer = torch.optim.SGD(
+            network.parameters(),
+            lr=config.learning_rate,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.nesterov,
+        )
+        self._loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+
+    def train_epochs(
+        self,
+        data: ImageTensors,
+        first: int,
+        count: int,
+        on_step: Callable[[int, int], None] = _ignore_step,
+    ) -> Iterator[EpochResult]:
+        """Train epochs ``first`` to ``first + count - 1`` of the schedule.
+
+        The order of images and their augmentation depend on the seed and the epoch alone, so a training that was
+        stopped after any epoch goes on as if it had not been.
+
+        Parameters
+        ----------
+        data : ImageTensors on this trainer's device
+        first, count : int
+        on_step : callable
+            Called after each step with the number of steps done in this epoch, and of all its steps.
+
+        Yields
+        ------
+        EpochResult
+            After each epoch.
+
+        Raises
+        ------
+        DataError
+            If there are no images.
+        """
+        if not len(data):
+            raise DataError("there are no images to train on", hint="Check what the training split holds.")
+        for epoch in range(first, first + count):
+            generator = epoch_generator(self.config.seed, epoch)
+            # Batches of nearly equal size: no small remainder that would upset batch norm.
+            batches = torch.randperm(len(data), generator=generator).tensor_split(
+                -(-len(data) // self.config.batch_size)
+            )
+            self.network.train()
+            total = torch.zeros((), device=self.device)
+            for step, batch in enumerate(batches):
+                rate = self.config.learning_rate_at((epoch + step / len(batches)) / self.config.epochs)
+                rows = batch.to(self.device)
+                images = self.config.augmentation(data.images[rows], generator)
+                total += self._step(images, data.labels[rows], rate) * len(batch)
+                on_step(step + 1, len(batches))
+            yield EpochResult(epoch, float(total) / len(data))
+
+    def momentum(self) -> dict[str, Tensor]:
+        """Return the optimizer's momentum by parameter name; empty before the first step."""
+        buffers = {
+            name: self.optimizer.state[parameter].get("momentum_buffer")
+            for name, parameter in self.network.named_parameters()
+            if parameter in self.optimizer.state
+        }
+        return {name: buffer.clone() for name, buffer in buffers.items() if buffer is not None}
+
+    def load_momentum(self, momentum: Mapping[str, Tensor]) -> None:
+        """Go on with the momentum of an earlier training of the same network."""
+        for name, parameter in self.network.named_parameters():
+            if name in momentum:
+                self.optimizer.state[parameter]["momentum_buffer"] = momentum[name].to(self.device).clone()
+
+    def _step(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        with autocast(self.device):
+            loss: Tensor = self._loss(self.network(images).float(), labels)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return loss.detach()
+
+
+def epoch_generator(seed: int, epoch: int) -> torch.Generator:
+    """Randomness of one epoch: on the CPU, so that it means the same on every device."""
+    state = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)
+    return torch.Generator().manual_seed(int(state[0]) >> 1)
+
+
+@torch.no_grad()
+def predict_logits(network: nn.Module, images: Tensor) -> Tensor:
+    """Classify without training.
+
+    Parameters
+    ----------
+    network : nn.Module
+    images : uint8 tensor, (N, H, W, C), on the network's device
+
+    Returns
+    -------
+    float32 tensor, (N, classes), on the same device
+    """
+    network.eval()
+    with autocast(images.device):
+        return torch.cat([network(batch).float() for batch in torch.split(images, _EVALUATION_BATCH)])
+
+
+def evaluate(network: nn.Module, data: ImageTensors) -> Evaluation:
+    """Measure accuracy and loss on held-out images."""
+    if not len(data):
+        return Evaluation(0, 0, float("nan"))
+    logits = predict_logits(network, data.images)
+    loss = float(nn.functional.cross_entropy(logits, data.labels))
+    return Evaluation(int((logits.argmax(1) == data.labels).sum()), len(data), loss)
+
+
+def autocast(device: torch.device) -> AbstractContextManager[object]:
+    """Compute in bfloat16 where the device has it."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported():
+        return torch.autocast("cuda", dtype=torch.bfloat16)
+    return nullcontext()
