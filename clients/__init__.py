@@ -1,0 +1,1 @@
+"""What runs at an owner of images: it holds the key, and runs its own code only."""

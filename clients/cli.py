@@ -1,0 +1,121 @@
+"""``ppfed client``: commands of an owner."""
+
+# Heavy imports stay inside the command, so that 'ppfed --help' is quick.
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppfed.cli.options import KeyOption
+
+app = typer.Typer(help="Take part in a federation as an owner of images.", no_args_is_help=True)
+
+
+@app.callback()
+def group() -> None:
+    """Keep ``join`` a sub-command."""
+
+
+@app.command()
+def join(
+    data: Annotated[
+        Path, typer.Option("--data", help="Class folder, CIFAR-10 root or .npz with your plain images.", metavar="DIR")
+    ],
+    invite: Annotated[Path, typer.Option("--invite", help="The file the coordinator made for you.", metavar="FILE")],
+    key: KeyOption = None,
+    state: Annotated[
+        Path | None, typer.Option("--state", help="Folder for encrypted images, logs and the model.", metavar="DIR")
+    ] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out images that cannot be used.")] = False,
+    augment_copies: Annotated[
+        int,
+        typer.Option(
+            "--augment-copies", min=1, max=1000, metavar="N", help="Exchange images: send N variants of each image."
+        ),
+    ] = 1,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps, for local training.")] = "auto",
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask before anything leaves.")] = False,
+) -> None:
+    """Check, encrypt, join, serve rounds, and receive the model."""
+    from ppfed.images.open import open_source
+
+    from clients.display import RichDisplay
+    from clients.join import default_folder, serve, what_leaves
+    from clients.preparation import class_positions, prepare
+    from ppfed.ciphers.registry import make_cipher
+    from ppfed.ciphers.spec import Scope
+    from ppfed.cli.console import progress_bar, stderr, stdout
+    from ppfed.cli.options import load_key
+    from ppfed.errors import MismatchError, UsageError
+    from ppfed.federation import Exchange, Invite
+    from ppfed.training import pick_device
+
+    console, out = stderr(), stdout()
+    invitation = Invite.read(invite)
+    settings = invitation.federation
+    if augment_copies > 1 and settings.exchange is not Exchange.IMAGES:
+        raise UsageError(
+            "--augment-copies belongs to exchange 'images'",
+            hint="In exchange 'updates' you augment afresh in each epoch anyway: leave the option out.",
+        )
+    master = load_key(key)
+    fingerprint = master.fingerprint
+    if settings.fingerprint is not None and fingerprint != settings.fingerprint:
+        raise MismatchError(
+            f"the key differs: this federation uses key {settings.fingerprint}, yours is {fingerprint}",
+            hint="Get the key file from another owner ('ppfed key seal' and 'ppfed key open'), then join again.",
+        )
+    source = open_source(data)
+    class_positions(source.classes, settings)
+    folder = state or default_folder(invitation)
+    cipher = make_cipher(settings.cipher.spec, master)
+    with progress_bar("checking and encrypting", sum(source.counts.values())) as progress:
+        prepared = prepare(
+            source,
+            data,
+            cipher,
+            settings,
+            folder / "store",
+            copies=augment_copies,
+            skip_bad=skip_bad,
+            progress=progress,
+        )
+    # From here on nothing needs the key.
+    del master, cipher
+    lines = [
+        f"federation   {settings.name}, as {invitation.owner}, at {invitation.address}",
+        f"key          {fingerprint}",
+        f"images       {prepared.train_images} to train on, {prepared.held_out_images} held out, "
+        f"{settings.height}x{settings.width}, {len(settings.classes)} classes",
+        f"cipher       {settings.cipher.spec}",
+        f"exchange     {settings.exchange}",
+        f"what leaves  {what_leaves(settings)}",
+        "remember     the cipher is visual obfuscation, not confidentiality: a coordinator that trains a network on "
+        "pictures of its own restores much of them (docs/threat-model.md)",
+    ]
+    if source.classes != settings.classes and source.classes == tuple(str(n) for n in range(len(source.classes))):
+        pairs = ", ".join(f"{n} = {name}" for n, name in zip(source.classes, settings.classes, strict=False))
+        lines.append(f"labels       by position: {pairs}")
+    lines += [f"note         {count} images: {note}" for note, count in sorted(prepared.notes.items())]
+    if prepared.bad:
+        lines.append(f"left out     {prepared.bad} images that cannot be used")
+    for line in lines:
+        console.print(line, markup=False, emoji=False, soft_wrap=True)
+    if settings.cipher.scope is Scope.FIXED:
+        console.print("[bold red]warning:[/] one mask for all images is recovered from the ciphertexts alone.")
+    if not yes and sys.stdin.isatty() and not typer.confirm("Join?", default=True, err=True):
+        raise typer.Exit(1)
+    with RichDisplay(console) as display:
+        summary = serve(invitation, fingerprint, prepared, folder, pick_device(device), display, display.notice)
+    if summary.card is None:
+        console.print(summary.message, markup=False, emoji=False, soft_wrap=True)
+        raise typer.Exit(1)
+    accuracy = "not measured" if summary.card.accuracy is None else f"{summary.card.accuracy:.2%}"
+    out.print(f"model     {summary.model_folder}", markup=False, soft_wrap=True)
+    out.print(f"accuracy  {accuracy} on {summary.card.held_out_images} held-out images of all owners")
+    out.print(f"sent      {summary.bytes_out / 1e6:.2f} MB in {summary.seconds:.0f} s")

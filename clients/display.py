@@ -1,0 +1,58 @@
+"""Shows an owner what goes on: live in a terminal, as lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from ppfed.training import Evaluation
+
+_MB = 1e6
+
+
+class RichDisplay:
+    """Prints progress to a console; use it as a context manager."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            transient=True,
+            disable=not sys.stderr.isatty(),
+        )
+        self._task = self._bar.add_task("waiting", total=None)
+
+    def __enter__(self) -> RichDisplay:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        self._bar.stop()
+
+    def notice(self, line: str) -> None:
+        """Print a line."""
+        self._console.print(line, markup=False, emoji=False, soft_wrap=True)
+        self._bar.update(self._task, description=line[:60])
+
+    def shard_sent(self, number: int, total: int, size_bytes: int) -> None:
+        """See ``Display``."""
+        self.notice(f"sent shard {number} of {total} ({size_bytes / _MB:.1f} MB of encrypted images so far)")
+        self._bar.update(self._task, completed=number, total=total)
+
+    def round_started(self, number: int, rounds: int, evaluation: Evaluation) -> None:
+        """See ``Display``."""
+        accuracy = f"; accuracy here before it {evaluation.accuracy:.1%}" if evaluation.count and number > 1 else ""
+        self.notice(f"round {number} of {rounds}{accuracy}")
+
+    def step(self, done: int, steps: int) -> None:
+        """See ``Display``."""
+        self._bar.update(self._task, completed=done, total=steps)
+
+    def round_finished(self, number: int, rounds: int, train_loss: float) -> None:
+        """See ``Display``."""
+        self.notice(f"round {number} of {rounds} trained: loss {train_loss:.3f}")

@@ -1,0 +1,115 @@
+"""Runs the owner's installed ClientApp for the messages that Flower's SuperNode holds.
+
+Flower would unpack the coordinator's app bundle and run it here, on the machine that holds the key. So the SuperNode is
+started without an executor of its own, and this module is the executor: it takes a message, calls our ClientApp in this
+process, and pushes the reply. The bundle is never unpacked.
+
+Everything here is internal to Flower 1.41 (``flwr/supernode/runtime/run_clientapp.py`` and
+``flwr/supercore/superexec/run_superexec.py`` do the same steps); ``tests/clients/test_flower_contract.py`` fails
+when it changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flwr.app import Message
+from flwr.app.error import Error
+from flwr.clientapp import ClientApp
+from flwr.common.constant import ErrorCode, SubStatus
+from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.supercore.constant import TaskType
+from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.interceptors import (
+    RuntimeTokenHttpInterceptor,
+    RuntimeVersionHttpInterceptor,
+    SuperExecAuthHttpInterceptor,
+)
+from flwr.supercore.protobuf.client import ProtobufClientInterceptor
+from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
+
+from ppfed.errors import PPFedError
+
+_ACQUIRE_METHODS = frozenset({"/flwr.proto.Runtime/AcquireTask"})
+
+
+class FlowerExecutor:
+    """Takes tasks from a SuperNode's Runtime API, on the loopback interface.
+
+    Parameters
+    ----------
+    address : str
+        ``127.0.0.1:PORT``.
+    secret : bytes
+        Shared with the SuperNode: no other program on this machine may take tasks.
+    client_app : ClientApp
+    on_error : callable
+        Called with an exception of the app; the coordinator hears its class at most.
+    """
+
+    def __init__(
+        self, address: str, secret: bytes, client_app: ClientApp, on_error: Callable[[Exception], None]
+    ) -> None:
+        self._address = address
+        self._client_app = client_app
+        self._on_error = on_error
+        self._client = self._connect(
+            RuntimeVersionHttpInterceptor(component_name="SuperExec"),
+            SuperExecAuthHttpInterceptor(master_secret=secret, protected_methods=_ACQUIRE_METHODS),
+        )
+
+    def run_waiting_task(self) -> bool:
+        """Answer one message, if one waits.
+
+        Returns
+        -------
+        bool
+            Whether one waited.
+        """
+        answer = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
+        if not answer.HasField("task") or not answer.token:
+            return False
+        self._run_task(answer.token)
+        return True
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._client.close()
+
+    def _run_task(self, token: str) -> None:
+        client = self._connect(
+            RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), RuntimeTokenHttpInterceptor(token)
+        )
+        heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        heartbeat.start()
+        context, status, details = None, SubStatus.COMPLETED, ""
+        try:
+            message, context, _run, _bundle = pull_task_input(client)
+            try:
+                reply = self._client_app(message=message, context=context)
+            except Exception as error:
+                self._on_error(error)
+                status, details = SubStatus.FAILED, _public_reason(error)
+                reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, details), reply_to=message)
+            push_message(client, reply, context)
+        finally:
+            push_task_output(client, context, status, details)
+            heartbeat.stop()
+            client.close()
+
+    def _connect(self, *interceptors: ProtobufClientInterceptor) -> RuntimeHttpClient:
+        return RuntimeHttpClient.from_server_address(
+            server_address=self._address,
+            insecure=True,
+            root_certificates=None,
+            interceptors=list(interceptors),
+            retry_invoker=make_simple_http_retry_invoker(),
+        )
+
+
+def _public_reason(error: Exception) -> str:
+    """Choose what the coordinator is told: our own errors are written for it, others might hold a path or a value."""
+    cause = error.__cause__ if isinstance(error.__cause__, PPFedError) else error
+    return cause.message if isinstance(cause, PPFedError) else type(cause).__name__

@@ -1,0 +1,179 @@
+"""``ppfed client join``: from a key, images and an invite to a trained model."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import platformdirs
+import torch
+
+from clients.enrolment import CoordinatorClient
+from clients.flower_executor import FlowerExecutor
+from clients.owner_app import Display, OwnerApp
+from clients.preparation import Prepared
+from clients.supernode import SuperNode, ensure_node_key
+from ppfed.enrolment import Phase
+from ppfed.errors import FederationError, ServiceError
+from ppfed.federation import FederationSettings, Invite
+from ppfed.model_folder import ModelCard
+
+_POLL_S = 0.2
+_STATUS_S = 3.0
+_DELIVERY_S = 2.0
+_UNREACHABLE_S = 30.0
+_REJOIN_S = 90.0
+_REJOIN_PAUSE_S = 10.0
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How the federation ended for this owner.
+
+    Attributes
+    ----------
+    card : ModelCard or None
+        None where no model came out.
+    model_folder : Path
+    message : str
+        Why there is no model; empty otherwise.
+    bytes_out : int
+        Bytes of encrypted images or of weights handed to Flower.
+    seconds : float
+        From joining to the end.
+    """
+
+    card: ModelCard | None
+    model_folder: Path
+    message: str
+    bytes_out: int
+    seconds: float
+
+
+def default_folder(invite: Invite) -> Path:
+    """Where an owner keeps its encrypted store, node key and logs for one federation."""
+    federation = f"{invite.federation.name}-{invite.federation.digest()[:8]}"
+    return platformdirs.user_data_path("ppfed") / federation / invite.owner
+
+
+def serve(
+    invite: Invite,
+    fingerprint: str,
+    prepared: Prepared,
+    folder: Path,
+    device: torch.device,
+    display: Display,
+    notice: Callable[[str], None],
+) -> Summary:
+    """Join and answer the coordinator until the federation ends. The key is not needed any more.
+
+    Parameters
+    ----------
+    invite : Invite
+    fingerprint : str
+        The key's public name.
+    prepared : Prepared
+    folder : Path
+        The owner's state folder.
+    device : torch.device
+        Where local training runs.
+    display : Display
+    notice : callable
+        Called with a line of text for the owner.
+
+    Raises
+    ------
+    FederationError
+        If the coordinator refuses this owner, cannot be reached, or the connection is lost for good.
+    """
+    started = time.monotonic()
+    node_key = folder / "node.key"
+    coordinator = CoordinatorClient(invite)
+    try:
+        coordinator.enrol(ensure_node_key(node_key), fingerprint, prepared)
+        notice(f"admitted by the coordinator at {invite.address}")
+        node = _connected_node(folder, invite, node_key, notice)
+        try:
+            app = OwnerApp(invite.owner, invite.federation, prepared, device, folder / "model", display)
+            message = _answer_until_end(app, node, coordinator, notice)
+        finally:
+            node.stop()
+    finally:
+        coordinator.close()
+    return Summary(app.card, folder / "model", message, app.bytes_out, time.monotonic() - started)
+
+
+def what_leaves(settings: FederationSettings) -> str:
+    """Say in one sentence what an owner sends in this federation."""
+    if settings.exchange.value == "images":
+        return "every encrypted image and its label, once, to the coordinator's disk"
+    return (
+        f"in each of {settings.training.rounds} rounds, the network's weights after training on your encrypted images, "
+        "and how many held-out images it classified rightly; no image"
+    )
+
+
+def _connected_node(folder: Path, invite: Invite, node_key: Path, notice: Callable[[str], None]) -> SuperNode:
+    """Start a SuperNode; after a crash the coordinator takes the old one for alive for about a minute."""
+    deadline = time.monotonic() + _REJOIN_S
+    while True:
+        node = SuperNode(folder, invite.address, invite.ca_certificate, node_key)
+        try:
+            node.start()
+        except ServiceError as error:
+            if time.monotonic() > deadline:
+                raise FederationError(
+                    f"the coordinator admitted this owner, but its Flower node cannot connect: {error.message}",
+                    hint=f"{error.hint} If another 'client join' of this owner is running, stop it.",
+                ) from None
+            notice("the coordinator still counts an earlier connection of this owner as online: trying again")
+            time.sleep(_REJOIN_PAUSE_S)
+        else:
+            return node
+
+
+def _answer_until_end(
+    app: OwnerApp, node: SuperNode, coordinator: CoordinatorClient, notice: Callable[[str], None]
+) -> str:
+    """Answer messages until the coordinator says that it ended; returns why there is no model, or ``""``."""
+    executor = FlowerExecutor(
+        node.runtime_address,
+        node.secret,
+        app.client_app(),
+        lambda error: notice(f"a message was answered with an error: {error}"),
+    )
+    next_status = time.monotonic()
+    last_answer = time.monotonic()
+    told = ""
+    try:
+        while app.farewell is None:
+            if executor.run_waiting_task():
+                last_answer = time.monotonic()
+                continue
+            node.require_running()
+            time.sleep(_POLL_S)
+            if time.monotonic() < next_status:
+                continue
+            next_status = time.monotonic() + _STATUS_S
+            status = coordinator.status()
+            if status is None:
+                line = ""
+                if time.monotonic() - last_answer > _UNREACHABLE_S:
+                    line = "the coordinator does not answer; trying on (ctrl-C leaves the federation)"
+            else:
+                last_answer = time.monotonic()
+                line = str(status.phase)
+                if status.phase is Phase.WAITING:
+                    line += f" ({status.owners_joined} of {status.owners_wanted} joined)"
+                if status.phase in (Phase.STOPPED, Phase.FAILED):
+                    return f"the federation {status.phase}: {status.message}"
+            if line and line != told:
+                notice(line)
+                told = line
+        # The reply to the last message is on its way: let the node deliver it.
+        time.sleep(_DELIVERY_S)
+        return "" if app.farewell.completed else f"the federation ended without a model: {app.farewell.message}"
+    finally:
+        executor.close()

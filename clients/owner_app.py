@@ -1,0 +1,190 @@
+"""The owner's ClientApp: answers the coordinator's messages from the encrypted store. It holds no key.
+
+It does what was agreed in the invite and nothing else: in exchange ``updates`` no message makes it send images.
+"""
+
+from __future__ import annotations
+
+import zlib
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from flwr.app import Context, Message, RecordDict
+from flwr.clientapp import ClientApp
+from pydantic import ValidationError
+
+from clients.preparation import Prepared
+from ppfed import wire
+from ppfed.errors import DataError, ModelError, PeerDataError
+from ppfed.federation import Exchange, FederationSettings, describe_invalid
+from ppfed.images.source import Split
+from ppfed.model_folder import ModelCard, write_model
+from ppfed.network import build_network
+from ppfed.network_state import load_network_state, network_state
+from ppfed.store import read_shard
+from ppfed.training import Evaluation, ImageTensors, Trainer, evaluate
+
+
+class Display(Protocol):
+    """Shows an owner what goes on."""
+
+    def shard_sent(self, number: int, total: int, size_bytes: int) -> None:
+        """Report that a shard of encrypted images was handed to Flower."""
+
+    def round_started(self, number: int, rounds: int, evaluation: Evaluation) -> None:
+        """Report that local training begins; ``evaluation`` is of the weights as they came."""
+
+    def step(self, done: int, steps: int) -> None:
+        """Report that a training step was done, of all steps of the epoch."""
+
+    def round_finished(self, number: int, rounds: int, train_loss: float) -> None:
+        """Report that local training of a round ended."""
+
+
+class OwnerApp:
+    """State of an owner during a federation.
+
+    Parameters
+    ----------
+    owner : str
+    settings : FederationSettings
+    prepared : Prepared
+    device : torch.device
+    model_folder : Path
+        Where the final model is written.
+    display : Display
+    """
+
+    def __init__(
+        self,
+        owner: str,
+        settings: FederationSettings,
+        prepared: Prepared,
+        device: torch.device,
+        model_folder: Path,
+        display: Display,
+    ) -> None:
+        self._owner = owner
+        self._settings = settings
+        self._prepared = prepared
+        self._device = device
+        self._model_folder = model_folder
+        self._display = display
+        self._network = build_network(settings.network_config(), settings.training.seed).to(device)
+        self._images: dict[Split, ImageTensors] = {}
+        self._sent: set[wire.ShardName] = set()
+        self.bytes_out = 0
+        self.farewell: wire.Farewell | None = None
+        self.card: ModelCard | None = None
+
+    def client_app(self) -> ClientApp:
+        """Make the ClientApp that Flower calls."""
+        app = ClientApp()
+
+        @app.query("manifest")
+        def manifest(message: Message, _context: Context) -> Message:
+            return Message(self._manifest(), reply_to=message)
+
+        @app.query("shard")
+        def shard(message: Message, _context: Context) -> Message:
+            return Message(self._shard(message.content), reply_to=message)
+
+        @app.train()
+        def train(message: Message, _context: Context) -> Message:
+            return Message(self._train(message.content), reply_to=message)
+
+        @app.evaluate()
+        def evaluate_weights(message: Message, _context: Context) -> Message:
+            return Message(self._evaluate(message.content), reply_to=message)
+
+        @app.query("finish")
+        def finish(message: Message, _context: Context) -> Message:
+            return Message(self._finish(message.content), reply_to=message)
+
+        return app
+
+    def _manifest(self) -> RecordDict:
+        self._require(Exchange.IMAGES)
+        store = self._prepared.store
+        return wire.pack_manifest(
+            wire.Manifest({split: tuple(shard.checksum() for shard in store.shards(split)) for split in Split})
+        )
+
+    def _shard(self, content: RecordDict) -> RecordDict:
+        self._require(Exchange.IMAGES)
+        name = wire.unpack_shard_request(content)
+        path = self._prepared.store.path(name.split, name.index)
+        try:
+            shard = read_shard(path)
+        except DataError:
+            raise PeerDataError("the coordinator asked for a shard that does not exist") from None
+        self._sent.add(name)
+        self.bytes_out += shard.images.pixels.nbytes + shard.images.ids.nbytes + shard.labels.nbytes
+        total = sum(len(self._prepared.store.paths(split)) for split in Split)
+        self._display.shard_sent(len(self._sent), total, self.bytes_out)
+        return wire.pack_shard(name, shard)
+
+    def _train(self, content: RecordDict) -> RecordDict:
+        self._require(Exchange.UPDATES)
+        rounds, local_epochs = self._settings.training.rounds, self._settings.training.local_epochs
+        order = wire.unpack_round_order(content, rounds)
+        self._load_weights(order)
+        evaluation = evaluate(self._network, self._tensors(Split.HELD_OUT))
+        self._display.round_started(order.round, rounds, evaluation)
+        # A fresh optimizer each round: momentum belongs to a path of weights that the average has left.
+        trainer = Trainer(self._network, self._settings.training_config(_seed_offset(self._owner)), self._device)
+        losses = [
+            result.loss
+            for result in trainer.train_epochs(
+                self._tensors(Split.TRAIN), (order.round - 1) * local_epochs, local_epochs, self._display.step
+            )
+        ]
+        self._display.round_finished(order.round, rounds, losses[-1])
+        weights = network_state(self._network)
+        self.bytes_out += sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+        return wire.pack_round_result(wire.RoundResult(weights, self._prepared.train_images, losses[-1], evaluation))
+
+    def _evaluate(self, content: RecordDict) -> RecordDict:
+        self._require(Exchange.UPDATES)
+        self._load_weights(wire.unpack_round_order(content, self._settings.training.rounds))
+        return wire.pack_evaluation(evaluate(self._network, self._tensors(Split.HELD_OUT)))
+
+    def _finish(self, content: RecordDict) -> RecordDict:
+        farewell = wire.unpack_farewell(content)
+        if farewell.completed:
+            try:
+                card = ModelCard.model_validate_json(farewell.card)
+            except ValidationError as error:
+                raise PeerDataError(f"the model card is malformed: {describe_invalid(error)}") from None
+            if card.network_config() != self._settings.network_config() or card.classes != self._settings.classes:
+                raise PeerDataError("the model card is of another network than the agreed one")
+            self._load_weights(farewell)
+            write_model(self._model_folder, self._network, card, [])
+            self.card = card
+        self.farewell = farewell
+        return wire.pack_request()
+
+    def _load_weights(self, message: wire.RoundOrder | wire.Farewell) -> None:
+        try:
+            load_network_state(self._network, message.weights)
+        except ModelError as error:
+            raise PeerDataError(f"the coordinator's weights do not fit: {error.message}") from None
+
+    def _tensors(self, split: Split) -> ImageTensors:
+        if split not in self._images:
+            self._images[split] = ImageTensors.from_shards(
+                list(self._prepared.store.shards(split)), self._settings.shape, self._device
+            )
+        return self._images[split]
+
+    def _require(self, exchange: Exchange) -> None:
+        if self._settings.exchange is not exchange:
+            raise PeerDataError(
+                f"the coordinator asked for exchange '{exchange}', and this owner agreed to '{self._settings.exchange}'"
+            )
+
+
+def _seed_offset(owner: str) -> int:
+    """Give each owner an order of images of its own, the same in every run."""
+    return zlib.crc32(owner.encode()) & 0xFFFF

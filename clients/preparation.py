@@ -1,0 +1,270 @@
+"""From an owner's plain images to a store of encrypted ones, before anything leaves.
+
+After this the key is not needed any more: training, uploading and measuring work on the encrypted store.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ppfed.atomic import write_atomic
+from ppfed.augment import Augmentation
+from ppfed.ciphers.registry import Cipher
+from ppfed.errors import BadImagesError, DataError, MismatchError
+from ppfed.federation import FederationSettings
+from ppfed.images.source import ImageSource, LoadReport, Split, no_progress
+from ppfed.images.types import EncryptedImages, Int64Array
+from ppfed.store import Shard, ShardStore, rows_per_shard
+from ppfed.training import epoch_generator
+
+HOLD_OUT_EVERY = 10
+"""Where a source has no held-out split, every tenth image of each class is held out."""
+
+_RECORD = "prepared.json"
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """An owner's encrypted images, ready to be used.
+
+    Attributes
+    ----------
+    store : ShardStore
+    train_images, held_out_images : int
+        Distinct images.
+    copies : int
+        Augmented variants of each training image in the store; 1 where there is only the image itself.
+    bad : int
+        Images left out because they could not be used.
+    notes : dict of str to int
+        Conversions, with the number of images.
+    """
+
+    store: ShardStore
+    train_images: int
+    held_out_images: int
+    copies: int
+    bad: int
+    notes: dict[str, int]
+
+
+def class_positions(classes: tuple[str, ...], settings: FederationSettings) -> Int64Array:
+    """Map an owner's labels to the federation's.
+
+    Sources that only number their classes (``.npz``) are matched by position.
+
+    Returns
+    -------
+    int64 array, (owner's classes,)
+        The federation's label for each of the owner's.
+
+    Raises
+    ------
+    MismatchError
+        Naming the classes that differ.
+    """
+    numbered = classes == tuple(str(position) for position in range(len(classes)))
+    if numbered and len(classes) <= len(settings.classes):
+        return np.arange(len(classes), dtype=np.int64)
+    missing = [name for name in settings.classes if name not in classes]
+    extra = [name for name in classes if name not in settings.classes]
+    if missing or extra:
+        parts = [f"yours lacks {', '.join(missing)}"] if missing else []
+        parts += [f"yours has {', '.join(extra)} besides"] if extra else []
+        raise MismatchError(
+            f"the class list differs from the federation's: {'; '.join(parts)}",
+            hint=f"Name your class folders: {', '.join(settings.classes)} (a class without images is an empty folder).",
+        )
+    return np.array([settings.classes.index(name) for name in classes], dtype=np.int64)
+
+
+def prepare(
+    source: ImageSource,
+    path: Path,
+    cipher: Cipher,
+    settings: FederationSettings,
+    folder: Path,
+    *,
+    copies: int = 1,
+    skip_bad: bool = False,
+    progress: Callable[[int], None] = no_progress,
+) -> Prepared:
+    """Read, check and encrypt all images of an owner.
+
+    A store made earlier from the same files under the same settings and key is used again, so that an owner that
+    was interrupted need not send anything twice.
+
+    Parameters
+    ----------
+    source : ImageSource
+    path : Path
+        Where ``source`` was opened.
+    cipher : Cipher
+    settings : FederationSettings
+    folder : Path
+        Where the store is made.
+    copies : int
+        How many variants of each training image to make, augmented after encryption; the first is the image itself.
+    skip_bad : bool
+        Leave out images that cannot be used.
+    progress : callable
+        Called with the number of images done.
+
+    Raises
+    ------
+    BadImagesError
+        If some images cannot be used and ``skip_bad`` is false; nothing is kept then.
+    DataError
+        If nothing is left to train on.
+    MismatchError
+        If the classes differ.
+    """
+    positions = class_positions(source.classes, settings)
+    signature = _signature(path, settings, cipher.fingerprint, copies)
+    known = _read_record(folder, signature)
+    if known is not None:
+        return known
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    store = ShardStore(folder)
+    report = LoadReport()
+    writers = {split: _ShardWriter(store, split, settings) for split in Split}
+    held_out_given = Split.HELD_OUT in source.counts
+    variants = _variants(settings.augmentation(), copies)
+    counted: Counter[Split] = Counter()
+    seen: Counter[int] = Counter()
+    for split in source.counts:
+        for batch in source.read(
+            split,
+            size=(settings.height, settings.width),
+            channels=settings.channels,
+            report=report,
+            progress=progress,
+        ):
+            labels = positions[batch.labels]
+            encrypted = cipher.encrypt(batch.images)
+            held_out = np.full(len(labels), split is Split.HELD_OUT) if held_out_given else _every_tenth(labels, seen)
+            for part, rows in ((Split.TRAIN, ~held_out), (Split.HELD_OUT, held_out)):
+                where = np.flatnonzero(rows)
+                counted[part] += len(where)
+                chosen = Shard(encrypted[where], labels[where])
+                for variant in variants(chosen) if part is Split.TRAIN else [chosen]:
+                    writers[part].add(variant)
+    if report.bad and not skip_bad:
+        shutil.rmtree(folder)
+        raise BadImagesError(report.bad)
+    if not counted[Split.TRAIN]:
+        shutil.rmtree(folder)
+        raise DataError(f"{path} holds no image to train on", hint="Name a folder with one sub-folder per class.")
+    for writer in writers.values():
+        writer.flush()
+    prepared = Prepared(
+        store, counted[Split.TRAIN], counted[Split.HELD_OUT], copies, len(report.bad), dict(report.notes)
+    )
+    _write_record(folder, signature, prepared)
+    return prepared
+
+
+class _ShardWriter:
+    """Collects encrypted images until they make a full shard."""
+
+    def __init__(self, store: ShardStore, split: Split, settings: FederationSettings) -> None:
+        self._store = store
+        self._split = split
+        self._rows = rows_per_shard(settings.shape)
+        self._waiting: list[Shard] = []
+        self._index = 0
+
+    def add(self, shard: Shard) -> None:
+        self._waiting.append(shard)
+        while sum(len(part) for part in self._waiting) >= self._rows:
+            whole = _joined(self._waiting)
+            self._write(_rows(whole, slice(0, self._rows)))
+            self._waiting = [_rows(whole, slice(self._rows, None))]
+
+    def flush(self) -> None:
+        if sum(len(part) for part in self._waiting):
+            self._write(_joined(self._waiting))
+        self._waiting = []
+
+    def _write(self, shard: Shard) -> None:
+        self._store.write(self._split, self._index, shard)
+        self._index += 1
+
+
+def _joined(parts: list[Shard]) -> Shard:
+    first = parts[0].images
+    images = EncryptedImages(
+        np.concatenate([part.images.pixels for part in parts]),
+        np.concatenate([part.images.ids for part in parts]),
+        first.cipher,
+        first.fingerprint,
+    )
+    return Shard(images, np.concatenate([part.labels for part in parts]))
+
+
+def _rows(shard: Shard, rows: slice) -> Shard:
+    return Shard(shard.images[rows], shard.labels[rows])
+
+
+def _every_tenth(labels: Int64Array, seen: Counter[int]) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
+    held_out = np.zeros(len(labels), dtype=bool)
+    for row, label in enumerate(labels.tolist()):
+        seen[label] += 1
+        held_out[row] = seen[label] % HOLD_OUT_EVERY == 0
+    return held_out
+
+
+def _variants(augmentation: Augmentation, copies: int) -> Callable[[Shard], Iterator[Shard]]:
+    generators = [epoch_generator(copy, 0) for copy in range(1, copies)]
+
+    def make(shard: Shard) -> Iterator[Shard]:
+        yield shard
+        images = shard.images
+        for generator in generators:
+            moved = augmentation(torch.from_numpy(images.pixels), generator).numpy()
+            # The id stays: it says that this is the same image, so that the model card counts it once.
+            yield Shard(EncryptedImages(moved, images.ids, images.cipher, images.fingerprint), shard.labels)
+
+    return make
+
+
+def _signature(path: Path, settings: FederationSettings, fingerprint: str, copies: int) -> str:
+    """Name what a store was made from: the files' names, sizes and times, the settings, the key, the copies."""
+    files = sorted(found for found in path.rglob("*") if found.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256(f"{settings.digest()} {fingerprint} {copies}\n".encode())
+    for file in files:
+        stat = file.stat()
+        digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def _write_record(folder: Path, signature: str, prepared: Prepared) -> None:
+    record = {
+        "signature": signature,
+        "train_images": prepared.train_images,
+        "held_out_images": prepared.held_out_images,
+        "copies": prepared.copies,
+        "bad": prepared.bad,
+        "notes": prepared.notes,
+    }
+    write_atomic(folder / _RECORD, json.dumps(record))
+
+
+def _read_record(folder: Path, signature: str) -> Prepared | None:
+    try:
+        record = json.loads((folder / _RECORD).read_bytes())
+    except (OSError, ValueError):
+        return None
+    if record.pop("signature", None) != signature:
+        return None
+    return Prepared(store=ShardStore(folder), **record)

@@ -1,0 +1,174 @@
+"""Who may take part: invites, and the checks an owner passes before it is admitted."""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import secrets
+from collections.abc import Callable
+
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from coordinator.state import Enrolled, Owner, StateFolder, now_text
+from ppfed.enrolment import EnrolmentRequest
+from ppfed.errors import FederationError, InviteError, MismatchError, UsageError
+from ppfed.federation import FederationSettings, Invite, new_token
+
+_ASK_AGAIN = "Ask the coordinator for a new invite: ppfed coordinator invite NAME"
+
+
+def make_invite(state: StateFolder, name: str) -> Invite:
+    """Invite an owner; of its token only the hash is kept.
+
+    Raises
+    ------
+    UsageError
+        If the owner has joined already, or the federation is complete.
+    """
+    plan = state.plan()
+    token = new_token(secrets.token_bytes(32))
+    invite = Invite(
+        owner=name,
+        address=plan.address,
+        ca_certificate=(state.pki / "ca.pem").read_text(),
+        token=token,
+        federation=plan.settings,
+    )
+    with state.changing_owners() as owners:
+        if name in owners and owners[name].enrolled is not None:
+            raise UsageError(f"{name} has joined already", hint="It joins again with the invite it has.")
+        if name not in owners and len(owners) >= plan.settings.owners:
+            raise UsageError(
+                f"all {plan.settings.owners} owners of this federation are invited: {', '.join(owners)}",
+                hint="Invite one of them again to replace an invite that was not used.",
+            )
+        owners[name] = Owner(name=name, token_sha256=_hash(token), invited_at=now_text())
+    state.audit("invited", owner=name)
+    return invite
+
+
+def find_owner(state: StateFolder, token: str) -> Owner:
+    """Find the owner to whom a token was given.
+
+    Raises
+    ------
+    InviteError
+        If it was given to nobody.
+    """
+    hashed = _hash(token)
+    found = [owner for owner in state.owners().owners.values() if hmac.compare_digest(owner.token_sha256, hashed)]
+    if not found:
+        raise InviteError("the coordinator does not know this invite", hint=_ASK_AGAIN)
+    return found[0]
+
+
+def admit(state: StateFolder, request: EnrolmentRequest, register_node: Callable[[str, str], int]) -> Owner:
+    """Check an owner and admit it; the same owner with the same node key may ask again.
+
+    Parameters
+    ----------
+    state : StateFolder
+    request : EnrolmentRequest
+    register_node : callable
+        Registers (owner, node key in OpenSSH format) with Flower and returns the node's id.
+
+    Raises
+    ------
+    InviteError, MismatchError, FederationError
+        Saying what differs and what to do. Others are not affected.
+    """
+    settings = state.plan().settings
+    owner = find_owner(state, request.token)
+    node_key = _canonical_node_key(request.node_key)
+    known = owner.enrolled
+    if known is not None and known.node_key != node_key:
+        raise InviteError(f"the invite of {owner.name} was used by another node key already", hint=_ASK_AGAIN)
+    _compare(settings, _agreed_fingerprint(state, settings, owner.name), request)
+    node_id = known.node_id if known is not None else register_node(owner.name, node_key)
+    enrolled = Enrolled(
+        node_key=node_key,
+        node_id=node_id,
+        fingerprint=request.fingerprint,
+        train_images=request.train_images,
+        held_out_images=request.held_out_images,
+        copies=request.copies,
+        at=now_text(),
+    )
+    admitted = owner.model_copy(update={"enrolled": enrolled})
+    with state.changing_owners() as owners:
+        # Two first owners may have asked at once: the later one is measured by the earlier one's key.
+        agreed = _agreed_fingerprint(state, settings, owner.name)
+        if agreed is not None and agreed != request.fingerprint:
+            _compare(settings, agreed, request)
+        owners[owner.name] = admitted
+    return admitted
+
+
+def public_key_pem(node_key: str) -> bytes:
+    """Write a node key in the form in which Flower's nodes present it."""
+    key = serialization.load_ssh_public_key(node_key.encode())
+    return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
+
+
+def _agreed_fingerprint(state: StateFolder, settings: FederationSettings, asking: str) -> str | None:
+    if settings.fingerprint is not None:
+        return settings.fingerprint
+    others = [one.fingerprint for name, one in state.owners().enrolled().items() if name != asking]
+    return others[0] if others else None
+
+
+def _compare(settings: FederationSettings, fingerprint: str | None, request: EnrolmentRequest) -> None:
+    if fingerprint is not None and request.fingerprint != fingerprint:
+        raise MismatchError(
+            f"the key differs: this federation uses key {fingerprint}, yours is {request.fingerprint}",
+            hint="Get the key file from another owner ('ppfed key seal' and 'ppfed key open'), then join again.",
+        )
+    if request.cipher != settings.cipher:
+        raise MismatchError(
+            f"the cipher differs: this federation uses {settings.cipher.spec}, you offer {request.cipher.spec}",
+            hint="Join with the invite's settings.",
+        )
+    offered = (request.height, request.width, request.channels)
+    if offered != settings.shape:
+        raise MismatchError(
+            f"the image size differs: this federation uses {_times(settings.shape)}, you offer {_times(offered)}",
+            hint="Join with the invite's settings.",
+        )
+    if request.classes != settings.classes:
+        raise MismatchError(
+            f"the class list differs: {_class_difference(settings.classes, request.classes)}",
+            hint=f"Name your class folders: {', '.join(settings.classes)} (a class without images is an empty folder).",
+        )
+    if request.settings_digest != settings.digest():
+        raise MismatchError("the invite is of other settings than this federation's", hint=_ASK_AGAIN)
+
+
+def _class_difference(agreed: tuple[str, ...], offered: tuple[str, ...]) -> str:
+    missing = [name for name in agreed if name not in offered]
+    extra = [name for name in offered if name not in agreed]
+    parts = []
+    if missing:
+        parts.append(f"you lack {', '.join(missing)}")
+    if extra:
+        parts.append(f"you have {', '.join(extra)} besides")
+    return "; ".join(parts) or "the order is another"
+
+
+def _times(shape: tuple[int, int, int]) -> str:
+    return "x".join(str(side) for side in shape)
+
+
+def _canonical_node_key(text: str) -> str:
+    try:
+        key = serialization.load_ssh_public_key(text.encode())
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
+        raise FederationError("the node key is not a P-384 public key", hint="Update ppfed and join again.")
+    return key.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+
+
+def _hash(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()

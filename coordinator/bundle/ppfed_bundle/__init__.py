@@ -1,0 +1,1 @@
+"""The app bundle of a run; see its pyproject.toml."""

@@ -1,0 +1,69 @@
+"""Where training stood after the last finished round, so that a crash loses one round at most."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from ppfed.atomic import write_atomic
+from ppfed.errors import UsageError
+
+_WEIGHTS = "weights.safetensors"
+_MOMENTUM = "momentum.safetensors"
+_PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """State after ``rounds`` rounds.
+
+    Attributes
+    ----------
+    rounds : int
+    weights : dict of str to tensor
+    momentum : dict of str to tensor
+        The optimizer's buffers by parameter name; empty in exchange ``updates``.
+    """
+
+    rounds: int
+    weights: dict[str, Tensor]
+    momentum: dict[str, Tensor]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; the older one stays until the new one is whole."""
+    fresh = folder / f"{checkpoint.rounds:06d}"
+    fresh.mkdir(parents=True, exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}, fresh / _WEIGHTS)
+    save_file({name: tensor.contiguous() for name, tensor in checkpoint.momentum.items()}, fresh / _MOMENTUM)
+    write_atomic(folder / _PROGRESS, json.dumps({"rounds": checkpoint.rounds}))
+    for old in folder.iterdir():
+        if old.is_dir() and old != fresh:
+            shutil.rmtree(old)
+
+
+def load_checkpoint(folder: Path) -> Checkpoint | None:
+    """Read the last checkpoint, or None if there is none.
+
+    Raises
+    ------
+    UsageError
+        If it is damaged.
+    """
+    if not (folder / _PROGRESS).exists():
+        return None
+    try:
+        rounds = int(json.loads((folder / _PROGRESS).read_bytes())["rounds"])
+        kept = folder / f"{rounds:06d}"
+        return Checkpoint(rounds, load_file(kept / _WEIGHTS), load_file(kept / _MOMENTUM))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise UsageError(
+            f"the checkpoint in {folder} is damaged ({type(error).__name__})",
+            hint=f"Remove {folder} to train again from the start; received images are kept.",
+        ) from None

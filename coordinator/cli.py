@@ -1,0 +1,159 @@
+"""``ppfed coordinator``: commands of the GPU host."""
+
+# Heavy imports stay inside the commands, so that 'ppfed --help' is quick.
+# ruff: noqa: PLC0415
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+app = typer.Typer(help="Run a federation: admit owners, train, write the model.", no_args_is_help=True)
+
+StateOption = Annotated[
+    Path, typer.Option("--state", help="The federation's one folder.", metavar="DIR", envvar="PPFED_STATE")
+]
+_STATE = Path("ppfed-coordinator")
+
+
+@app.command()
+def start(
+    state: StateOption = _STATE,
+    name: Annotated[str | None, typer.Option(help="Name of the federation.")] = None,
+    exchange: Annotated[str | None, typer.Option(help="images or updates.")] = None,
+    owners: Annotated[int | None, typer.Option(help="How many owners take part.")] = None,
+    classes: Annotated[str | None, typer.Option(help="cat,dog,... or a number N for 0 to N-1.")] = None,
+    size: Annotated[str | None, typer.Option(help="Image size: 32, or 24x32 (height x width).")] = None,
+    channels: Annotated[int | None, typer.Option(help="3 for colour, 1 for grey.")] = None,
+    scope: Annotated[str | None, typer.Option(help="image (fresh mask for each image) or fixed.")] = None,
+    shuffle: Annotated[bool | None, typer.Option("--shuffle/--no-shuffle", help="Permute colours too.")] = None,
+    fingerprint: Annotated[str | None, typer.Option(help="The key's; else the first owner sets it.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds; in exchange images, passes over the images.")] = None,
+    local_epochs: Annotated[int | None, typer.Option(help="Exchange updates: passes in each round.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Images in a training step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="At its peak.")] = None,
+    schedule: Annotated[str | None, typer.Option(help="linear or paper.")] = None,
+    adaptation: Annotated[bool | None, typer.Option("--adaptation/--no-adaptation", help="Adaptation network.")] = None,
+    base_maps: Annotated[int | None, typer.Option(help="Width of the network: 64 is ResNet-18.")] = None,
+    vertical_flip: Annotated[bool | None, typer.Option(help="Augment with vertical flips too.")] = None,
+    horizontal_flip: Annotated[bool | None, typer.Option(help="Augment with horizontal flips.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Of initial weights, order and augmentation.")] = None,
+    quorum: Annotated[int | None, typer.Option(help="Owners that a round needs; default: more than half.")] = None,
+    deadline: Annotated[float | None, typer.Option(help="Seconds a round may take.")] = None,
+    address: Annotated[
+        str | None, typer.Option(help="host:port under which owners reach this machine; default: localhost:9443.")
+    ] = None,
+    listen: Annotated[
+        str | None, typer.Option(help="host:port to listen on; default: all interfaces, loopback for localhost.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Start a federation, or go on with the one in --state; runs until the model is written or 'stop'."""
+    from coordinator.display import Watch
+    from coordinator.plan import agree
+    from coordinator.start import run_coordinator
+    from coordinator.state import StateFolder
+    from ppfed.cli.console import stderr, stdout
+    from ppfed.enrolment import Phase
+
+    given = {
+        "name": name,
+        "exchange": exchange,
+        "owners": owners,
+        "classes": classes,
+        "size": size,
+        "channels": channels,
+        "scope": scope,
+        "colour_shuffle": shuffle,
+        "fingerprint": fingerprint,
+        "rounds": rounds,
+        "local_epochs": local_epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "adaptation": adaptation,
+        "base_maps": base_maps,
+        "vertical_flip": vertical_flip,
+        "horizontal_flip": horizontal_flip,
+        "seed": seed,
+        "quorum": quorum,
+        "deadline_s": deadline,
+        "address": address,
+        "listen": listen,
+    }
+    folder = StateFolder(state)
+    agree(folder, {key: value for key, value in given.items() if value is not None})
+    console = stderr()
+    with Watch(console, folder) as watch:
+        status = run_coordinator(folder, device, watch.ready, watch)
+    if status.phase is not Phase.FINISHED:
+        console.print(f"{status.phase}: {status.message}", markup=False, emoji=False, soft_wrap=True)
+        raise typer.Exit(0 if status.phase is Phase.STOPPED else 1)
+    last = status.rounds[-1].accuracy if status.rounds else None
+    stdout().print(f"model     {folder.model}", markup=False, soft_wrap=True)
+    stdout().print(f"accuracy  {'not measured' if last is None else format(last, '.2%')}")
+
+
+@app.command()
+def invite(
+    name: Annotated[str, typer.Argument(help="Name of the owner.")],
+    state: StateOption = _STATE,
+    out: Annotated[Path | None, typer.Option("--out", help="The file to write; default: NAME.invite.")] = None,
+) -> None:
+    """Make the one file an owner needs to join. Send it over a channel that you trust."""
+    from pydantic import ValidationError
+
+    from coordinator.admission import make_invite
+    from coordinator.state import StateFolder
+    from ppfed.cli.console import stdout
+    from ppfed.errors import UsageError
+    from ppfed.federation import describe_invalid
+
+    path = out or Path(f"{name}.invite")
+    if path.exists():
+        raise UsageError(f"{path} exists already", hint="Name another file with --out, or remove it.")
+    try:
+        made = make_invite(StateFolder(state), name)
+    except ValidationError as error:
+        raise UsageError(
+            f"{name!r} is no name for an owner: {describe_invalid(error)}", hint="Use letters, digits, '.', '_', '-'."
+        ) from None
+    made.write(path)
+    stdout().print(str(path), markup=False, soft_wrap=True)
+
+
+@app.command()
+def status(
+    state: StateOption = _STATE,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Show owners, fingerprints, rounds and accuracy."""
+    from coordinator.display import status_report, status_tables
+    from coordinator.state import StateFolder
+    from ppfed.cli.console import stdout
+
+    folder = StateFolder(state)
+    report = status_report(folder)
+    if as_json:
+        print(json.dumps(report, indent=2))  # noqa: T201
+        return
+    for table in status_tables(report):
+        stdout().print(table)
+
+
+@app.command()
+def stop(state: StateOption = _STATE) -> None:
+    """End a running coordinator cleanly; its folder is kept, and 'start' goes on from it."""
+    from coordinator.start import request_stop
+    from coordinator.state import StateFolder
+    from ppfed.cli.console import stdout
+    from ppfed.errors import UsageError
+
+    folder = StateFolder(state)
+    folder.plan()
+    if not request_stop(folder):
+        raise UsageError(f"no coordinator is running in {folder.folder}", hint="There is nothing to stop.")
+    stdout().print("stopped")

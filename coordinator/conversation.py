@@ -1,0 +1,134 @@
+"""Asking owners and waiting for their answers, with deadlines of our own.
+
+Flower's stock loop polls every three seconds and waits for a lost owner for an hour; a message to a node that dies and
+comes back may never be answered nor reported (docs/architecture.md).
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+
+from flwr.app import Message, RecordDict
+from flwr.serverapp import Grid
+
+from ppfed.errors import PPFedError
+
+_POLL_S = 0.25
+
+
+class StopRequestedError(PPFedError):
+    """Somebody asked the coordinator to stop."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An owner's answer.
+
+    Attributes
+    ----------
+    owner : str
+    content : RecordDict or None
+        None where the owner, or Flower on its behalf, reported an error.
+    error : str
+    message : Message
+        As Flower delivered it.
+    """
+
+    owner: str
+    content: RecordDict | None
+    error: str
+    message: Message
+
+
+class Conversation:
+    """Messages to owners and their answers.
+
+    Parameters
+    ----------
+    grid : Grid
+    nodes : mapping of str to int
+        The Flower node of each owner.
+    stop_requested : callable
+        Asked between polls.
+    """
+
+    def __init__(self, grid: Grid, nodes: Mapping[str, int], stop_requested: Callable[[], bool]) -> None:
+        self._grid = grid
+        self._nodes = dict(nodes)
+        self._owners = {node: owner for owner, node in nodes.items()}
+        self.stop_requested = stop_requested
+        self._asked: dict[str, str] = {}
+
+    def check_stop(self) -> None:
+        """Raise StopRequestedError if somebody asked to stop."""
+        if self.stop_requested():
+            raise StopRequestedError("the coordinator was asked to stop")
+
+    def online(self) -> set[str]:
+        """Owners whose node is online as far as Flower knows."""
+        present = set(self._grid.get_node_ids())
+        return {owner for owner, node in self._nodes.items() if node in present}
+
+    def wait_for(self, owners: set[str]) -> None:
+        """Wait until these owners are online."""
+        while not owners <= self.online():
+            self.check_stop()
+            time.sleep(_POLL_S)
+
+    def wait_for_any(self, deadline: float) -> None:
+        """Wait until some owner is online, or the deadline (``time.monotonic``) has passed."""
+        while not self.online() and time.monotonic() < deadline:
+            self.check_stop()
+            time.sleep(_POLL_S)
+
+    def ask(self, owner: str, message_type: str, content: RecordDict, group: str, timeout_s: float) -> str | None:
+        """Send a question.
+
+        Returns
+        -------
+        str or None
+            The question's id; None if Flower did not take it.
+        """
+        message = Message(content, self._nodes[owner], message_type, ttl=timeout_s, group_id=group)
+        for message_id in self._grid.push_messages([message]):
+            if message_id:
+                self._asked[message_id] = owner
+                return message_id
+        return None
+
+    def forget(self, owner: str) -> None:
+        """Ignore answers that this owner still owes."""
+        self._asked = {message: asked for message, asked in self._asked.items() if asked != owner}
+
+    def waiting_for(self) -> set[str]:
+        """Owners that owe an answer."""
+        return set(self._asked.values())
+
+    def answers(self, deadline: float) -> Iterator[Reply]:
+        """Yield answers as they come, until none is owed or the deadline (``time.monotonic``) has passed.
+
+        More may be asked between answers.
+
+        Raises
+        ------
+        StopRequestedError
+        """
+        while self._asked and time.monotonic() < deadline:
+            self.check_stop()
+            pulled = list(self._grid.pull_messages(list(self._asked)))
+            for message in pulled:
+                owner = self._asked.pop(message.metadata.reply_to_message_id, None)
+                if owner is not None:
+                    yield self._reply(owner, message)
+            if not pulled:
+                time.sleep(_POLL_S)
+
+    def _reply(self, owner: str, message: Message) -> Reply:
+        if message.has_error():
+            return Reply(owner, None, f"error {message.error.code}: {(message.error.reason or '')[:500]}", message)
+        # Answers are matched by the question's id; the sender is checked besides.
+        if self._owners.get(message.metadata.src_node_id) != owner:
+            return Reply(owner, None, "the answer came from another node", message)
+        return Reply(owner, message.content, "", message)

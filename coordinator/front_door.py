@@ -1,0 +1,255 @@
+"""The only public port: enrolment, status, and Flower's Fleet API for admitted owners.
+
+Flower's SuperLink serves its Control and Runtime APIs, which start runs and execute code, on the same port as the Fleet
+API, and node authentication does not close them. So it listens on the loopback interface only, and nothing but
+``POST /v1/fleet/*`` from an admitted node's key is forwarded to it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import ssl
+import threading
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import uvicorn
+from pydantic import ValidationError
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Route
+
+from coordinator.admission import admit, find_owner, public_key_pem
+from coordinator.pki import Certificates
+from coordinator.state import StateFolder
+from ppfed.enrolment import (
+    ENROL_PATH,
+    FLEET_PREFIX,
+    STATUS_PATH,
+    EnrolmentReply,
+    EnrolmentRequest,
+    StatusReply,
+    StatusRequest,
+)
+from ppfed.errors import FederationError, ServiceError
+from ppfed.federation import describe_invalid
+
+_MOST_JSON_BYTES = 4 << 20
+_MOST_FLEET_BYTES = 80 << 20
+_ONLINE_S = 15.0
+_NODE_KEY_HEADER = "flwr-public-key"
+_KEPT_HEADERS = ("content-type", "accept", "content-encoding", "content-length")
+_START_TIMEOUT_S = 20.0
+
+
+class _TooLargeError(Exception):
+    """A request is larger than anything an owner has reason to send."""
+
+
+@dataclass
+class Traffic:
+    """What the front door saw of each owner; read by the coordinator's own process."""
+
+    received_bytes: dict[str, int] = field(default_factory=dict)
+    last_seen: dict[str, float] = field(default_factory=dict)
+
+    def online(self) -> set[str]:
+        """Owners whose node was heard of in the last seconds."""
+        now = time.monotonic()
+        return {owner for owner, seen in list(self.last_seen.items()) if now - seen < _ONLINE_S}
+
+
+class FrontDoor:
+    """An ASGI application behind TLS.
+
+    Parameters
+    ----------
+    state : StateFolder
+    superlink_url : str
+        ``https://127.0.0.1:PORT``.
+    ca : Path
+        The authority that signed the SuperLink's certificate.
+    register_node : callable
+        Registers (owner, node key) with Flower and returns the node's id.
+    """
+
+    def __init__(
+        self, state: StateFolder, superlink_url: str, ca: Path, register_node: Callable[[str, str], int]
+    ) -> None:
+        self._state = state
+        self._superlink_url = superlink_url
+        self._ca = ca
+        self._register_node = register_node
+        self._admission = asyncio.Lock()
+        self._client: httpx.AsyncClient | None = None
+        self.traffic = Traffic(received_bytes=state.traffic())
+        self._owner_of_key = {public_key_pem(one.node_key): name for name, one in state.owners().enrolled().items()}
+        self.app = Starlette(
+            routes=[
+                Route(ENROL_PATH, self._enrol, methods=["POST"]),
+                Route(STATUS_PATH, self._status, methods=["POST"]),
+                Route(FLEET_PREFIX + "{call}", self._fleet, methods=["POST"]),
+            ],
+            lifespan=self._lifespan,
+        )
+
+    @asynccontextmanager
+    async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
+        context = ssl.create_default_context(cafile=str(self._ca))
+        async with httpx.AsyncClient(base_url=self._superlink_url, verify=context, timeout=120.0) as client:
+            self._client = client
+            yield
+
+    async def _enrol(self, request: Request) -> Response:
+        try:
+            asked = EnrolmentRequest.model_validate_json(await _read(request, _MOST_JSON_BYTES))
+        except (ValidationError, _TooLargeError) as error:
+            self._state.audit("refused", reason="malformed request")
+            reply = EnrolmentReply(
+                admitted=False,
+                message=f"the request is malformed: {describe_invalid(error)}",
+                hint="Owner and coordinator need the same version of ppfed.",
+            )
+            return _json(reply, 400)
+        async with self._admission:
+            try:
+                owner = await asyncio.to_thread(admit, self._state, asked, self._register_node)
+            except FederationError as error:
+                self._state.audit("refused", reason=error.message)
+                return _json(EnrolmentReply(admitted=False, message=error.message, hint=error.hint), 403)
+        enrolled = owner.enrolled
+        if enrolled is None:
+            raise RuntimeError("an admitted owner is enrolled")
+        self._owner_of_key[public_key_pem(enrolled.node_key)] = owner.name
+        self._state.audit(
+            "admitted", owner=owner.name, fingerprint=enrolled.fingerprint, train_images=enrolled.train_images
+        )
+        return _json(EnrolmentReply(admitted=True), 200)
+
+    async def _status(self, request: Request) -> Response:
+        try:
+            asked = StatusRequest.model_validate_json(await _read(request, _MOST_JSON_BYTES))
+            find_owner(self._state, asked.token)
+        except (ValidationError, _TooLargeError, FederationError):
+            return PlainTextResponse("forbidden", 403)
+        status = self._state.status()
+        reply = StatusReply(
+            phase=status.phase,
+            owners_joined=len(self._state.owners().enrolled()),
+            owners_wanted=self._state.plan().settings.owners,
+            message=status.message,
+        )
+        return _json(reply, 200)
+
+    async def _fleet(self, request: Request) -> Response:
+        owner = self._owner_of_key.get(_node_key(request))
+        if owner is None:
+            return PlainTextResponse("this node key is not admitted", 403)
+        self.traffic.last_seen[owner] = time.monotonic()
+        client = self._client
+        if client is None:
+            return PlainTextResponse("starting", 503)
+        headers = {
+            name: value for name, value in request.headers.items() if name in _KEPT_HEADERS or name.startswith("flwr-")
+        }
+        forwarded = client.build_request(
+            "POST", request.url.path, headers=headers, content=self._counted(request, owner)
+        )
+        try:
+            answer = await client.send(forwarded, stream=True)
+        except _TooLargeError:
+            self._state.audit("refused", owner=owner, reason="request too large")
+            return PlainTextResponse("too large", 413)
+        except httpx.TransportError:
+            return PlainTextResponse("the SuperLink does not answer", 503)
+        kept = {name: value for name, value in answer.headers.items() if name in _KEPT_HEADERS}
+        return StreamingResponse(
+            answer.aiter_raw(), answer.status_code, headers=kept, background=BackgroundTask(answer.aclose)
+        )
+
+    async def _counted(self, request: Request, owner: str) -> AsyncIterator[bytes]:
+        size = 0
+        async for chunk in request.stream():
+            size += len(chunk)
+            if size > _MOST_FLEET_BYTES:
+                raise _TooLargeError
+            self.traffic.received_bytes[owner] = self.traffic.received_bytes.get(owner, 0) + len(chunk)
+            yield chunk
+
+
+class FrontDoorServer:
+    """Serves the front door in a thread of the coordinator's process."""
+
+    def __init__(self, door: FrontDoor, host: str, port: int, certificates: Certificates) -> None:
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                door.app,
+                host=host,
+                port=port,
+                ssl_certfile=str(certificates.server),
+                ssl_keyfile=str(certificates.server_key),
+                access_log=False,
+                log_level="warning",
+                server_header=False,
+                date_header=False,
+            )
+        )
+        self._thread = threading.Thread(target=self._run, name="front-door", daemon=True)
+        self._where = f"{host}:{port}"
+
+    def start(self) -> None:
+        """Start serving.
+
+        Raises
+        ------
+        ServiceError
+            If the address cannot be listened on.
+        """
+        self._thread.start()
+        deadline = time.monotonic() + _START_TIMEOUT_S
+        while not self._server.started:
+            if not self._thread.is_alive() or time.monotonic() > deadline:
+                raise ServiceError(
+                    f"cannot listen on {self._where}",
+                    hint="Another program uses the port, perhaps: choose one with --listen HOST:PORT.",
+                )
+            time.sleep(0.05)
+
+    def stop(self) -> None:
+        """Stop serving."""
+        self._server.should_exit = True
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        try:
+            self._server.run()
+        except SystemExit:
+            # uvicorn exits where it cannot bind; start() reports it.
+            return
+
+
+def _node_key(request: Request) -> bytes:
+    try:
+        return base64.b64decode(request.headers.get(_NODE_KEY_HEADER, ""), validate=True)
+    except ValueError:
+        return b""
+
+
+async def _read(request: Request, most: int) -> bytes:
+    body = bytearray()
+    async for chunk in request.stream():
+        body += chunk
+        if len(body) > most:
+            raise _TooLargeError
+    return bytes(body)
+
+
+def _json(reply: EnrolmentReply | StatusReply, code: int) -> JSONResponse:
+    return JSONResponse(reply.model_dump(mode="json"), code)

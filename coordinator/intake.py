@@ -1,0 +1,218 @@
+"""Receiving encrypted images: each owner's shards are fetched, checked and kept on disk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from flwr.app import RecordDict
+
+from coordinator.conversation import Conversation, Reply
+from coordinator.state import Enrolled, StateFolder
+from ppfed import wire
+from ppfed.errors import DataError, FederationError, PeerDataError
+from ppfed.federation import FederationSettings
+from ppfed.store import ShardStore, read_shard, verify_shard
+
+_IN_FLIGHT = 2
+"""Shards asked of an owner at once: the next is under way while one is stored, and memory stays bounded."""
+
+_MOST_FAILURES = 3
+_CHASE_S = 1.0
+
+
+@dataclass
+class _Delivery:
+    """What one owner still has to deliver."""
+
+    manifest: wire.Manifest | None = None
+    missing: list[wire.ShardName] = field(default_factory=list)
+    asked: dict[str, wire.ShardName] = field(default_factory=dict)
+    received: int = 0
+    failures: int = 0
+    last_heard: float = 0.0
+    paused: bool = False
+
+    @property
+    def complete(self) -> bool:
+        return self.manifest is not None and not self.missing and not self.asked
+
+
+class Intake:
+    """Fetches the images of all owners.
+
+    Parameters
+    ----------
+    conversation : Conversation
+    state : StateFolder
+    settings : FederationSettings
+    owners : mapping of str to Enrolled
+    on_progress : callable
+        Called with the images received so far, and those expected.
+    """
+
+    def __init__(
+        self,
+        conversation: Conversation,
+        state: StateFolder,
+        settings: FederationSettings,
+        owners: Mapping[str, Enrolled],
+        on_progress: Callable[[int, int], None],
+    ) -> None:
+        self._conversation = conversation
+        self._state = state
+        self._settings = settings
+        self._owners = owners
+        self._on_progress = on_progress
+        self._deliveries = {owner: _Delivery() for owner in owners}
+
+    def run(self) -> list[str]:
+        """Fetch everything that is not on disk yet.
+
+        Returns
+        -------
+        list of str
+            The owners whose images are complete; an owner that fails its checks or falls silent is left out.
+
+        Raises
+        ------
+        FederationError
+            If fewer than the quorum are left.
+        """
+        now = time.monotonic()
+        for owner, delivery in self._deliveries.items():
+            delivery.last_heard = now
+            self._ask_manifest(owner)
+        while any(not delivery.complete for delivery in self._deliveries.values()):
+            for reply in self._conversation.answers(time.monotonic() + _CHASE_S):
+                self._handle(reply)
+            self._conversation.check_stop()
+            self._chase()
+            if not self._conversation.waiting_for():
+                time.sleep(_CHASE_S)
+        return sorted(self._deliveries)
+
+    def _handle(self, reply: Reply) -> None:
+        delivery = self._deliveries.get(reply.owner)
+        if delivery is None:
+            return
+        question = delivery.asked.pop(reply.message.metadata.reply_to_message_id, None)
+        if reply.content is None:
+            self._state.audit("no answer", owner=reply.owner, reason=reply.error)
+            self._pause(reply.owner, delivery, question)
+            return
+        delivery.last_heard = time.monotonic()
+        try:
+            if question is None:
+                self._take_manifest(reply.owner, delivery, reply.content)
+            else:
+                self._take_shard(reply.owner, delivery, question, reply.content)
+        except PeerDataError as error:
+            delivery.failures += 1
+            self._state.audit("refused", owner=reply.owner, reason=error.message)
+            if delivery.failures >= _MOST_FAILURES:
+                self._leave_out(reply.owner, error.message)
+            else:
+                self._pause(reply.owner, delivery, question)
+            return
+        self._ask_shards(reply.owner, delivery)
+
+    def _take_manifest(self, owner: str, delivery: _Delivery, content: RecordDict) -> None:
+        enrolled = self._owners[owner]
+        announced = enrolled.train_images * enrolled.copies + enrolled.held_out_images
+        delivery.manifest = wire.unpack_manifest(content, self._settings, announced)
+        store = ShardStore(self._state.store(owner))
+        delivery.missing = []
+        for name in delivery.manifest.names():
+            have = self._stored_rows(store, name, delivery.manifest.checksums[name.split][name.index])
+            if have is None:
+                delivery.missing.append(name)
+            else:
+                delivery.received += have
+        self._report()
+
+    def _stored_rows(self, store: ShardStore, name: wire.ShardName, checksum: int) -> int | None:
+        """Rows of a shard that an earlier run received whole, or None."""
+        path = store.path(name.split, name.index)
+        if not path.exists():
+            return None
+        try:
+            verify_shard(path)
+            shard = read_shard(path)
+        except DataError:
+            return None
+        return len(shard) if shard.checksum() == checksum else None
+
+    def _take_shard(self, owner: str, delivery: _Delivery, name: wire.ShardName, content: RecordDict) -> None:
+        if delivery.manifest is None:
+            raise PeerDataError("a shard came before the manifest")
+        enrolled = self._owners[owner]
+        checksum = delivery.manifest.checksums[name.split][name.index]
+        shard = wire.unpack_shard(content, name, self._settings, enrolled.fingerprint, checksum)
+        announced = enrolled.train_images * enrolled.copies + enrolled.held_out_images
+        if delivery.received + len(shard) > announced:
+            raise PeerDataError("it sends more images than it announced")
+        ShardStore(self._state.store(owner)).write(name.split, name.index, shard)
+        delivery.received += len(shard)
+        self._state.audit("shard", owner=owner, split=str(name.split), index=name.index, images=len(shard))
+        self._report()
+
+    def _ask_manifest(self, owner: str) -> None:
+        self._conversation.ask(owner, wire.MANIFEST, wire.pack_request(), "intake", self._settings.deadline_s)
+
+    def _ask_shards(self, owner: str, delivery: _Delivery) -> None:
+        while delivery.missing and len(delivery.asked) < _IN_FLIGHT:
+            name = delivery.missing.pop(0)
+            message_id = self._conversation.ask(
+                owner, wire.SHARD, wire.pack_shard_request(name), "intake", self._settings.deadline_s
+            )
+            if message_id is None:
+                delivery.missing.insert(0, name)
+                return
+            delivery.asked[message_id] = name
+
+    def _pause(self, owner: str, delivery: _Delivery, question: wire.ShardName | None) -> None:
+        """Ask nothing of this owner until ``_chase`` sees it online."""
+        self._conversation.forget(owner)
+        again = [] if question is None else [question]
+        delivery.missing = [*again, *delivery.asked.values(), *delivery.missing]
+        delivery.asked.clear()
+        delivery.paused = True
+
+    def _chase(self) -> None:
+        """Ask again where an answer failed: the owner may have been restarted. Give up on one that stays silent."""
+        now = time.monotonic()
+        online: set[str] | None = None
+        for owner, delivery in list(self._deliveries.items()):
+            if delivery.complete:
+                continue
+            if now - delivery.last_heard > self._settings.deadline_s:
+                self._leave_out(owner, f"silent for {self._settings.deadline_s:.0f} s")
+            elif delivery.paused:
+                online = self._conversation.online() if online is None else online
+                if owner in online:
+                    delivery.paused = False
+                    if delivery.manifest is None:
+                        self._ask_manifest(owner)
+                    else:
+                        self._ask_shards(owner, delivery)
+
+    def _leave_out(self, owner: str, reason: str) -> None:
+        self._conversation.forget(owner)
+        del self._deliveries[owner]
+        self._state.audit("left out", owner=owner, reason=reason)
+        if len(self._deliveries) < self._settings.quorum:
+            raise FederationError(
+                f"{owner} could not deliver its images ({reason}), and fewer owners are left than the quorum of "
+                f"{self._settings.quorum}",
+                hint="Have the owner join again, then start the coordinator again: what was received is kept.",
+            )
+
+    def _report(self) -> None:
+        expected = sum(
+            one.train_images * one.copies + one.held_out_images
+            for name, one in self._owners.items()
+            if name in self._deliveries
+        )
+        self._on_progress(sum(delivery.received for delivery in self._deliveries.values()), expected)

@@ -1,0 +1,124 @@
+"""From the options of ``coordinator start`` to the federation's settings."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ppfed.images.size import parse_size
+from pydantic import ValidationError
+
+from coordinator.state import Plan, StateFolder
+from ppfed.errors import UsageError
+from ppfed.federation import FederationSettings, TrainingSettings, describe_invalid, parse_classes
+
+_REQUIRED = ("exchange", "owners", "classes", "size")
+_ADDRESS = "localhost:9443"
+_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+
+
+def agree(folder: StateFolder, options: Mapping[str, Any]) -> None:
+    """Make the folder of a new federation, or check that the options do not contradict the one that is there.
+
+    Parameters
+    ----------
+    folder : StateFolder
+    options : mapping of str to value
+        Those that were given, by the name of their option.
+
+    Raises
+    ------
+    UsageError
+        If an option is missing, makes no sense, or differs from what was agreed.
+    """
+    if not folder.exists():
+        folder.create(make_plan(options))
+        return
+    if not options:
+        return
+    plan = folder.plan()
+    wanted = make_plan({**_options_of(plan), **options})
+    if wanted != plan:
+        raise UsageError(
+            f"the federation in {folder.folder} was started with other settings than {', '.join(sorted(options))}",
+            hint="Leave the options out to go on with it, or name a new folder with --state.",
+        )
+
+
+def make_plan(options: Mapping[str, Any]) -> Plan:
+    """Build the plan of a new federation.
+
+    Raises
+    ------
+    UsageError
+        If an option is missing or makes no sense.
+    """
+    missing = [f"--{name}" for name in _REQUIRED if name not in options]
+    if missing:
+        raise UsageError(
+            f"a new federation needs {', '.join(missing)}",
+            hint="For example: ppfed coordinator start --exchange updates --owners 2 --classes cat,dog --size 32",
+        )
+    height, width = parse_size(str(options["size"]))
+    training = {name: options[name] for name in TrainingSettings.model_fields if name in options}
+    if "adaptation" in training:
+        default = TrainingSettings.model_fields["adaptation"].default
+        training["adaptation"] = default if training["adaptation"] else ()
+    cipher = {name: options[name] for name in ("scope", "colour_shuffle") if name in options}
+    agreed = {name: options[name] for name in ("channels", "fingerprint", "deadline_s") if name in options}
+    try:
+        settings = FederationSettings.model_validate(
+            {
+                "name": options.get("name", "federation"),
+                "exchange": options["exchange"],
+                "owners": options["owners"],
+                "quorum": options.get("quorum", options["owners"] // 2 + 1),
+                "classes": parse_classes(options["classes"]),
+                "height": height,
+                "width": width,
+                "cipher": cipher,
+                "training": training,
+                **agreed,
+            }
+        )
+    except ValidationError as error:
+        raise UsageError(
+            f"these settings make no federation: {describe_invalid(error)}",
+            hint="See 'ppfed coordinator start --help'.",
+        ) from None
+    address = str(options.get("address", _ADDRESS))
+    host, port = split_address(address)
+    listen = str(options.get("listen") or (f"127.0.0.1:{port}" if host in _LOOPBACK else f"0.0.0.0:{port}"))
+    split_address(listen)
+    return Plan(settings=settings, address=address, listen=listen)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Split ``host:port``; raises UsageError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 65536:
+        raise UsageError(
+            f"{address!r} is not an address", hint="Write it as host:port, for example gpu.example.org:9443."
+        )
+    return host.strip("[]"), int(port)
+
+
+def _options_of(plan: Plan) -> dict[str, Any]:
+    settings, training = plan.settings, plan.settings.training
+    options = {
+        "name": settings.name,
+        "exchange": settings.exchange,
+        "owners": settings.owners,
+        "classes": ",".join(settings.classes),
+        "size": f"{settings.height}x{settings.width}",
+        "channels": settings.channels,
+        "scope": settings.cipher.scope,
+        "colour_shuffle": settings.cipher.colour_shuffle,
+        "quorum": settings.quorum,
+        "deadline_s": settings.deadline_s,
+        "address": plan.address,
+        "listen": plan.listen,
+        **training.model_dump(),
+        "adaptation": bool(training.adaptation),
+    }
+    return options if settings.fingerprint is None else {**options, "fingerprint": settings.fingerprint}

@@ -1,0 +1,68 @@
+"""Exchange ``images``: train on the encrypted images of all owners."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+
+from coordinator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from coordinator.state import RoundRecord, StateFolder
+from ppfed.federation import FederationSettings
+from ppfed.images.source import Split
+from ppfed.network import ImageClassifier
+from ppfed.network_state import load_network_state, network_state
+from ppfed.store import ShardStore
+from ppfed.training import ImageTensors, Trainer, evaluate
+
+_STOP_CHECK_S = 1.0
+
+
+def pooled_images(
+    stores: Sequence[ShardStore], split: Split, settings: FederationSettings, device: torch.device
+) -> ImageTensors:
+    """Put one split of all owners on the device that trains, in the order of owners and shards."""
+    shards = [shard for store in stores for shard in store.shards(split)]
+    return ImageTensors.from_shards(shards, settings.shape, device)
+
+
+def train_pooled(
+    network: ImageClassifier,
+    train: ImageTensors,
+    held_out: ImageTensors,
+    settings: FederationSettings,
+    state: StateFolder,
+    device: torch.device,
+    check_stop: Callable[[], None],
+    owners: int,
+) -> Iterator[RoundRecord]:
+    """Train, going on from the last checkpoint; yields a record after each round (one pass over the images)."""
+    trainer = Trainer(network, settings.training_config(), device)
+    done = 0
+    checkpoint = load_checkpoint(state.checkpoint)
+    if checkpoint is not None:
+        done = checkpoint.rounds
+        load_network_state(network, checkpoint.weights)
+        trainer.load_momentum(checkpoint.momentum)
+    last_check = time.monotonic()
+
+    def on_step(_step: int, _steps: int) -> None:
+        nonlocal last_check
+        if time.monotonic() - last_check > _STOP_CHECK_S:
+            last_check = time.monotonic()
+            check_stop()
+
+    started = time.monotonic()
+    for result in trainer.train_epochs(train, done, settings.training.epochs - done, on_step):
+        evaluation = evaluate(network, held_out)
+        save_checkpoint(state.checkpoint, Checkpoint(result.epoch + 1, network_state(network), trainer.momentum()))
+        yield RoundRecord(
+            round=result.epoch + 1,
+            train_loss=result.loss,
+            held_out_loss=evaluation.loss if evaluation.count else None,
+            accuracy=evaluation.accuracy if evaluation.count else None,
+            seconds=time.monotonic() - started,
+            owners=owners,
+        )
+        started = time.monotonic()

@@ -1,0 +1,205 @@
+"""The ServerApp: what a run of the federation does, from the owners' arrival to the model."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import torch
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from coordinator.conversation import Conversation, StopRequestedError
+from coordinator.intake import Intake
+from coordinator.pooled import pooled_images, train_pooled
+from coordinator.rounds import Rounds, federated_averaging
+from coordinator.state import Enrolled, RoundRecord, StateFolder, Status
+from ppfed import wire
+from ppfed.enrolment import Phase
+from ppfed.errors import FederationError, PPFedError
+from ppfed.federation import Exchange, FederationSettings
+from ppfed.images.source import Split
+from ppfed.model_folder import CardOwner, CurvePoint, ModelCard, installed_versions, write_model
+from ppfed.network import ImageClassifier, build_network
+from ppfed.network_state import network_state
+from ppfed.store import ShardStore
+from ppfed.training import pick_device
+
+STATE_VARIABLE = "PPFED_COORDINATOR_STATE"
+DEVICE_VARIABLE = "PPFED_COORDINATOR_DEVICE"
+_FAREWELL_S = 60.0
+_LAST_FAREWELL_S = 20.0
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, _context: Context) -> None:
+    """Run the federation whose state folder the environment names."""
+    state = StateFolder(Path(os.environ[STATE_VARIABLE]))
+    device = pick_device(os.environ.get(DEVICE_VARIABLE, "auto"))
+    run_federation(grid, state, device)
+
+
+def run_federation(grid: Grid, state: StateFolder, device: torch.device) -> None:
+    """Receive images or run rounds, write the model, and tell the owners how it ended.
+
+    Raises
+    ------
+    PPFedError
+        If it fails; the status and the owners have been told.
+    """
+    settings = state.plan().settings
+    owners = state.owners().enrolled()
+    nodes = {name: one.node_id for name, one in owners.items()}
+    conversation = Conversation(grid, nodes, state.stop_request.exists)
+    run = _Run(conversation, state, settings, owners, device)
+    try:
+        run.work()
+    except StopRequestedError as error:
+        run.end(Phase.STOPPED, error.message)
+    except PPFedError as error:
+        run.end(Phase.FAILED, error.message)
+        raise
+    except Exception as error:
+        run.end(Phase.FAILED, f"internal error ({type(error).__name__}); see logs/superexec.log")
+        raise
+
+
+class _Run:
+    def __init__(
+        self,
+        conversation: Conversation,
+        state: StateFolder,
+        settings: FederationSettings,
+        owners: Mapping[str, Enrolled],
+        device: torch.device,
+    ) -> None:
+        self._conversation = conversation
+        self._state = state
+        self._settings = settings
+        self._owners = dict(owners)
+        self._device = device
+        # After a crash, rounds of the earlier run stand in the status still.
+        self._status = Status(rounds=state.status().rounds)
+
+    def work(self) -> None:
+        network = build_network(self._settings.network_config(), self._settings.training.seed)
+        self._set(phase=Phase.INTAKE if self._settings.exchange is Exchange.IMAGES else Phase.TRAINING)
+        self._conversation.wait_for(set(self._owners))
+        if self._settings.exchange is Exchange.IMAGES:
+            records = self._images(network)
+        else:
+            records = Rounds(
+                self._conversation,
+                self._state,
+                self._settings,
+                self._owners,
+                federated_averaging(self._settings),
+                network,
+            ).run()
+        for record in records:
+            kept = [one for one in self._status.rounds if one.round < record.round]
+            self._set(phase=Phase.TRAINING, rounds=[*kept, record])
+        card = self._card()
+        write_model(self._state.model, network, card, _curve(self._status.rounds))
+        self._state.audit("model written", accuracy=card.accuracy)
+        # The status says "finished" only after the owners were told: then the services may go.
+        self._tell(wire.Farewell(True, "", card.model_dump_json(), network_state(network)), _FAREWELL_S)
+        self._set(phase=Phase.FINISHED)
+
+    def _images(self, network: ImageClassifier) -> Iterator[RoundRecord]:
+        def on_progress(received: int, expected: int) -> None:
+            self._set(images_received=received, images_expected=expected)
+
+        complete = Intake(self._conversation, self._state, self._settings, self._owners, on_progress).run()
+        self._owners = {name: one for name, one in self._owners.items() if name in complete}
+        self._set(phase=Phase.TRAINING)
+        stores = [ShardStore(self._state.store(name)) for name in sorted(self._owners)]
+        train = pooled_images(stores, Split.TRAIN, self._settings, self._device)
+        held_out = pooled_images(stores, Split.HELD_OUT, self._settings, self._device)
+        if not len(train):
+            raise FederationError("no owner delivered an image to train on")
+        yield from train_pooled(
+            network,
+            train,
+            held_out,
+            self._settings,
+            self._state,
+            self._device,
+            self._conversation.check_stop,
+            len(self._owners),
+        )
+
+    def end(self, phase: Phase, message: str) -> None:
+        """Tell the owners and the status that it ended without a model."""
+        self._state.audit(str(phase), reason=message)
+        try:
+            self._tell(wire.Farewell(False, message, "", {}), _LAST_FAREWELL_S)
+        finally:
+            self._set(phase=phase, message=message)
+
+    def _tell(self, farewell: wire.Farewell, timeout_s: float) -> None:
+        """Tell every owner that is online how it ended, and wait until each has heard it or the time is over."""
+        content = wire.pack_farewell(farewell)
+        for owner in self._conversation.waiting_for():
+            self._conversation.forget(owner)
+        for owner in sorted(self._conversation.online()):
+            self._conversation.ask(owner, wire.FINISH, content, "finish", timeout_s)
+        stop_wanted, self._conversation.stop_requested = self._conversation.stop_requested, lambda: False
+        try:
+            for _ in self._conversation.answers(time.monotonic() + timeout_s):
+                pass
+        finally:
+            self._conversation.stop_requested = stop_wanted
+        for owner in self._conversation.waiting_for():
+            self._state.audit("did not hear the end", owner=owner)
+
+    def _set(self, **changes: object) -> None:
+        self._status = self._status.model_copy(update=changes)
+        self._state.set_status(self._status)
+
+    def _card(self) -> ModelCard:
+        settings = self._settings
+        rounds = self._status.rounds
+        accuracy = rounds[-1].accuracy if rounds else None
+        return ModelCard(
+            federation=settings.name,
+            exchange=str(settings.exchange),
+            cipher=settings.cipher,
+            fingerprint=next(iter(self._owners.values())).fingerprint,
+            height=settings.height,
+            width=settings.width,
+            channels=settings.channels,
+            classes=settings.classes,
+            adaptation=settings.training.adaptation,
+            base_maps=settings.training.base_maps,
+            owners=tuple(
+                CardOwner(name=name, train_images=one.train_images, held_out_images=one.held_out_images)
+                for name, one in sorted(self._owners.items())
+            ),
+            rounds=len(rounds),
+            local_epochs=settings.training.local_epochs,
+            accuracy=accuracy,
+            held_out_images=0 if accuracy is None else sum(one.held_out_images for one in self._owners.values()),
+            seed=settings.training.seed,
+            training=settings.training.model_dump(mode="json"),
+            versions=installed_versions(),
+            created=datetime.datetime.now(datetime.UTC),
+        )
+
+
+def _curve(rounds: list[RoundRecord]) -> list[CurvePoint]:
+    return [
+        CurvePoint(
+            round=one.round,
+            train_loss=one.train_loss,
+            held_out_loss=one.held_out_loss,
+            accuracy=one.accuracy,
+            seconds=one.seconds,
+        )
+        for one in rounds
+    ]

@@ -1,0 +1,271 @@
+"""The coordinator's one folder: settings, owners, certificates, images, checkpoints, logs, model.
+
+::
+
+    federation.json    what was agreed            owners.json     invited and enrolled owners
+    pki/               certificates               status.json     where the federation stands
+    flower/            Flower's own files         audit.jsonl     who did what, when
+    store/OWNER/       encrypted images           checkpoint/     to go on from after a crash
+    logs/              output of the services     model/          the result
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from ppfed.atomic import write_atomic
+from ppfed.enrolment import Phase
+from ppfed.errors import UsageError
+from ppfed.federation import FederationSettings, describe_invalid
+
+
+class Plan(BaseModel):
+    """What ``coordinator start`` was told on first use."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    settings: FederationSettings
+    address: str
+    listen: str
+
+
+class Enrolled(BaseModel):
+    """What an admitted owner brought."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    node_key: str
+    node_id: int
+    fingerprint: str
+    train_images: int
+    held_out_images: int
+    copies: int
+    at: str
+
+
+class Owner(BaseModel):
+    """An invited owner; ``enrolled`` once it has joined."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    token_sha256: str
+    invited_at: str
+    enrolled: Enrolled | None = None
+
+
+class OwnerList(BaseModel):
+    """All owners of the federation, by name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    owners: dict[str, Owner] = {}
+
+    def enrolled(self) -> dict[str, Enrolled]:
+        """Return those that have joined."""
+        return {name: owner.enrolled for name, owner in self.owners.items() if owner.enrolled is not None}
+
+
+class RoundRecord(BaseModel):
+    """One finished round."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    round: int
+    train_loss: float | None = None
+    held_out_loss: float | None = None
+    accuracy: float | None = None
+    seconds: float
+    owners: int
+
+
+class Status(BaseModel):
+    """Where the federation stands; written by whoever works on it, read by ``coordinator status``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    phase: Phase = Phase.WAITING
+    message: str = ""
+    rounds: list[RoundRecord] = []
+    images_received: int = 0
+    images_expected: int = 0
+    updated_at: str = ""
+
+
+class StateFolder:
+    """Reads and writes the folder. Everything in it is readable by the coordinator's user alone."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder.resolve()
+
+    # Where things live.
+    @property
+    def pki(self) -> Path:
+        """Certificates."""
+        return self.folder / "pki"
+
+    @property
+    def flower(self) -> Path:
+        """Flower's own files."""
+        return self.folder / "flower"
+
+    @property
+    def logs(self) -> Path:
+        """Output of the services."""
+        return self.folder / "logs"
+
+    @property
+    def model(self) -> Path:
+        """The result."""
+        return self.folder / "model"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where training goes on after a crash."""
+        return self.folder / "checkpoint"
+
+    def store(self, owner: str) -> Path:
+        """Encrypted images of one owner."""
+        return self.folder / "store" / owner
+
+    # The plan.
+    def exists(self) -> bool:
+        """Whether a federation was started here."""
+        return (self.folder / "federation.json").exists()
+
+    def create(self, plan: Plan) -> None:
+        """Make the folder for a new federation."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.folder.chmod(0o700)
+        for part in (self.pki, self.flower, self.logs):
+            part.mkdir(exist_ok=True)
+        write_atomic(self.folder / "federation.json", plan.model_dump_json(indent=2))
+
+    def plan(self) -> Plan:
+        """Read what was agreed.
+
+        Raises
+        ------
+        UsageError
+            If there is no federation here, or its file is damaged.
+        """
+        path = self.folder / "federation.json"
+        try:
+            return Plan.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise UsageError(
+                f"there is no federation in {self.folder}",
+                hint="Start one with 'ppfed coordinator start', or name its folder with --state.",
+            ) from None
+        except ValidationError as error:
+            raise UsageError(
+                f"{path} is damaged: {describe_invalid(error)}", hint="Restore it from a backup."
+            ) from None
+
+    # Owners: written by 'coordinator invite' and by the front door, which are different processes.
+    def owners(self) -> OwnerList:
+        """Read the owners."""
+        try:
+            return OwnerList.model_validate_json((self.folder / "owners.json").read_bytes())
+        except FileNotFoundError:
+            return OwnerList()
+
+    @contextmanager
+    def changing_owners(self) -> Iterator[dict[str, Owner]]:
+        """Change the owners while nobody else does; written when the block ends without an error."""
+        with (self.folder / "owners.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            owners = dict(self.owners().owners)
+            yield owners
+            write_atomic(self.folder / "owners.json", OwnerList(owners=owners).model_dump_json(indent=2))
+
+    # Status and audit trail.
+    def status(self) -> Status:
+        """Read where the federation stands."""
+        try:
+            return Status.model_validate_json((self.folder / "status.json").read_bytes())
+        except FileNotFoundError:
+            return Status()
+
+    def set_status(self, status: Status) -> None:
+        """Write where the federation stands."""
+        stamped = status.model_copy(update={"updated_at": now_text()})
+        write_atomic(self.folder / "status.json", stamped.model_dump_json(indent=2))
+
+    def traffic(self) -> dict[str, int]:
+        """Read how many bytes each owner has sent through the front door."""
+        try:
+            counted: dict[str, int] = json.loads((self.folder / "traffic.json").read_bytes())
+        except FileNotFoundError:
+            return {}
+        return counted
+
+    def set_traffic(self, received_bytes: dict[str, int]) -> None:
+        """Write how many bytes each owner has sent."""
+        write_atomic(self.folder / "traffic.json", json.dumps(received_bytes))
+
+    def audit(self, event: str, **facts: str | int | float | None) -> None:
+        """Append to the audit trail: one JSON object a line."""
+        line = json.dumps({"at": now_text(), "event": event, **facts})
+        descriptor = os.open(self.folder / "audit.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        with os.fdopen(descriptor, "a") as file:
+            file.write(line + "\n")
+
+    # Running and stopping.
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Hold the folder: only one coordinator works in it.
+
+        Raises
+        ------
+        UsageError
+            If another one does.
+        """
+        with (self.folder / "running").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise UsageError(
+                    f"a coordinator is running in {self.folder} already",
+                    hint=f"See it with 'ppfed coordinator status --state {self.folder}', or stop it with 'stop'.",
+                ) from None
+            file.truncate(0)
+            file.write(str(os.getpid()))
+            file.flush()
+            self.stop_request.unlink(missing_ok=True)
+            try:
+                yield
+            finally:
+                self.stop_request.unlink(missing_ok=True)
+                file.truncate(0)
+
+    def running_pid(self) -> int | None:
+        """Return the process that works in this folder, or None."""
+        path = self.folder / "running"
+        if not path.exists():
+            return None
+        with path.open("r+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except BlockingIOError:
+                text = file.read().strip()
+                return int(text) if text.isdigit() else None
+        return None
+
+    @property
+    def stop_request(self) -> Path:
+        """A file that asks whoever works in this folder to stop."""
+        return self.folder / "stop"
+
+
+def now_text() -> str:
+    """Return the time, UTC, ISO 8601."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,253 @@
+"""What the owners and the coordinator of a federation agree on, and the invite that carries it."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ppfed.augment import Augmentation
+from ppfed.ciphers.spec import CipherSpec, Scope
+from ppfed.errors import InviteError
+from ppfed.network import NetworkConfig
+from ppfed.training import Schedule, TrainingConfig
+
+MAX_INVITE_BYTES = 1 << 20
+
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+"""Name of a federation or an owner: it becomes part of file names."""
+
+ClassName = Annotated[str, Field(min_length=1, max_length=200)]
+Fingerprint = Annotated[str, Field(pattern=r"^[0-9a-f]{16}$")]
+
+
+class Exchange(StrEnum):
+    """What owners send."""
+
+    IMAGES = "images"
+    """Encrypted images and their labels; the coordinator trains on them."""
+    UPDATES = "updates"
+    """Weights trained on encrypted images at the owner; images never leave."""
+
+
+class _Agreed(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CipherSettings(_Agreed):
+    """The public parameters of the cipher; see ``CipherSpec``."""
+
+    name: str = Field(default="np-v1", pattern=r"^[a-z0-9-]{1,32}$")
+    scope: Scope = Scope.IMAGE
+    colour_shuffle: bool = True
+
+    @property
+    def spec(self) -> CipherSpec:
+        """The same as a ``CipherSpec``."""
+        return CipherSpec(self.name, self.scope, self.colour_shuffle)
+
+
+class TrainingSettings(_Agreed):
+    """How the federation trains; see ``TrainingConfig``.
+
+    ``rounds`` times ``local_epochs`` passes are made over the images. In exchange ``images`` a round is one pass at
+    the coordinator.
+    """
+
+    rounds: int = Field(default=10, ge=1, le=100_000)
+    local_epochs: int = Field(default=1, ge=1, le=1000)
+    batch_size: int = Field(default=128, ge=2, le=65_536)
+    learning_rate: float = Field(default=0.1, gt=0, le=10)
+    schedule: Schedule = Schedule.LINEAR
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    adaptation: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = (8, 32)
+    base_maps: int = Field(default=64, ge=1, le=1024)
+    shift: int | None = Field(default=None, ge=0, le=4096)
+    horizontal_flip: bool = True
+    vertical_flip: bool = False
+    seed: int = Field(default=0, ge=0, lt=2**31)
+
+    @property
+    def epochs(self) -> int:
+        """Passes over the images in all rounds together."""
+        return self.rounds * self.local_epochs
+
+
+class FederationSettings(_Agreed):
+    """Everything that owners and coordinator agree on before anything is sent.
+
+    Attributes
+    ----------
+    name : str
+    exchange : Exchange
+    owners : int
+        How many owners take part; training begins when all of them are there.
+    quorum : int
+        How many of them a round needs; one that misses the deadline is left out of it.
+    deadline_s : float
+        How long a round, or a shard of images, may take, in seconds.
+    classes : tuple of str
+        Labels are positions in it.
+    height, width, channels : int
+    cipher : CipherSettings
+    fingerprint : str or None
+        The key's public name; None lets the first owner that joins set it.
+    training : TrainingSettings
+    """
+
+    name: Name
+    exchange: Exchange
+    owners: int = Field(ge=1, le=10_000)
+    quorum: int = Field(ge=1)
+    deadline_s: float = Field(default=600.0, gt=0, le=7 * 24 * 3600)
+    classes: tuple[ClassName, ...] = Field(min_length=2, max_length=65_536)
+    height: int = Field(ge=1, le=4096)
+    width: int = Field(ge=1, le=4096)
+    channels: Literal[1, 3] = 3
+    cipher: CipherSettings = CipherSettings()
+    fingerprint: Fingerprint | None = None
+    training: TrainingSettings = TrainingSettings()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError("a class is named twice")
+        if self.quorum > self.owners:
+            raise ValueError("the quorum is larger than the number of owners")
+        if self.exchange is Exchange.IMAGES and self.training.local_epochs != 1:
+            raise ValueError("local epochs belong to exchange 'updates'; in exchange 'images' a round is one pass")
+        return self
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of each image."""
+        return self.height, self.width, self.channels
+
+    def digest(self) -> str:
+        """SHA-256 of the settings, as 64 hex digits: two parties with the same digest agree on everything."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+    def network_config(self) -> NetworkConfig:
+        """Which network the federation trains."""
+        return NetworkConfig(
+            classes=len(self.classes),
+            height=self.height,
+            width=self.width,
+            channels=self.channels,
+            adaptation=self.training.adaptation,
+            base_maps=self.training.base_maps,
+        )
+
+    def training_config(self, seed_offset: int = 0) -> TrainingConfig:
+        """How it is trained; ``seed_offset`` gives each owner an order of images of its own."""
+        settings = self.training
+        return TrainingConfig(
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            schedule=settings.schedule,
+            label_smoothing=settings.label_smoothing,
+            augmentation=self.augmentation(),
+            seed=settings.seed + seed_offset,
+        )
+
+    def augmentation(self) -> Augmentation:
+        """How images are augmented, by whoever trains."""
+        settings = self.training
+        return Augmentation(settings.shift, settings.horizontal_flip, settings.vertical_flip)
+
+
+class Invite(_Agreed):
+    """The one file an owner needs to join. It holds a one-time token and no key.
+
+    Attributes
+    ----------
+    version : int
+    owner : str
+        The name under which the owner joins.
+    address : str
+        The coordinator's front door, ``host:port``.
+    ca_certificate : str
+        PEM; the only certificate authority the owner trusts for this federation.
+    token : str
+        Proves to the coordinator that it made this invite; bound to the first node key that uses it.
+    federation : FederationSettings
+    """
+
+    version: Literal[1] = 1
+    owner: Name
+    address: str = Field(pattern=r"^[A-Za-z0-9.:\[\]_-]+:[0-9]{1,5}$", max_length=300)
+    ca_certificate: str = Field(max_length=20_000)
+    token: str = Field(pattern=r"^[A-Za-z0-9_-]{43}$", repr=False)
+    federation: FederationSettings
+
+    def write(self, path: Path) -> None:
+        """Write the invite, readable by its owner alone; an existing file is not overwritten.
+
+        Raises
+        ------
+        InviteError
+            If the file exists.
+        """
+        try:
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        except FileExistsError:
+            raise InviteError(f"{path} exists already", hint="Name another file with --out.") from None
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(self.model_dump_json(indent=2) + "\n")
+
+    @classmethod
+    def read(cls, path: Path) -> Invite:
+        """Read an invite.
+
+        Raises
+        ------
+        InviteError
+            If the file is missing, damaged or of another version.
+        """
+        try:
+            with path.open("rb") as file:
+                data = file.read(MAX_INVITE_BYTES + 1)
+        except OSError as error:
+            raise InviteError(
+                f"cannot read the invite {path}: {error.strerror}",
+                hint="Ask the coordinator for the file that 'ppfed coordinator invite NAME' made.",
+            ) from None
+        try:
+            if len(data) > MAX_INVITE_BYTES:
+                raise ValueError("it is too large")
+            return cls.model_validate_json(data)
+        except (ValidationError, ValueError) as error:
+            raise InviteError(
+                f"{path} is not an invite of this version of ppfed: {describe_invalid(error)}",
+                hint="Ask the coordinator to make a new one: ppfed coordinator invite NAME",
+            ) from None
+
+
+def describe_invalid(error: Exception) -> str:
+    """Say in one line what pydantic found wrong, without repeating the input."""
+    if isinstance(error, ValidationError):
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        return f"{where}: {first['msg']}" if where else first["msg"]
+    return str(error)
+
+
+def new_token(random_bytes: bytes) -> str:
+    """Write 32 random bytes as a token."""
+    return base64.urlsafe_b64encode(random_bytes).rstrip(b"=").decode()
+
+
+def parse_classes(text: str) -> tuple[str, ...]:
+    """Read a list of classes: ``cat,dog``, or a number N for the classes 0 to N - 1."""
+    if re.fullmatch(r"[0-9]{1,5}", text):
+        return tuple(str(number) for number in range(int(text)))
+    return tuple(part.strip() for part in text.split(",") if part.strip())

@@ -1,0 +1,154 @@
+"""Flower's services as supervised child processes.
+
+Both roles start Flower's public commands rather than its private entry points. A child gets an environment of its own
+choosing, writes its output to a log file, and dies with the process that started it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Self
+
+from ppfed.errors import ServiceError
+
+_TERMINATE_GRACE_S = 10.0
+_PR_SET_PDEATHSIG = 1
+_LOG_TAIL_LINES = 5
+_PASSED_ON = ("HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
+
+
+def flower_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Build the environment of a Flower process.
+
+    Only what is listed is passed on, so that a secret in the caller's environment reaches no child. Flower neither
+    phones home, nor looks for updates, nor installs anything.
+
+    Parameters
+    ----------
+    home : Path
+        Flower's own folder, private to this federation.
+    extra : mapping of str to str
+        Added last.
+    """
+    inherited = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    return {
+        **inherited,
+        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
+        "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(32 << 20),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        **(extra or {}),
+    }
+
+
+def flower_command(name: str) -> str:
+    """Path of one of Flower's commands, installed beside this interpreter."""
+    return str(Path(sys.executable).parent / name)
+
+
+def free_port() -> int:
+    """Find a TCP port on the loopback interface that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Service:
+    """A child process that runs until it is stopped.
+
+    Parameters
+    ----------
+    name : str
+        For messages.
+    arguments : sequence of str
+        The command and its arguments. Everyone on this machine can read them: no secrets.
+    environment : mapping of str to str
+    log : Path
+        Its output is appended here.
+    """
+
+    def __init__(self, name: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+        self.name = name
+        self.log = log
+        self._arguments = list(arguments)
+        self._environment = dict(environment)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> Self:
+        """Start the process."""
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as output:
+            self._process = subprocess.Popen(
+                self._arguments,
+                env=self._environment,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                # A session of its own: ctrl-C reaches us, and we stop our children in order.
+                start_new_session=True,
+                # Services are started before this process has threads that could hold a lock across the fork.
+                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+            )
+        return self
+
+    def exit_code(self) -> int | None:
+        """Exit code, or None while the process runs."""
+        return None if self._process is None else self._process.poll()
+
+    def require_running(self) -> None:
+        """Raise ServiceError if the process has ended."""
+        code = self.exit_code()
+        if code is not None:
+            raise ServiceError(
+                f"{self.name} ended with exit code {code}:\n{self.log_tail()}", hint=f"Its log is {self.log}."
+            )
+
+    def wait_until(self, ready: Callable[[], bool], timeout_s: float) -> None:
+        """Wait until ``ready`` returns true.
+
+        Raises
+        ------
+        ServiceError
+            If the process ends first, or the time is over.
+        """
+        deadline = time.monotonic() + timeout_s
+        while not ready():
+            self.require_running()
+            if time.monotonic() > deadline:
+                raise ServiceError(f"{self.name} was not ready after {timeout_s:.0f} s", hint=f"Its log is {self.log}.")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        """Ask the process to end, and kill it if it does not."""
+        if self._process is None or self._process.poll() is not None:
+            return
+        self._process.terminate()
+        try:
+            self._process.wait(_TERMINATE_GRACE_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+
+    def log_tail(self) -> str:
+        """Return the last lines of its log."""
+        try:
+            lines = self.log.read_text(errors="replace").splitlines()
+        except OSError:
+            return ""
+        return "\n".join(lines[-_LOG_TAIL_LINES:])
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

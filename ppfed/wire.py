@@ -1,0 +1,372 @@
+"""What travels in Flower's messages, and the checks at each end.
+
+Only these functions put anything into a message. They take encrypted images, never plain ones, and they check what a
+peer sent before anything else sees it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+# Bulk messages are fastest in large chunks; Flower reads this when it first builds an array (docs/architecture.md).
+os.environ.setdefault("FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE", str(32 << 20))
+
+from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+
+from ppfed.ciphers.spec import CipherSpec, Scope
+from ppfed.errors import PeerDataError
+from ppfed.federation import FederationSettings
+from ppfed.images.source import Split
+from ppfed.images.types import ID_BYTES, EncryptedImages
+from ppfed.store import SHARD_BYTES, Shard, rows_per_shard
+from ppfed.training import Evaluation
+
+MANIFEST = "query.manifest"
+SHARD = "query.shard"
+TRAIN = "train"
+EVALUATE = "evaluate"
+FINISH = "query.finish"
+
+_ARRAYS = "arrays"
+_CONFIG = "config"
+_METRICS = "metrics"
+_NUMPY = "numpy.ndarray"
+_MAX_SHARDS = 1_000_000
+_MAX_CARD_CHARACTERS = 1 << 20
+
+
+@dataclass(frozen=True)
+class ShardName:
+    """Which shard of an owner: its split, and its index within it."""
+
+    split: Split
+    index: int
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an owner will send: CRC-32 of each shard, by split, in order."""
+
+    checksums: Mapping[Split, tuple[int, ...]]
+
+    def names(self) -> list[ShardName]:
+        """List all shards."""
+        return [ShardName(split, index) for split in Split for index in range(len(self.checksums[split]))]
+
+
+@dataclass(frozen=True)
+class RoundOrder:
+    """What the coordinator asks of an owner in a round.
+
+    Attributes
+    ----------
+    round : int
+        Counted from 1.
+    weights : dict of str to float32 tensor
+    """
+
+    round: int
+    weights: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What an owner answers.
+
+    Attributes
+    ----------
+    weights : dict of str to float32 tensor
+        After local training.
+    images : int
+        Images trained on: the weight of this owner in the average.
+    train_loss : float
+    evaluation : Evaluation
+        Of the weights as they came, on the owner's held-out images.
+    """
+
+    weights: dict[str, Tensor]
+    images: int
+    train_loss: float
+    evaluation: Evaluation
+
+
+@dataclass(frozen=True)
+class Farewell:
+    """How the federation ended.
+
+    Attributes
+    ----------
+    completed : bool
+    message : str
+    card : str
+        The model card as JSON; empty where there is no model.
+    weights : dict of str to float32 tensor
+        The final model; empty where there is none.
+    """
+
+    completed: bool
+    message: str
+    card: str
+    weights: dict[str, Tensor]
+
+
+def pack_request() -> RecordDict:
+    """Pack a request without content."""
+    return RecordDict({_CONFIG: ConfigRecord({"v": 1})})
+
+
+def pack_manifest(manifest: Manifest) -> RecordDict:
+    """Owner to coordinator."""
+    return RecordDict({_CONFIG: ConfigRecord({str(split): list(manifest.checksums[split]) for split in Split})})
+
+
+def unpack_manifest(content: RecordDict, settings: FederationSettings, rows: int) -> Manifest:
+    """Check and unpack a manifest; ``rows`` images were announced at enrolment.
+
+    Raises
+    ------
+    PeerDataError
+        If it is not a manifest, or lists more shards than the announced images can fill.
+    """
+    config = _config(content)
+    checksums: dict[Split, tuple[int, ...]] = {}
+    for split in Split:
+        listed = config.get(str(split), [])
+        if not isinstance(listed, list) or not all(isinstance(crc, int) for crc in listed):
+            raise PeerDataError("the manifest is malformed")
+        checksums[split] = tuple(int(crc) for crc in listed if isinstance(crc, int))
+    total = sum(len(listed) for listed in checksums.values())
+    if total > min(_MAX_SHARDS, rows // rows_per_shard(settings.shape) + 2 * len(Split)):
+        raise PeerDataError("the manifest lists more shards than the announced images fill")
+    return Manifest(checksums)
+
+
+def pack_shard_request(name: ShardName) -> RecordDict:
+    """Coordinator to owner."""
+    return RecordDict({_CONFIG: ConfigRecord({"split": str(name.split), "index": name.index})})
+
+
+def unpack_shard_request(content: RecordDict) -> ShardName:
+    """Check and unpack; raises PeerDataError."""
+    config = _config(content)
+    split, index = config.get("split"), config.get("index")
+    if split not in set(Split) or not isinstance(index, int) or not 0 <= index < _MAX_SHARDS:
+        raise PeerDataError("the coordinator asked for a shard that cannot exist")
+    return ShardName(Split(str(split)), index)
+
+
+def pack_shard(name: ShardName, shard: Shard) -> RecordDict:
+    """Owner to coordinator: encrypted images and labels.
+
+    Raises
+    ------
+    TypeError
+        If the images are not encrypted.
+    """
+    images = shard.images
+    if not isinstance(images, EncryptedImages):
+        raise TypeError("only encrypted images are sent")
+    height, width, channels = images.shape
+    return RecordDict(
+        {
+            _ARRAYS: ArrayRecord(
+                {
+                    "pixels": Array(np.ascontiguousarray(images.pixels)),
+                    "ids": Array(np.ascontiguousarray(images.ids)),
+                    "labels": Array(shard.labels),
+                }
+            ),
+            _CONFIG: ConfigRecord(
+                {
+                    "split": str(name.split),
+                    "index": name.index,
+                    "crc": shard.checksum(),
+                    "height": height,
+                    "width": width,
+                    "channels": channels,
+                    "cipher": images.cipher.name,
+                    "scope": str(images.cipher.scope),
+                    "colour-shuffle": images.cipher.colour_shuffle,
+                    "fingerprint": images.fingerprint,
+                }
+            ),
+        }
+    )
+
+
+def unpack_shard(
+    content: RecordDict, name: ShardName, settings: FederationSettings, fingerprint: str, checksum: int
+) -> Shard:
+    """Check and unpack a shard: split, index, shape, dtype, labels, cipher, fingerprint, checksum.
+
+    Raises
+    ------
+    PeerDataError
+        Saying which check failed.
+    """
+    config = _config(content)
+    height, width, channels = settings.shape
+    cipher = settings.cipher
+    expected: dict[str, object] = {
+        "split": str(name.split),
+        "index": name.index,
+        "height": height,
+        "width": width,
+        "channels": channels,
+        "cipher": cipher.name,
+        "scope": str(cipher.scope),
+        "colour-shuffle": cipher.colour_shuffle,
+        "fingerprint": fingerprint,
+        "crc": checksum,
+    }
+    for key, value in expected.items():
+        if config.get(key) != value:
+            raise PeerDataError(f"shard {name.index} of split {name.split}: {key} is not the agreed one")
+    arrays = _arrays(content, {"pixels", "ids", "labels"}, 2 * SHARD_BYTES)
+    pixels, ids, labels = (_numpy(arrays[key]) for key in ("pixels", "ids", "labels"))
+    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != settings.shape:
+        raise PeerDataError(
+            f"images are {pixels.dtype} of shape {pixels.shape}, not uint8 (N, {height}, {width}, {channels})"
+        )
+    count = len(pixels)
+    if ids.dtype != np.uint8 or ids.shape != (count, ID_BYTES):
+        raise PeerDataError("ids have another dtype or shape")
+    if labels.dtype != np.int64 or labels.shape != (count,):
+        raise PeerDataError("labels have another dtype or shape")
+    if count and not (labels.min() >= 0 and labels.max() < len(settings.classes)):
+        raise PeerDataError("a label lies outside the class list")
+    spec = CipherSpec(cipher.name, Scope(cipher.scope), cipher.colour_shuffle)
+    shard = Shard(EncryptedImages(pixels, ids, spec, fingerprint), labels)
+    if shard.checksum() != checksum:
+        raise PeerDataError(f"shard {name.index} of split {name.split} was damaged on the way")
+    return shard
+
+
+def pack_round_order(order: RoundOrder) -> RecordDict:
+    """Coordinator to owner."""
+    return RecordDict({_ARRAYS: pack_weights(order.weights), _CONFIG: ConfigRecord({"round": order.round})})
+
+
+def unpack_round_order(content: RecordDict, rounds: int) -> RoundOrder:
+    """Check and unpack; the weights' names and shapes are checked by whoever loads them. Raises PeerDataError."""
+    number = _config(content).get("round")
+    if not isinstance(number, int) or not 1 <= number <= rounds + 1:
+        raise PeerDataError("the coordinator asked for a round that was not agreed")
+    return RoundOrder(number, unpack_weights(content))
+
+
+def pack_evaluation(evaluation: Evaluation) -> RecordDict:
+    """Owner to coordinator."""
+    return RecordDict({_METRICS: MetricRecord(_evaluation_metrics(evaluation))})
+
+
+def pack_round_result(result: RoundResult) -> RecordDict:
+    """Owner to coordinator."""
+    metrics = MetricRecord(
+        {"num-examples": result.images, "train-loss": result.train_loss, **_evaluation_metrics(result.evaluation)}
+    )
+    return RecordDict({_ARRAYS: pack_weights(result.weights), _METRICS: metrics})
+
+
+def unpack_round_result(content: RecordDict, images: int, held_out: int) -> RoundResult:
+    """Check and unpack; ``images`` and ``held_out`` were announced at enrolment. Raises PeerDataError."""
+    metrics = _metrics(content)
+    if metrics.get("num-examples") != images:
+        raise PeerDataError("the number of images is not the announced one")
+    return RoundResult(
+        unpack_weights(content), images, _number(metrics, "train-loss"), unpack_evaluation(content, held_out)
+    )
+
+
+def unpack_evaluation(content: RecordDict, held_out: int) -> Evaluation:
+    """Check and unpack what an owner measured. Raises PeerDataError."""
+    metrics = _metrics(content)
+    correct, count = metrics.get("correct"), metrics.get("held-out")
+    if not isinstance(correct, int) or not isinstance(count, int) or count != held_out or not 0 <= correct <= count:
+        raise PeerDataError("the evaluation does not fit the announced held-out images")
+    return Evaluation(correct, count, _number(metrics, "held-out-loss") if count else float("nan"))
+
+
+def pack_farewell(farewell: Farewell) -> RecordDict:
+    """Coordinator to owner."""
+    config = ConfigRecord({"completed": farewell.completed, "message": farewell.message, "card": farewell.card})
+    return RecordDict({_ARRAYS: pack_weights(farewell.weights), _CONFIG: config})
+
+
+def unpack_farewell(content: RecordDict) -> Farewell:
+    """Check and unpack. Raises PeerDataError."""
+    config = _config(content)
+    message, card = config.get("message"), config.get("card")
+    if not isinstance(message, str) or not isinstance(card, str) or len(card) > _MAX_CARD_CHARACTERS:
+        raise PeerDataError("the coordinator's last message is malformed")
+    return Farewell(config.get("completed") is True, message[:1000], card, unpack_weights(content))
+
+
+def pack_weights(weights: Mapping[str, Tensor]) -> ArrayRecord:
+    """Pack float32 tensors by name."""
+    return ArrayRecord({name: Array(tensor.detach().cpu().contiguous().numpy()) for name, tensor in weights.items()})
+
+
+def unpack_weights(content: RecordDict) -> dict[str, Tensor]:
+    """Unpack float32 tensors by name. Raises PeerDataError for any other dtype or for values that are not finite."""
+    if len(content.array_records) != 1 or _ARRAYS not in content.array_records:
+        raise PeerDataError("the message holds no weights")
+    weights = {}
+    for name, array in content.array_records[_ARRAYS].items():
+        values = _numpy(array)
+        if values.dtype != np.float32:
+            raise PeerDataError(f"weights {name[:80]} are {values.dtype}, not float32")
+        if not np.isfinite(values).all():
+            raise PeerDataError(f"weights {name[:80]} are not finite")
+        weights[name] = torch.tensor(values)
+    return weights
+
+
+def _evaluation_metrics(evaluation: Evaluation) -> dict[str, int | float]:
+    loss = evaluation.loss if evaluation.count else 0.0
+    return {"correct": evaluation.correct, "held-out": evaluation.count, "held-out-loss": loss}
+
+
+def _config(content: RecordDict) -> ConfigRecord:
+    if _CONFIG not in content.config_records:
+        raise PeerDataError("the message holds no settings")
+    return content.config_records[_CONFIG]
+
+
+def _metrics(content: RecordDict) -> MetricRecord:
+    if _METRICS not in content.metric_records:
+        raise PeerDataError("the message holds no metrics")
+    return content.metric_records[_METRICS]
+
+
+def _number(metrics: MetricRecord, key: str) -> float:
+    value = metrics.get(key)
+    if not isinstance(value, int | float) or not np.isfinite(value):
+        raise PeerDataError(f"{key} is not a number")
+    return float(value)
+
+
+def _arrays(content: RecordDict, names: set[str], most_bytes: int) -> ArrayRecord:
+    if _ARRAYS not in content.array_records or set(content.array_records[_ARRAYS]) != names:
+        raise PeerDataError("the message does not hold the expected arrays")
+    arrays = content.array_records[_ARRAYS]
+    if sum(len(array.data) for array in arrays.values()) > most_bytes:
+        raise PeerDataError("the message is too large")
+    return arrays
+
+
+def _numpy(array: Array) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+    # Flower reads its one array format with allow_pickle=False; nothing else is tried.
+    if array.stype != _NUMPY:
+        raise PeerDataError("an array has an unknown format")
+    try:
+        values: np.ndarray[tuple[int, ...], np.dtype[np.generic]] = array.numpy()
+    except (ValueError, OSError, EOFError, TypeError) as error:
+        raise PeerDataError(f"an array cannot be read ({type(error).__name__})") from None
+    return values
