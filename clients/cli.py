@@ -42,8 +42,6 @@ def join(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before anything leaves.")] = False,
 ) -> None:
     """Check, encrypt, join, serve rounds, and receive the model."""
-    from ppfed.images.open import open_source
-
     from clients.display import RichDisplay
     from clients.join import default_folder, serve, what_leaves
     from clients.preparation import class_positions, prepare
@@ -53,6 +51,7 @@ def join(
     from ppfed.cli.options import load_key
     from ppfed.errors import MismatchError, UsageError
     from ppfed.federation import Exchange, Invite
+    from ppfed.images.open import open_source
     from ppfed.training import pick_device
 
     console, out = stderr(), stdout()

@@ -21,7 +21,7 @@ from ppfed.federation import Exchange, FederationSettings, describe_invalid
 from ppfed.images.source import Split
 from ppfed.model_folder import ModelCard, write_model
 from ppfed.network import build_network
-from ppfed.network_state import load_network_state, network_state
+from ppfed.network_state import load_network_state, network_layout, network_state
 from ppfed.store import read_shard
 from ppfed.training import Evaluation, ImageTensors, Trainer, evaluate
 
@@ -72,6 +72,7 @@ class OwnerApp:
         self._model_folder = model_folder
         self._display = display
         self._network = build_network(settings.network_config(), settings.training.seed).to(device)
+        self._layout = network_layout(self._network)
         self._images: dict[Split, ImageTensors] = {}
         self._sent: set[wire.ShardName] = set()
         self.bytes_out = 0
@@ -128,7 +129,7 @@ class OwnerApp:
     def _train(self, content: RecordDict) -> RecordDict:
         self._require(Exchange.UPDATES)
         rounds, local_epochs = self._settings.training.rounds, self._settings.training.local_epochs
-        order = wire.unpack_round_order(content, rounds)
+        order = wire.unpack_round_order(content, rounds, self._layout)
         self._load_weights(order)
         evaluation = evaluate(self._network, self._tensors(Split.HELD_OUT))
         self._display.round_started(order.round, rounds, evaluation)
@@ -147,11 +148,11 @@ class OwnerApp:
 
     def _evaluate(self, content: RecordDict) -> RecordDict:
         self._require(Exchange.UPDATES)
-        self._load_weights(wire.unpack_round_order(content, self._settings.training.rounds))
+        self._load_weights(wire.unpack_round_order(content, self._settings.training.rounds, self._layout))
         return wire.pack_evaluation(evaluate(self._network, self._tensors(Split.HELD_OUT)))
 
     def _finish(self, content: RecordDict) -> RecordDict:
-        farewell = wire.unpack_farewell(content)
+        farewell = wire.unpack_farewell(content, self._layout)
         if farewell.completed:
             try:
                 card = ModelCard.model_validate_json(farewell.card)

@@ -20,7 +20,7 @@ _STATE = Path("ppfed-coordinator")
 
 
 @app.command()
-def start(
+def start(  # noqa: PLR0917 -- each is an option
     state: StateOption = _STATE,
     name: Annotated[str | None, typer.Option(help="Name of the federation.")] = None,
     exchange: Annotated[str | None, typer.Option(help="images or updates.")] = None,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ppfed.images.size import parse_size
 from pydantic import ValidationError
 
 from coordinator.state import Plan, StateFolder
 from ppfed.errors import UsageError
 from ppfed.federation import FederationSettings, TrainingSettings, describe_invalid, parse_classes
+from ppfed.images.size import parse_size
 
 _REQUIRED = ("exchange", "owners", "classes", "size")
 _ADDRESS = "localhost:9443"

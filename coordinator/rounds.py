@@ -7,20 +7,17 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TypeVar
 
-import numpy as np
-import torch
 from flwr.app import Message, RecordDict
 from flwr.serverapp.strategy import FedAvg, Strategy
-from torch import Tensor
 
 from coordinator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from coordinator.conversation import Conversation
 from coordinator.state import Enrolled, RoundRecord, StateFolder
 from ppfed import wire
-from ppfed.errors import FederationError, PeerDataError
+from ppfed.errors import FederationError, ModelError, PeerDataError
 from ppfed.federation import FederationSettings
 from ppfed.network import ImageClassifier
-from ppfed.network_state import load_network_state, network_state
+from ppfed.network_state import check_network_state, load_network_state, network_layout, network_state
 from ppfed.training import Evaluation
 
 _MOST_FAILED_ROUNDS = 3
@@ -71,6 +68,7 @@ class Rounds:
         self._owners = owners
         self._strategy = strategy
         self._network = network
+        self._layout = network_layout(network)
 
     def run(self) -> Iterator[RoundRecord]:
         """Run all rounds, going on from the last checkpoint; yields a record of each when its accuracy is known.
@@ -117,14 +115,15 @@ class Rounds:
 
     def _train(self, number: int) -> dict[str, tuple[wire.RoundResult, Message]]:
         order = wire.pack_round_order(wire.RoundOrder(number, network_state(self._network)))
-        expected = {name: tuple(tensor.shape) for name, tensor in network_state(self._network).items()}
         results: dict[str, tuple[wire.RoundResult, Message]] = {}
         for owner, message in self._ask_all(wire.TRAIN, order, f"round {number}"):
             enrolled = self._owners[owner]
             try:
-                result = wire.unpack_round_result(message.content, enrolled.train_images, enrolled.held_out_images)
-                _check_shapes(result.weights, expected)
-            except PeerDataError as error:
+                result = wire.unpack_round_result(
+                    message.content, enrolled.train_images, enrolled.held_out_images, self._layout
+                )
+                check_network_state(self._network, result.weights)
+            except (PeerDataError, ModelError) as error:
                 self._state.audit("refused", owner=owner, round=number, reason=error.message)
                 continue
             results[owner] = (result, message)
@@ -160,13 +159,8 @@ class Rounds:
         arrays, _ = self._strategy.aggregate_train(number, [message for _, message in results.values()])
         if arrays is None:
             raise FederationError("the strategy made no average of the round's answers")
-        averaged = {name: torch.from_numpy(np.array(array.numpy(), dtype=np.float32)) for name, array in arrays.items()}
+        averaged = wire.unpack_weights(RecordDict({"arrays": arrays}), self._layout)
         load_network_state(self._network, averaged)
-
-
-def _check_shapes(weights: Mapping[str, Tensor], expected: Mapping[str, tuple[int, ...]]) -> None:
-    if {name: tuple(tensor.shape) for name, tensor in weights.items()} != expected:
-        raise PeerDataError("the update's weights have other names or shapes than the model's")
 
 
 def _with_evaluation(record: RoundRecord, evaluations: list[Evaluation]) -> RoundRecord:

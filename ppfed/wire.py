@@ -9,8 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -20,10 +22,11 @@ os.environ.setdefault("FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE", str(32 << 20))
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from ppfed.ciphers.spec import CipherSpec, Scope
-from ppfed.errors import PeerDataError
+from ppfed.errors import ModelError, PeerDataError
 from ppfed.federation import FederationSettings
 from ppfed.images.source import Split
 from ppfed.images.types import ID_BYTES, EncryptedImages
+from ppfed.network_state import Layout, flatten, unflatten
 from ppfed.store import SHARD_BYTES, Shard, rows_per_shard
 from ppfed.training import Evaluation
 
@@ -34,11 +37,13 @@ EVALUATE = "evaluate"
 FINISH = "query.finish"
 
 _ARRAYS = "arrays"
+_WEIGHTS = "weights"
 _CONFIG = "config"
 _METRICS = "metrics"
 _NUMPY = "numpy.ndarray"
 _MAX_SHARDS = 1_000_000
 _MAX_CARD_CHARACTERS = 1 << 20
+_MOST_WEIGHT_BYTES = 1 << 30
 
 
 @dataclass(frozen=True)
@@ -253,12 +258,12 @@ def pack_round_order(order: RoundOrder) -> RecordDict:
     return RecordDict({_ARRAYS: pack_weights(order.weights), _CONFIG: ConfigRecord({"round": order.round})})
 
 
-def unpack_round_order(content: RecordDict, rounds: int) -> RoundOrder:
-    """Check and unpack; the weights' names and shapes are checked by whoever loads them. Raises PeerDataError."""
+def unpack_round_order(content: RecordDict, rounds: int, layout: Layout) -> RoundOrder:
+    """Check and unpack. Raises PeerDataError."""
     number = _config(content).get("round")
     if not isinstance(number, int) or not 1 <= number <= rounds + 1:
         raise PeerDataError("the coordinator asked for a round that was not agreed")
-    return RoundOrder(number, unpack_weights(content))
+    return RoundOrder(number, unpack_weights(content, layout))
 
 
 def pack_evaluation(evaluation: Evaluation) -> RecordDict:
@@ -274,13 +279,13 @@ def pack_round_result(result: RoundResult) -> RecordDict:
     return RecordDict({_ARRAYS: pack_weights(result.weights), _METRICS: metrics})
 
 
-def unpack_round_result(content: RecordDict, images: int, held_out: int) -> RoundResult:
+def unpack_round_result(content: RecordDict, images: int, held_out: int, layout: Layout) -> RoundResult:
     """Check and unpack; ``images`` and ``held_out`` were announced at enrolment. Raises PeerDataError."""
     metrics = _metrics(content)
     if metrics.get("num-examples") != images:
         raise PeerDataError("the number of images is not the announced one")
     return RoundResult(
-        unpack_weights(content), images, _number(metrics, "train-loss"), unpack_evaluation(content, held_out)
+        unpack_weights(content, layout), images, _number(metrics, "train-loss"), unpack_evaluation(content, held_out)
     )
 
 
@@ -299,36 +304,43 @@ def pack_farewell(farewell: Farewell) -> RecordDict:
     return RecordDict({_ARRAYS: pack_weights(farewell.weights), _CONFIG: config})
 
 
-def unpack_farewell(content: RecordDict) -> Farewell:
+def unpack_farewell(content: RecordDict, layout: Layout) -> Farewell:
     """Check and unpack. Raises PeerDataError."""
     config = _config(content)
     message, card = config.get("message"), config.get("card")
     if not isinstance(message, str) or not isinstance(card, str) or len(card) > _MAX_CARD_CHARACTERS:
         raise PeerDataError("the coordinator's last message is malformed")
-    return Farewell(config.get("completed") is True, message[:1000], card, unpack_weights(content))
+    completed = config.get("completed") is True
+    weights = unpack_weights(content, layout) if completed else {}
+    return Farewell(completed, message[:1000], card, weights)
 
 
 def pack_weights(weights: Mapping[str, Tensor]) -> ArrayRecord:
-    """Pack float32 tensors by name."""
-    return ArrayRecord({name: Array(tensor.detach().cpu().contiguous().numpy()) for name, tensor in weights.items()})
+    """Pack a network's state as one float32 vector; both ends know its layout from the agreed settings."""
+    flat = flatten(weights) if weights else torch.empty(0)
+    return ArrayRecord({_WEIGHTS: Array(flat.contiguous().numpy())})
 
 
-def unpack_weights(content: RecordDict) -> dict[str, Tensor]:
-    """Unpack float32 tensors by name. Raises PeerDataError for any other dtype or for values that are not finite."""
-    if len(content.array_records) != 1 or _ARRAYS not in content.array_records:
-        raise PeerDataError("the message holds no weights")
-    weights = {}
-    for name, array in content.array_records[_ARRAYS].items():
-        values = _numpy(array)
-        if values.dtype != np.float32:
-            raise PeerDataError(f"weights {name[:80]} are {values.dtype}, not float32")
-        if not np.isfinite(values).all():
-            raise PeerDataError(f"weights {name[:80]} are not finite")
-        weights[name] = torch.tensor(values)
-    return weights
+def unpack_weights(content: RecordDict, layout: Layout) -> dict[str, Tensor]:
+    """Unpack a network's state; whoever loads it checks its values besides.
+
+    Raises
+    ------
+    PeerDataError
+        If it is not a float32 vector of the layout's length, or holds values that are not finite.
+    """
+    values = _numpy(_arrays(content, {_WEIGHTS}, _MOST_WEIGHT_BYTES)[_WEIGHTS])
+    if values.dtype != np.float32:
+        raise PeerDataError(f"the weights are {values.dtype}, not float32")
+    if not np.isfinite(values).all():
+        raise PeerDataError("the weights are not finite")
+    try:
+        return unflatten(torch.tensor(values), layout)
+    except ModelError as error:
+        raise PeerDataError(error.message) from None
 
 
-def _evaluation_metrics(evaluation: Evaluation) -> dict[str, int | float]:
+def _evaluation_metrics(evaluation: Evaluation) -> dict[str, int | float | list[int] | list[float]]:
     loss = evaluation.loss if evaluation.count else 0.0
     return {"correct": evaluation.correct, "held-out": evaluation.count, "held-out-loss": loss}
 
@@ -361,12 +373,12 @@ def _arrays(content: RecordDict, names: set[str], most_bytes: int) -> ArrayRecor
     return arrays
 
 
-def _numpy(array: Array) -> np.ndarray[tuple[int, ...], np.dtype[np.generic]]:
+def _numpy(array: Array) -> npt.NDArray[Any]:
     # Flower reads its one array format with allow_pickle=False; nothing else is tried.
     if array.stype != _NUMPY:
         raise PeerDataError("an array has an unknown format")
     try:
-        values: np.ndarray[tuple[int, ...], np.dtype[np.generic]] = array.numpy()
+        values: npt.NDArray[Any] = array.numpy()
     except (ValueError, OSError, EOFError, TypeError) as error:
         raise PeerDataError(f"an array cannot be read ({type(error).__name__})") from None
     return values

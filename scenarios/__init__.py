@@ -1,0 +1,1 @@
+"""Declared experiments and the runner that makes numbers of them."""
