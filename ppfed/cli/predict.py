@@ -1,0 +1,98 @@
+"""``ppfed predict``: classify images with a model that a federation made."""
+
+# ruff: noqa: PLC0415 -- torch and the key package are imported on first use: help and usage errors come at once.
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ppfed.cli.console import stderr, stdout
+from ppfed.cli.options import KeyOption, load_key
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rich.table import Table
+
+    from ppfed.images.source import LoadReport
+    from ppfed.prediction import Prediction
+
+
+def predict(
+    model: Annotated[Path, typer.Argument(help="Model folder.")],
+    images: Annotated[
+        list[Path], typer.Argument(metavar="IMAGE...", help="Image files, plain or made by 'ppfed encrypt'.")
+    ],
+    key: KeyOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON with the probabilities of all classes.")] = False,
+    top: Annotated[int, typer.Option(min=1, metavar="N", help="Classes to show for each image.")] = 3,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+) -> None:
+    """Classify images. Plain ones are encrypted here first, which needs the key; encrypted ones need none."""
+    from ppfed.images.source import LoadReport
+    from ppfed.model_folder import load_model
+    from ppfed.prediction import predict_images
+    from ppfed.training import pick_device
+
+    chosen = pick_device(device)
+    loaded = load_model(model, chosen)
+    report = LoadReport()
+    with warnings.catch_warnings():
+        # What Pillow warns of is in the report, as a reason or a note, or harms nothing.
+        warnings.filterwarnings("ignore", module="PIL")
+        predictions = predict_images(loaded, lambda: load_key(key), images, chosen, report)
+    if as_json:
+        # Unwrapped and unstyled: scripts read it.
+        stdout().out(_json(predictions, loaded.card.classes), highlight=False)
+    elif predictions:
+        stdout().print(_table(predictions, loaded.card.classes, top))
+    _print_problems(report)
+    if report.bad:
+        raise typer.Exit(1)
+
+
+def _json(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
+    from ppfed.images.decode import shown
+
+    found = [
+        {
+            "file": shown(str(prediction.path)),
+            "class": prediction.top_class,
+            "probabilities": dict(zip(classes, prediction.probabilities.tolist(), strict=True)),
+        }
+        for prediction in predictions
+    ]
+    return json.dumps(found, indent=2, ensure_ascii=False)
+
+
+def _table(predictions: Sequence[Prediction], classes: Sequence[str], top: int) -> Table:
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table("file", "class")
+    table.add_column("probability", justify="right")
+    table.add_column("next best")
+    for prediction in predictions:
+        ranked = (-prediction.probabilities).argsort(kind="stable")[1:top]
+        rest = ", ".join(f"{classes[index]} {prediction.probabilities[index]:.1%}" for index in ranked)
+        cells = (str(prediction.path), prediction.top_class, f"{prediction.probabilities.max():.1%}", rest)
+        table.add_row(*(Text(_printable(cell)) for cell in cells))
+    return table
+
+
+def _print_problems(report: LoadReport) -> None:
+    console = stderr()
+    for note, count in report.notes.items():
+        console.print(f"note: {note}, {count} {'image' if count == 1 else 'images'}", soft_wrap=True, markup=False)
+    for path, reason in report.bad:
+        console.print(f"left out: {_printable(path)}: {_printable(reason)}", soft_wrap=True, markup=False)
+
+
+def _printable(text: str) -> str:
+    """Names of files and classes come from others: nothing in them commands the terminal."""
+    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
