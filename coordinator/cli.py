@@ -50,11 +50,12 @@ def start(  # noqa: PLR0917 -- each is an option
         str | None, typer.Option(help="host:port to listen on; default: all interfaces, loopback for localhost.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    detach: Annotated[bool, typer.Option("--detach", help="Go on in the background once owners can join.")] = False,
 ) -> None:
     """Start a federation, or go on with the one in --state; runs until the model is written or 'stop'."""
     from coordinator.display import Watch
     from coordinator.plan import agree
-    from coordinator.start import run_coordinator
+    from coordinator.start import run_coordinator, start_detached
     from coordinator.state import StateFolder
     from ppfed.cli.console import stderr, stdout
     from ppfed.enrolment import Phase
@@ -87,6 +88,10 @@ def start(  # noqa: PLR0917 -- each is an option
     folder = StateFolder(state)
     agree(folder, {key: value for key, value in given.items() if value is not None})
     console = stderr()
+    if detach:
+        log = start_detached(folder, device)
+        console.print(f"open at {folder.plan().address}; output goes to {log}", markup=False, soft_wrap=True)
+        return
     with Watch(console, folder) as watch:
         status = run_coordinator(folder, device, watch.ready, watch)
     if status.phase is not Phase.FINISHED:

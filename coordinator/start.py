@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import datetime
 import os
+import subprocess
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 from coordinator.front_door import FrontDoor, FrontDoorServer, Traffic
 from coordinator.pki import ensure_certificates
@@ -80,6 +83,7 @@ def run_coordinator(state: StateFolder, device: str, on_ready: Callable[[], None
             door = FrontDoorServer(front, host, port, certificates)
             door.start()
             state.audit("started", address=plan.address)
+            state.open_mark.touch()
             on_ready()
             return _Supervisor(state, superlink, front.traffic, watch).run()
         finally:
@@ -87,7 +91,46 @@ def run_coordinator(state: StateFolder, device: str, on_ready: Callable[[], None
                 state.set_traffic(front.traffic.received_bytes)
                 door.stop()
             superlink.stop()
+            state.open_mark.unlink(missing_ok=True)
             state.audit("ended", phase=str(state.status().phase))
+
+
+def start_detached(state: StateFolder, device: str) -> Path:
+    """Start the coordinator of an existing folder in the background, and wait until owners can join.
+
+    Returns
+    -------
+    Path
+        Where its output goes.
+
+    Raises
+    ------
+    UsageError
+        If a coordinator works in the folder already.
+    ServiceError
+        If it does not start; with what it said.
+    """
+    if state.running_pid() is not None:
+        raise UsageError(
+            f"a coordinator is running in {state.folder} already",
+            hint=f"See it with 'ppfed coordinator status --state {state.folder}', or stop it with 'stop'.",
+        )
+    log = state.logs / "coordinator.log"
+    state.open_mark.unlink(missing_ok=True)
+    command = [str(Path(sys.executable).parent / "ppfed"), "coordinator", "start", "--state", str(state.folder)]
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            [*command, "--device", device],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+    while not state.open_mark.exists():
+        if child.poll() is not None:
+            raise ServiceError(f"the coordinator did not start:\n{log.read_text(errors='replace').strip()}")
+        time.sleep(_TICK_S / 5)
+    return log
 
 
 def request_stop(state: StateFolder) -> bool:

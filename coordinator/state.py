@@ -261,6 +261,11 @@ class StateFolder:
         return None
 
     @property
+    def open_mark(self) -> Path:
+        """A file that is there while owners can join."""
+        return self.folder / "open"
+
+    @property
     def stop_request(self) -> Path:
         """A file that asks whoever works in this folder to stop."""
         return self.folder / "stop"

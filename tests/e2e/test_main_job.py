@@ -1,0 +1,173 @@
+"""The main job between real processes, and what must not reach the coordinator."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+pytestmark = [pytest.mark.e2e, pytest.mark.slow]
+
+
+class _ProcessWatch(threading.Thread):
+    """Reads the arguments and environments of all processes while the federation runs."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.seen: set[bytes] = set()
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        while not self.done.wait(0.2):
+            for folder in Path("/proc").glob("[0-9]*"):
+                for name in ("cmdline", "environ"):
+                    try:
+                        self.seen.add((folder / name).read_bytes())
+                    except OSError:
+                        continue
+
+
+def _key_spellings(key_file: Path) -> list[bytes]:
+    encoded = re.search(r"PPFED-SECRET-KEY-1 (\S+)", key_file.read_text())
+    assert encoded is not None
+    secret = base64.urlsafe_b64decode(encoded[1] + "=")
+    return [
+        secret,
+        secret.hex().encode(),
+        secret.hex().upper().encode(),
+        base64.b64encode(secret).rstrip(b"="),
+        base64.urlsafe_b64encode(secret).rstrip(b"="),
+    ]
+
+
+def _files_with(folder: Path, needles: list[bytes]) -> list[str]:
+    found = []
+    for path in folder.rglob("*"):
+        if path.is_file():
+            content = path.read_bytes()
+            found += [str(path) for needle in needles if needle in content]
+    return found
+
+
+@pytest.mark.parametrize("exchange", ["images", "updates"])
+def test_two_owners_train_and_nothing_secret_reaches_the_coordinator(federation, exchange, tmp_path):
+    # Small batches, so that a few rounds of 8x8 digits learn something.
+    fed = federation(exchange, "--rounds", "4", "--batch-size", "32", "--base-maps", "8")
+    # A canary that no cipher output, checkpoint or log contains by chance: 64 random bytes.
+    canary = np.random.default_rng(7).integers(0, 256, (8, 8), dtype=np.uint8)
+    Image.fromarray(canary).save(tmp_path / "data" / "a" / "0" / "canary.png")
+    watch = _ProcessWatch()
+    watch.start()
+    coordinator = fed.start_coordinator()
+    owners = [fed.start_owner("a"), fed.start_owner("b")]
+    codes = fed.wait(coordinator, *owners)
+    watch.done.set()
+    watch.join()
+    assert codes == [0, 0, 0], fed.log.read_text() + fed.owner_log("a") + fed.owner_log("b")
+
+    report = fed.status()
+    assert report["phase"] == "finished"
+    assert len(report["rounds"]) == 4
+    # Ten classes: chance is 0.1, and 172 held-out images put three standard deviations of chance at 0.17.
+    assert report["accuracy"] > 0.17
+    card = json.loads((fed.state / "model" / "card.json").read_text())
+    assert [owner["name"] for owner in card["owners"]] == ["a", "b"]
+    assert sum(owner["train_images"] + owner["held_out_images"] for owner in card["owners"]) == 1798
+    assert {path.name for path in (fed.state / "model").iterdir()} >= {"weights.safetensors", "curve.csv", "curve.png"}
+    weights = (fed.state / "model" / "weights.safetensors").read_bytes()
+    assert (fed.folder / "owner-a" / "model" / "weights.safetensors").read_bytes() == weights
+
+    # The key, in any spelling, and the canary's pixels are nowhere at the coordinator, in no log and no argument.
+    secrets = [*_key_spellings(fed.key), canary.tobytes()]
+    assert _files_with(fed.state, secrets) == []
+    assert _files_with(fed.folder / "owner-a", secrets) == []
+    for log in (fed.log, tmp_path / "a.log", tmp_path / "b.log"):
+        assert not any(needle in log.read_bytes() for needle in secrets)
+    assert not any(needle in text for text in watch.seen for needle in secrets)
+    stored = list((fed.state / "store").rglob("*.arrow"))
+    assert bool(stored) == (exchange == "images")
+    # The search above can find something: the ciphertext of the owner's store reached the coordinator, or did not.
+    ciphertext = next((fed.folder / "owner-a" / "store" / "train").glob("*.arrow")).read_bytes()[2000:2200]
+    assert bool(_files_with(fed.state, [ciphertext])) == (exchange == "images")
+
+    model = str(fed.state / "model")
+    image = str(tmp_path / "data" / "b" / "1")
+    path = sorted(Path(image).iterdir())[0]
+    answers = json.loads(fed.ppfed.run("predict", model, str(path), "--key", str(fed.key), "--json").stdout)
+    assert sum(answers[0]["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)  # float32 sums
+
+
+def test_an_owner_with_another_key_is_refused_and_the_others_go_on(federation, tmp_path):
+    fed = federation("images", "--rounds", "1")
+    fed.ppfed.run("key", "new", str(tmp_path / "other-key"))
+    coordinator = fed.start_coordinator()
+    first = fed.start_owner("a")
+    deadline = time.monotonic() + 120
+    while "admitted by the coordinator" not in fed.owner_log("a"):
+        assert first.poll() is None, fed.owner_log("a")
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    refused = fed.ppfed.run(*fed.join_options("b", key=tmp_path / "other-key"), code=1)
+    assert "the key differs" in refused.stderr
+    assert "ppfed key seal" in refused.stderr
+    (tmp_path / "data" / "few" / "0").mkdir(parents=True)
+    refused = fed.ppfed.run(*fed.join_options("b", data=tmp_path / "data" / "few"), code=1)
+    assert "no image to train on" in refused.stderr
+    second = fed.start_owner("b")
+    assert fed.wait(coordinator, first, second) == [0, 0, 0]
+    events = [json.loads(line)["event"] for line in (fed.state / "audit.jsonl").read_text().splitlines()]
+    assert "refused" in events
+    assert "model written" in events
+
+
+def test_a_killed_coordinator_goes_on_where_it_was(federation, wait_until, kill_hard):
+    fed = federation("images", "--rounds", "40")
+    coordinator = fed.start_coordinator()
+    owners = [fed.start_owner("a"), fed.start_owner("b")]
+    checkpoint = fed.state / "checkpoint" / "progress.json"
+    wait_until(checkpoint.exists, "a first checkpoint")
+    kill_hard(coordinator)
+    rounds_then = json.loads(checkpoint.read_text())["rounds"]
+    received = sorted(path.stat().st_mtime_ns for path in (fed.state / "store").rglob("*.arrow"))
+    coordinator = fed.start_coordinator()
+    assert fed.wait(coordinator, *owners) == [0, 0, 0], fed.log.read_text() + fed.owner_log("a")
+    report = fed.status()
+    assert [one["round"] for one in report["rounds"]] == list(range(1, 41))
+    assert rounds_then < 40
+    # Images that had arrived were not sent again.
+    assert sorted(path.stat().st_mtime_ns for path in (fed.state / "store").rglob("*.arrow")) == received
+
+
+def test_a_killed_owner_joins_again_and_the_rounds_go_on(federation, wait_until, kill_hard):
+    fed = federation("updates", "--rounds", "6", "--quorum", "1", "--deadline", "60")
+    coordinator = fed.start_coordinator()
+    first, second = fed.start_owner("a"), fed.start_owner("b")
+    wait_until(lambda: "round 1 of 6 trained" in fed.owner_log("b"), "a first round")
+    kill_hard(second)
+    again = fed.start_owner("b")
+    assert fed.wait(coordinator, first, again) == [0, 0, 0], fed.log.read_text() + fed.owner_log("b")
+    report = fed.status()
+    assert len(report["rounds"]) == 6
+
+
+def test_stop_ends_everyone_cleanly_and_start_goes_on(federation, wait_until):
+    fed = federation("updates", "--rounds", "2")
+    coordinator = fed.start_coordinator()
+    owner = fed.start_owner("a")
+    wait_until(lambda: "waiting for owners (1 of 2 joined)" in fed.owner_log("a"), "the owner to wait")
+    fed.ppfed.run("coordinator", "stop", "--state", str(fed.state))
+    assert fed.wait(coordinator, owner) == [0, 1]
+    assert "stopped" in fed.owner_log("a")
+    assert fed.status()["phase"] == "stopped"
+    assert "nothing to stop" in fed.ppfed.run("coordinator", "stop", "--state", str(fed.state), code=1).stderr
+    coordinator = fed.start_coordinator()
+    owners = [fed.start_owner("a"), fed.start_owner("b")]
+    assert fed.wait(coordinator, *owners) == [0, 0, 0], fed.log.read_text() + fed.owner_log("a")
+    assert fed.status()["phase"] == "finished"
