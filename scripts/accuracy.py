@@ -72,6 +72,8 @@ def main() -> None:
     parser.add_argument("--base-maps", type=int, default=16)
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--learning-rate", type=float, default=TrainingConfig().learning_rate)
+    parser.add_argument("--arms", default="", help="run only arms whose name holds this text")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--out", type=Path, default=Path("accuracy.jsonl"))
     options = parser.parse_args()
@@ -83,7 +85,7 @@ def main() -> None:
     key = MasterKey.generate()
     done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     for arm in arms():
-        if any(row["arm"] == str(arm) and row["seed"] == options.seed for row in done):
+        if options.arms not in str(arm) or any(row["arm"] == str(arm) and row["seed"] == options.seed for row in done):
             continue
         train, test = pixels, test_pixels
         if arm.cipher is not None:
@@ -91,7 +93,8 @@ def main() -> None:
             train, test = (cipher.encrypt(PlainImages(part)).pixels for part in (train, test))
         config = NetworkConfig(len(classes), options.size, options.size, 3, arm.adaptation, options.base_maps)
         network = build_network(config, options.seed)
-        trainer = Trainer(network, TrainingConfig(epochs=options.epochs, seed=options.seed), device)
+        training = TrainingConfig(epochs=options.epochs, seed=options.seed, learning_rate=options.learning_rate)
+        trainer = Trainer(network, training, device)
         started = time.monotonic()
         results = list(trainer.train_epochs(ImageTensors.from_numpy(train, labels, device), 0, options.epochs))
         evaluation = evaluate(network, ImageTensors.from_numpy(test, test_labels, device))
@@ -105,6 +108,7 @@ def main() -> None:
             "test_images": len(test_labels),
             "epochs": options.epochs,
             "base_maps": options.base_maps,
+            "learning_rate": options.learning_rate,
             "device": str(device),
             "threads": torch.get_num_threads(),
             "torch": torch.__version__,

@@ -21,7 +21,7 @@ from ppfed.keys.master import MasterKey
 COLOUR_PERMUTATIONS: UInt8Array = np.array(
     [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]], dtype=np.uint8
 )
-"""(6, 3): row k lists the old channel that each new channel takes: RGB, RBG, GRB, GBR, BRG, BGR (paper, section 3.2)."""
+"""(6, 3): row k lists the old channel that each new channel takes: RGB, RBG, GRB, GBR, BRG, BGR (paper, 3.2)."""
 
 _BLOCK_BYTES = 16
 _WORD_BYTES = 4

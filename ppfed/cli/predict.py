@@ -74,7 +74,9 @@ def _table(predictions: Sequence[Prediction], classes: Sequence[str], top: int) 
     from rich.table import Table
     from rich.text import Text
 
-    table = Table("file", "class")
+    table = Table()
+    table.add_column("file", overflow="fold")
+    table.add_column("class")
     table.add_column("probability", justify="right")
     table.add_column("next best")
     for prediction in predictions:

@@ -143,8 +143,7 @@ class Federation:
         return report
 
     def wait(self, *children: subprocess.Popen[bytes]) -> list[int]:
-        codes = [child.wait(_WAIT_S) for child in children]
-        return codes
+        return [child.wait(_WAIT_S) for child in children]
 
 
 def kill(child: subprocess.Popen[bytes]) -> None:

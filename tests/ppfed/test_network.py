@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -12,7 +13,6 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from ppfed.network import NetworkConfig, adaptation_network, build_network
-from ppfed.torchvision_import import import_torchvision
 
 SMALL = NetworkConfig(classes=3, height=8, width=8, base_maps=4)
 
@@ -67,8 +67,8 @@ def test_building_leaves_the_global_randomness_alone() -> None:
 
 
 @pytest.mark.parametrize("training", [False, True])
-def test_it_computes_what_torchvision_computes(training: bool) -> None:
-    models = import_torchvision().models
+def test_it_computes_what_torchvision_computes(torchvision: ModuleType, training: bool) -> None:
+    models = torchvision.models
     theirs = models.resnet18(num_classes=7).to(memory_format=torch.channels_last)
     ours = build_network(NetworkConfig(classes=7, height=96, width=128, adaptation=()), seed=0)
     ours.resnet.load_state_dict(theirs.state_dict())

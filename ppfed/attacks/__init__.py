@@ -1,0 +1,1 @@
+"""What an attacker without the key does to encrypted images."""

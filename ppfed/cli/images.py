@@ -1,0 +1,166 @@
+"""``ppfed encrypt``, ``ppfed decrypt`` and ``ppfed preview``."""
+
+# ruff: noqa: PLC0415 -- Pillow, matplotlib and the key package are imported on first use, so that `ppfed --help` is quick.
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from ppfed.ciphers.spec import CipherSpec, Scope
+from ppfed.cli.console import progress_bar, stderr, stdout
+from ppfed.cli.options import KeyOption, load_key
+from ppfed.errors import UsageError
+
+_SHOWN_BAD = 10
+
+_ScopeOption = Annotated[
+    Scope, typer.Option(help="image: a fresh mask for each image. fixed: the paper's one mask for all, which is weak.")
+]
+_ShuffleOption = Annotated[bool, typer.Option("--shuffle/--no-shuffle", help="Permute the colours of each pixel too.")]
+_SizeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE", help="Stretch to 32 (square) or 24x32 (height x width) first.", show_default="size kept"
+    ),
+]
+_SkipBadOption = Annotated[bool, typer.Option("--skip-bad", help="Leave bad files out instead of stopping.")]
+
+
+def encrypt(
+    source: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of class folders, CIFAR-10 for Python, or an .npz.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make; must not exist, or be empty.")],
+    key: KeyOption = None,
+    scope: _ScopeOption = Scope.IMAGE,
+    shuffle: _ShuffleOption = True,
+    size: _SizeOption = None,
+    skip_bad: _SkipBadOption = False,
+) -> None:
+    """Encrypt images into PNG files that look like noise."""
+    from ppfed.ciphers.registry import make_cipher
+    from ppfed.images.encrypted_folder import encrypt_folder
+    from ppfed.images.open import open_source
+    from ppfed.images.size import parse_size
+
+    sides = None if size is None else parse_size(size)
+    spec = CipherSpec(scope=scope, colour_shuffle=shuffle)
+    cipher = make_cipher(spec, load_key(key))
+    _warn_of_fixed_scope(scope)
+    started = time.perf_counter()
+    with _quiet_decoders():
+        images = open_source(source)
+        with progress_bar("encrypting", sum(images.counts.values())) as progress:
+            report = encrypt_folder(images, cipher, out, size=sides, skip_bad=skip_bad, progress=progress)
+    seconds = time.perf_counter() - started
+    for section, counts in report.written.items():
+        for class_name, count in counts.items():
+            _print(f"{count:>9,}  {f'{section}/' if section else ''}{class_name}")
+    _print_notes(report.load.notes)
+    _print_bad(report.load.bad)
+    _print(f"encrypted {report.load.used:,} images in {seconds:.1f} s: {spec}, key {cipher.fingerprint}")
+    _print(f"written to {out}")
+
+
+def decrypt(
+    source: Annotated[Path, typer.Argument(metavar="DIR", help="Folder that `ppfed encrypt` wrote, or one PNG of it.")],
+    out: Annotated[
+        Path, typer.Option(metavar="DIR", help="Folder to make; must not exist, or be empty. For one PNG also a .png.")
+    ],
+    key: KeyOption = None,
+    skip_bad: _SkipBadOption = False,
+) -> None:
+    """Restore encrypted images bit for bit, as PNG files."""
+    from ppfed.images.encrypted_folder import count_files, decrypt_file, decrypt_folder
+
+    if not source.exists():
+        raise UsageError(f"{source} does not exist.", hint="Check the path.")
+    master = load_key(key)
+    with _quiet_decoders():
+        if source.is_file():
+            target = out if out.suffix.lower() == ".png" else out / source.name
+            decrypt_file(source, master, target)
+            _print(f"decrypted 1 image to {target}")
+            return
+        started = time.perf_counter()
+        with progress_bar("decrypting", count_files(source)) as progress:
+            report = decrypt_folder(source, master, out, skip_bad=skip_bad, progress=progress)
+    _print_bad(report.bad)
+    _print(f"decrypted {report.written:,} images in {time.perf_counter() - started:.1f} s to {out}")
+
+
+def preview(
+    source: Annotated[
+        Path, typer.Argument(metavar="DIR", help="Folder of class folders, CIFAR-10 for Python, or an .npz.")
+    ],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="PNG to write; shows plain images, so keep it private.")],
+    key: KeyOption = None,
+    scope: _ScopeOption = Scope.IMAGE,
+    shuffle: _ShuffleOption = True,
+    size: _SizeOption = None,
+    count: Annotated[int, typer.Option(min=1, max=100, help="Images to show.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Which ones.")] = 0,
+) -> None:
+    """Show some images plain, encrypted, and as an attacker without the key sees them."""
+    from ppfed.ciphers.registry import make_cipher
+    from ppfed.images.open import open_source
+    from ppfed.images.size import parse_size
+    from ppfed.images.source import LoadReport
+    from ppfed.preview import choose_samples, write_contact_sheet
+
+    sides = None if size is None else parse_size(size)
+    if out.suffix.lower() != ".png":
+        raise UsageError(f"{out} is not the name of a PNG file.", hint="Let it end in .png.")
+    cipher = make_cipher(CipherSpec(scope=scope, colour_shuffle=shuffle), load_key(key))
+    _warn_of_fixed_scope(scope)
+    report = LoadReport()
+    with _quiet_decoders():
+        samples = choose_samples(open_source(source), size=sides, count=count, seed=seed, report=report)
+    write_contact_sheet(out, samples, cipher)
+    _print_bad(report.bad)
+    _print(f"{len(samples)} images shown in {out}")
+
+
+@contextmanager
+def _quiet_decoders() -> Iterator[None]:
+    # What Pillow warns of is in the report, as a reason or a note, or harms nothing.
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
+
+
+def _warn_of_fixed_scope(scope: Scope) -> None:
+    if scope is Scope.FIXED:
+        stderr().print(
+            "[bold yellow]warning:[/] fixed scope uses one mask for all images, which anyone can recover from some "
+            "hundred encrypted images, without the key. Use it to compare with the paper, not to hide anything.",
+            soft_wrap=True,
+        )
+
+
+def _print_notes(notes: Mapping[str, int]) -> None:
+    for note, count in sorted(Counter(notes).items()):
+        _print(f"{count:>9,}  note: {note}")
+
+
+def _print_bad(bad: Sequence[tuple[str, str]]) -> None:
+    if not bad:
+        return
+    _print(f"{len(bad):>9,}  bad, left out:")
+    for path, reason in bad[:_SHOWN_BAD]:
+        _print(f"           {path}: {reason}")
+    if len(bad) > _SHOWN_BAD:
+        _print(f"           and {len(bad) - _SHOWN_BAD} more")
+
+
+def _print(line: str) -> None:
+    # Unwrapped and unstyled: scripts capture it, and names may look like markup.
+    stdout().out(line, highlight=False)

@@ -1,0 +1,245 @@
+"""One image file to one array: the only place where ppfed lets Pillow look at an owner's files."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
+
+from ppfed.errors import DataError
+from ppfed.images.types import UInt8Array
+
+SUPPORTED = "PNG, JPEG, WebP, BMP or TIFF"
+SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff"})
+"""What image files are called. Used for files outside class folders only: inside, the content decides."""
+
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+"""The Pillow plugins that may parse a file; the rarer ones are an attack surface without a use here."""
+
+MAX_PIXELS = 1 << 27
+"""Larger images are refused: a small file can claim any size, and 134 megapixels are 400 MB in memory."""
+
+_MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"BM", b"II*\0", b"MM\0*")
+_HEADER_BYTES = 32
+_PNG_DEPTH_AT = 24
+_WHITE_IS_ZERO = 0
+_WIDE_GREY = "I;16"
+_CONVERTED = {"1": "L", "P": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "RGBX": "RGB", "HSV": "RGB"}
+
+# EXIF 2.32, tag 0x0112: what brings a picture upright again.
+_ORIENTATION_TAG = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class DecodedImage:
+    """One image and what was lost on the way.
+
+    Attributes
+    ----------
+    pixels : uint8 array, (H, W, C), C is 1 or 3
+    notes : tuple of str
+        Lossy conversions, such as ``16-bit reduced to 8 bits``.
+    """
+
+    pixels: UInt8Array
+    notes: tuple[str, ...]
+
+
+def decode_image(path: Path, *, size: tuple[int, int] | None = None, channels: int | None = None) -> DecodedImage:
+    """Decode an image file: EXIF orientation applied, transparency laid on white, 8 bits for each value.
+
+    Parameters
+    ----------
+    path : Path
+    size : (height, width) or None
+        Stretch to it, without cropping, as ``torchvision.transforms.Resize((height, width))`` does.
+    channels : 1, 3 or None
+        None keeps grey images at one channel and gives all others three.
+
+    Raises
+    ------
+    DataError
+        If the file cannot be used. The message is the reason alone, without the path.
+    """
+    with open_regular(path) as file:
+        header = file.read(_HEADER_BYTES)
+        file.seek(0)
+        try:
+            with Image.open(file, formats=FORMATS) as image:
+                _refuse_unusable(image)
+                image.load()
+                return _to_array(image, header, size, channels)
+        except DataError:
+            raise
+        # Pillow raises nearly anything on a damaged file: struct.error, SyntaxError, KeyError, zlib.error, ...
+        except Exception as error:  # a reason for the owner, never a traceback
+            raise DataError(reason_for(error, header)) from error
+
+
+def open_regular(path: Path) -> IO[bytes]:
+    """Open a file that holds something.
+
+    Raises
+    ------
+    DataError
+        If it is missing, a broken link, no regular file, empty or unreadable. The message is the reason alone.
+    """
+    try:
+        status = path.stat()
+        if stat.S_ISDIR(status.st_mode):
+            raise DataError("a folder, not a file")
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError("not a regular file")
+        if status.st_size == 0:
+            raise DataError("empty file")
+        return path.open("rb")
+    except FileNotFoundError as error:
+        raise DataError("broken link" if path.is_symlink() else "no such file") from error
+    except OSError as error:
+        raise DataError(f"cannot be read: {error.strerror}") from error
+
+
+def reason_for(error: Exception, header: bytes) -> str:
+    """Say in the owner's words what Pillow, reading a file that begins with ``header``, means by ``error``."""
+    if isinstance(error, Image.DecompressionBombError):
+        return f"claims to have more than {MAX_PIXELS} pixels"
+    if isinstance(error, MemoryError):
+        return "does not fit into memory"
+    if isinstance(error, UnidentifiedImageError) and not header.startswith(_MAGIC):
+        return f"not a {SUPPORTED} image"
+    if "truncated" in str(error).lower():
+        return "truncated"
+    return "damaged, or of a kind that Pillow cannot read"
+
+
+def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Stretch a grey or RGB image to (height, width): bilinear and antialiased, torchvision's default."""
+    height, width = size
+    if image.size == (width, height):
+        return image
+    return image.resize((width, height), Image.Resampling.BILINEAR)
+
+
+def _refuse_unusable(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(f"claims to have more than {MAX_PIXELS} pixels")
+    frames = int(getattr(image, "n_frames", 1))
+    if frames > 1 and image.format != "MPO":
+        raise DataError(f"{frames} pages" if image.format == "TIFF" else f"animated, {frames} frames")
+    if image.mode in ("I", "F"):
+        raise DataError("32-bit integers or signed values" if image.mode == "I" else "32-bit floating point")
+
+
+def _to_array(image: Image.Image, header: bytes, size: tuple[int, int] | None, channels: int | None) -> DecodedImage:
+    # After load(), since the chunk may stand behind the pixels.
+    if image.format == "PNG" and "ppfed-cipher" in image.info:
+        raise DataError("already encrypted by ppfed")
+    notes = []
+    if image.format == "MPO":
+        notes.append("first picture of a file with several taken")
+    bits = _bits(image, header)
+    if bits > 8:
+        if "transparency" in image.info:
+            raise DataError(f"{bits}-bit with a transparent colour")
+        notes.append(f"{bits}-bit reduced to 8 bits")
+    orientation, readable = _orientation(image)
+    if not readable:
+        notes.append("EXIF unreadable, orientation unknown")
+    upright, conversion = _grey_or_rgb(image, bits)
+    notes += conversion
+    if orientation in _UPRIGHT:
+        upright = upright.transpose(_UPRIGHT[orientation])
+    if channels == 1 and upright.mode == "RGB":
+        upright = upright.convert("L")
+        notes.append("colour reduced to grey")
+    elif channels == 3 and upright.mode == "L":
+        upright = upright.convert("RGB")
+    if size is not None:
+        upright = resize_image(upright, size)
+    pixels = np.array(upright)
+    return DecodedImage(pixels if pixels.ndim == 3 else pixels[:, :, None], tuple(notes))
+
+
+def _bits(image: Image.Image, header: bytes) -> int:
+    """Bits of each value in the file; Pillow's mode does not tell for colour, which it reduces by itself."""
+    if image.format == "PNG":
+        return header[_PNG_DEPTH_AT]
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return int(max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))))
+    return 8
+
+
+def _orientation(image: Image.Image) -> tuple[int, bool]:
+    try:
+        return int(image.getexif().get(_ORIENTATION_TAG, 1)), True
+    # Like a damaged image, damaged EXIF raises nearly anything; the pixels are sound all the same.
+    except Exception:
+        return 1, False
+
+
+def _grey_or_rgb(image: Image.Image, bits: int) -> tuple[Image.Image, list[str]]:
+    """Convert any mode to L or RGB."""
+    if image.mode in ("L", "RGB") and "transparency" not in image.info:
+        return image, []
+    if image.mode.startswith(_WIDE_GREY):
+        return _reduce_grey(image, bits), []
+    if image.has_transparency_data:
+        return _on_white(image)
+    if image.mode == "LAB":
+        return _from_lab(image), ["CIELAB converted to RGB"]
+    if image.mode not in _CONVERTED:
+        raise DataError(f"pixels of kind {image.mode}")
+    notes = ["CMYK converted to RGB without a colour profile"] if image.mode == "CMYK" else []
+    return image.convert(_CONVERTED[image.mode]), notes
+
+
+def _from_lab(image: Image.Image) -> Image.Image:
+    transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
+    converted = ImageCms.applyTransform(image, transform)
+    if converted is None:
+        raise DataError("CIELAB that cannot be converted to RGB")
+    return converted
+
+
+def _reduce_grey(image: Image.Image, bits: int) -> Image.Image:
+    """Scale 9- to 16-bit grey so that white stays white: divide by 257 and round, where there are 16 bits."""
+    values: npt.NDArray[np.uint32] = np.array(image).astype(np.uint32)
+    white = (1 << bits) - 1
+    reduced = ((values * 255 + white // 2) // white).astype(np.uint8)
+    # Pillow turns white-is-zero into black-is-zero for up to 8 bits only.
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        photometric = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)
+        if photometric == _WHITE_IS_ZERO:
+            reduced = 255 - reduced
+    return Image.fromarray(reduced)
+
+
+def _on_white(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    grey = image.mode in ("1", "L", "LA", "La")
+    # Pillow has no direct way from La to RGBA.
+    coloured = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
+    opaque = coloured.getchannel("A").getextrema() == (255, 255)
+    if not opaque:
+        coloured = Image.alpha_composite(Image.new("RGBA", coloured.size, (255, 255, 255, 255)), coloured)
+    # Exact for grey, where red, green and blue are equal.
+    return coloured.convert("L" if grey else "RGB"), [] if opaque else ["transparency laid on white"]
+
+
+def shown(path: str) -> str:
+    """Make a path printable: file names may hold bytes that are no UTF-8."""
+    return os.fsencode(path).decode("utf-8", errors="replace")

@@ -1,0 +1,61 @@
+"""Work on many files at once, in order and with bounded memory."""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TypeVar
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+_GROUP_ITEMS = 32
+"""A task holds as many items: for images of 32x32, handing over each one alone costs a quarter of the speed."""
+_GROUP_BYTES = 1 << 20
+
+
+def map_ahead(
+    function: Callable[[_Item], _Result], items: Iterable[_Item], size_bytes: Callable[[_Item], int]
+) -> Iterator[list[_Result]]:
+    """Apply ``function`` in threads and yield the results in order, in groups.
+
+    Pillow and file access release the interpreter lock, so threads help as soon as images are more than tiny.
+
+    Parameters
+    ----------
+    function : callable
+    items : iterable
+    size_bytes : callable
+        Size of an item's file. Groups are cut by it, so that few large images wait in memory.
+    """
+    workers = os.cpu_count() or 1
+    executor = ThreadPoolExecutor(workers)
+    pending: deque[Future[list[_Result]]] = deque()
+    try:
+        for group in _groups(items, size_bytes):
+            pending.append(executor.submit(_apply, function, group))
+            if len(pending) > 2 * workers:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _apply(function: Callable[[_Item], _Result], group: list[_Item]) -> list[_Result]:
+    return [function(item) for item in group]
+
+
+def _groups(items: Iterable[_Item], size_bytes: Callable[[_Item], int]) -> Iterator[list[_Item]]:
+    group: list[_Item] = []
+    group_bytes = 0
+    for item in items:
+        group.append(item)
+        group_bytes += size_bytes(item)
+        if len(group) == _GROUP_ITEMS or group_bytes >= _GROUP_BYTES:
+            yield group
+            group, group_bytes = [], 0
+    if group:
+        yield group

@@ -1,0 +1,124 @@
+"""``ppfed encrypt``, ``ppfed decrypt`` and ``ppfed preview``: whole commands."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from ppfed.ciphers.spec import CipherSpec, Scope
+from ppfed.cli import images
+from ppfed.errors import BadImagesError, PPFedError, UsageError, WrongKeyError
+from ppfed.images.png import read_encrypted_png
+from ppfed.keys.files import write_key_file
+from ppfed.keys.master import MasterKey
+
+KEY = MasterKey(bytes(range(32)))
+app = typer.Typer(pretty_exceptions_enable=False)
+for command in (images.encrypt, images.decrypt, images.preview):
+    app.command(command.__name__)(command)
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working folder with ten images of each of two classes, and the key."""
+    monkeypatch.delenv("PPFED_KEY_FILE", raising=False)
+    monkeypatch.chdir(tmp_path)
+    generator = np.random.default_rng(0)
+    for name in ("cat", "dog"):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        for number in range(10):
+            pixels = generator.integers(0, 256, (6, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "photos" / name / f"{number}.png")
+    write_key_file(tmp_path / "owner.key", KEY, passphrase=None)
+    return tmp_path
+
+
+def call(*arguments: str) -> Result:
+    return CliRunner().invoke(app, list(arguments))
+
+
+def run(*arguments: str) -> Result:
+    result = call(*arguments)
+    assert result.exit_code == 0, result.output
+    return result
+
+
+def fail(error: type[PPFedError], *arguments: str) -> PPFedError:
+    result = call(*arguments)
+    assert isinstance(result.exception, error), result.output
+    return result.exception
+
+
+def test_there_and_back(folder: Path) -> None:
+    result = run("encrypt", "photos", "--key", "owner.key", "--out", "encrypted")
+    assert "10  cat" in result.stdout
+    assert "encrypted 20 images" in result.stdout
+    assert KEY.fingerprint in result.stdout
+    assert "warning" not in result.stderr
+    assert "decrypted 20 images" in run("decrypt", "encrypted", "--key", "owner.key", "--out", "restored").stdout
+    for path in (folder / "photos").rglob("*.png"):
+        restored = folder / "restored" / path.relative_to(folder / "photos")
+        assert np.array_equal(np.array(Image.open(path)), np.array(Image.open(restored)))
+
+
+@pytest.mark.parametrize("scope", Scope)
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_options_reach_the_files(folder: Path, scope: Scope, shuffle: bool) -> None:
+    flag = "--shuffle" if shuffle else "--no-shuffle"
+    result = run("encrypt", "photos", "--key", "owner.key", "--out", "out", "--scope", scope, flag, "--size", "3x5")
+    image = read_encrypted_png(folder / "out" / "cat" / "0.png")
+    assert image.cipher == CipherSpec("np-v1", scope, shuffle)
+    assert image.shape == (3, 5, 3)
+    assert ("warning" in result.stderr) == (scope is Scope.FIXED)
+    assert ("recover" in result.stderr) == (scope is Scope.FIXED)
+
+
+def test_bad_images(folder: Path) -> None:
+    (folder / "photos" / "cat" / "[bold]empty.png").touch()
+    Image.fromarray(np.zeros((4, 4), np.uint16)).save(folder / "photos" / "dog" / "wide.png")
+    error = fail(BadImagesError, "encrypt", "photos", "--key", "owner.key", "--out", "out")
+    assert "--skip-bad" in error.hint
+    assert not (folder / "out").exists()
+    result = run("encrypt", "photos", "--key", "owner.key", "--out", "out", "--skip-bad")
+    assert "cat/[bold]empty.png: empty file" in result.stdout
+    assert "1  note: 16-bit reduced to 8 bits" in result.stdout
+    assert "encrypted 21 images" in result.stdout
+
+
+def test_an_npz(folder: Path) -> None:
+    np.savez("a.npz", train_images=np.zeros((2, 4, 4), np.uint8), train_labels=np.array([0, 1]))
+    run("encrypt", "a.npz", "--key", "owner.key", "--out", "out")
+    assert (folder / "out" / "train" / "1" / "000001.png").is_file()
+
+
+def test_one_file(folder: Path) -> None:
+    run("encrypt", "photos", "--key", "owner.key", "--out", "out")
+    run("decrypt", "out/cat/3.png", "--key", "owner.key", "--out", "mine.png")
+    run("decrypt", "out/cat/3.png", "--key", "owner.key", "--out", "some")
+    for path in ("mine.png", "some/3.png"):
+        assert np.array_equal(np.array(Image.open(path)), np.array(Image.open("photos/cat/3.png")))
+
+
+def test_wrong_key_and_missing_source(folder: Path) -> None:
+    write_key_file(folder / "other.key", MasterKey(bytes(32)), passphrase=None)
+    run("encrypt", "photos", "--key", "owner.key", "--out", "out")
+    assert KEY.fingerprint in fail(WrongKeyError, "decrypt", "out", "--key", "other.key", "--out", "back").message
+    fail(UsageError, "decrypt", "nowhere", "--key", "owner.key", "--out", "back")
+    fail(UsageError, "encrypt", "photos", "--out", "out2")
+    fail(UsageError, "encrypt", "photos", "--key", "owner.key", "--out", "out2", "--size", "big")
+    fail(UsageError, "encrypt", "photos", "--key", "owner.key", "--out", "out")
+
+
+def test_preview(folder: Path) -> None:
+    result = run("preview", "photos", "--key", "owner.key", "--out", "sheet.png", "--count", "3", "--size", "16")
+    assert "3 images" in result.stdout
+    with Image.open("sheet.png") as sheet:
+        assert sheet.height > 3 * 96
+    assert "warning" in run("preview", "photos", "--key", "owner.key", "--out", "a.png", "--scope", "fixed").stderr
+    fail(UsageError, "preview", "photos", "--key", "owner.key", "--out", "sheet.pdf")
