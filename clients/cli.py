@@ -47,7 +47,7 @@ def join(
     from clients.preparation import class_positions, prepare
     from ppfed.ciphers.registry import make_cipher
     from ppfed.ciphers.spec import Scope
-    from ppfed.cli.console import progress_bar, stderr, stdout
+    from ppfed.cli.console import print_line, progress_bar, stderr, stdout
     from ppfed.cli.options import load_key
     from ppfed.errors import MismatchError, UsageError
     from ppfed.federation import Exchange, Invite
@@ -104,7 +104,7 @@ def join(
     if prepared.bad:
         lines.append(f"left out     {prepared.bad} images that cannot be used")
     for line in lines:
-        console.print(line, markup=False, emoji=False, soft_wrap=True)
+        print_line(console, line)
     if settings.cipher.scope is Scope.FIXED:
         console.print("[bold red]warning:[/] one mask for all images is recovered from the ciphertexts alone.")
     if not yes and sys.stdin.isatty() and not typer.confirm("Join?", default=True, err=True):
@@ -112,9 +112,9 @@ def join(
     with RichDisplay(console) as display:
         summary = serve(invitation, fingerprint, prepared, folder, pick_device(device), display, display.notice)
     if summary.card is None:
-        console.print(summary.message, markup=False, emoji=False, soft_wrap=True)
+        print_line(console, summary.message)
         raise typer.Exit(1)
     accuracy = "not measured" if summary.card.accuracy is None else f"{summary.card.accuracy:.2%}"
-    out.print(f"model     {summary.model_folder}", markup=False, soft_wrap=True)
+    print_line(out, f"model     {summary.model_folder}")
     out.print(f"accuracy  {accuracy} on {summary.card.held_out_images} held-out images of all owners")
     out.print(f"sent      {summary.bytes_out / 1e6:.2f} MB in {summary.seconds:.0f} s")

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import sys
-
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ppfed.cli.console import live_bar, print_line
 from ppfed.training import Evaluation
 
 _MB = 1e6
@@ -17,14 +15,7 @@ class RichDisplay:
 
     def __init__(self, console: Console) -> None:
         self._console = console
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
+        self._bar = live_bar(console)
         self._task = self._bar.add_task("waiting", total=None)
 
     def __enter__(self) -> RichDisplay:
@@ -36,7 +27,7 @@ class RichDisplay:
 
     def notice(self, line: str) -> None:
         """Print a line."""
-        self._console.print(line, markup=False, emoji=False, soft_wrap=True)
+        print_line(self._console, line)
         self._bar.update(self._task, description=line[:60])
 
     def shard_sent(self, number: int, total: int, size_bytes: int) -> None:

@@ -17,7 +17,7 @@ from ppfed.enrolment import (
     StatusReply,
     StatusRequest,
 )
-from ppfed.errors import FederationError, MismatchError
+from ppfed.errors import FederationError, InviteError, MismatchError
 from ppfed.federation import Invite
 
 _TIMEOUT_S = 60.0
@@ -31,12 +31,25 @@ class CoordinatorClient:
     Parameters
     ----------
     invite : Invite
+
+    Raises
+    ------
+    InviteError
+        If the invite's certificate or address cannot be used.
     """
 
     def __init__(self, invite: Invite) -> None:
         self._invite = invite
-        context = ssl.create_default_context(cadata=invite.ca_certificate)
-        self._client = httpx.Client(base_url=f"https://{invite.address}", verify=context, timeout=_TIMEOUT_S)
+        try:
+            context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            # Not create_default_context: given an empty certificate it trusts every authority of this machine.
+            context.load_verify_locations(cadata=invite.ca_certificate)
+            self._client = httpx.Client(base_url=f"https://{invite.address}", verify=context, timeout=_TIMEOUT_S)
+        except (ssl.SSLError, ValueError, httpx.InvalidURL):
+            raise InviteError(
+                "the invite holds no usable certificate or address",
+                hint="Ask the coordinator to make a new one: ppfed coordinator invite NAME",
+            ) from None
 
     def enrol(self, node_key: str, fingerprint: str, prepared: Prepared) -> None:
         """Ask for admission.
@@ -66,7 +79,7 @@ class CoordinatorClient:
         )
         try:
             answer = self._client.post(ENROL_PATH, json=request.model_dump(mode="json"))
-        except httpx.TransportError as error:
+        except httpx.RequestError as error:
             raise FederationError(
                 f"the coordinator at {self._invite.address} cannot be reached: {error}",
                 hint="Check that 'ppfed coordinator start' runs there, that the address in the invite is right, and "
@@ -88,7 +101,7 @@ class CoordinatorClient:
         try:
             answer = self._client.post(STATUS_PATH, json=request.model_dump(mode="json"), timeout=_STATUS_TIMEOUT_S)
             return StatusReply.model_validate_json(answer.content[:_MOST_REPLY_BYTES])
-        except (httpx.TransportError, ValidationError):
+        except (httpx.RequestError, ValidationError):
             return None
 
     def close(self) -> None:

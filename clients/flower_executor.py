@@ -11,6 +11,7 @@ when it changes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from flwr.app import Message
@@ -100,6 +101,8 @@ class FlowerExecutor:
             client.close()
 
     def _connect(self, *interceptors: ProtobufClientInterceptor) -> RuntimeHttpClient:
+        # Flower's client obeys the environment's proxies; this connection stays on this machine.
+        os.environ["NO_PROXY"] = ",".join(dict.fromkeys([*os.environ.get("NO_PROXY", "").split(","), "127.0.0.1"]))
         return RuntimeHttpClient.from_server_address(
             server_address=self._address,
             insecure=True,

@@ -19,7 +19,7 @@ from ppfed import wire
 from ppfed.errors import DataError, ModelError, PeerDataError
 from ppfed.federation import Exchange, FederationSettings, describe_invalid
 from ppfed.images.source import Split
-from ppfed.model_folder import ModelCard, write_model
+from ppfed.model_folder import ModelCard, curve_from_json, write_model
 from ppfed.network import build_network
 from ppfed.network_state import load_network_state, network_layout, network_state
 from ppfed.store import read_shard
@@ -130,6 +130,8 @@ class OwnerApp:
         self._require(Exchange.UPDATES)
         rounds, local_epochs = self._settings.training.rounds, self._settings.training.local_epochs
         order = wire.unpack_round_order(content, rounds, self._layout)
+        if order.round > rounds:
+            raise PeerDataError("the coordinator asked for a round that was not agreed")
         self._load_weights(order)
         evaluation = evaluate(self._network, self._tensors(Split.HELD_OUT))
         self._display.round_started(order.round, rounds, evaluation)
@@ -156,12 +158,15 @@ class OwnerApp:
         if farewell.completed:
             try:
                 card = ModelCard.model_validate_json(farewell.card)
+                curve = curve_from_json(farewell.curve)
             except ValidationError as error:
                 raise PeerDataError(f"the model card is malformed: {describe_invalid(error)}") from None
+            except ModelError as error:
+                raise PeerDataError(error.message) from None
             if card.network_config() != self._settings.network_config() or card.classes != self._settings.classes:
                 raise PeerDataError("the model card is of another network than the agreed one")
             self._load_weights(farewell)
-            write_model(self._model_folder, self._network, card, [])
+            write_model(self._model_folder, self._network, card, curve)
             self.card = card
         self.farewell = farewell
         return wire.pack_request()

@@ -30,6 +30,7 @@ HOLD_OUT_EVERY = 10
 """Where a source has no held-out split, every tenth image of each class is held out."""
 
 _RECORD = "prepared.json"
+_FEWEST_IMAGES = 2
 
 
 @dataclass(frozen=True)
@@ -162,9 +163,12 @@ def prepare(
     if report.bad and not skip_bad:
         shutil.rmtree(folder)
         raise BadImagesError(report.bad)
-    if not counted[Split.TRAIN]:
+    if counted[Split.TRAIN] < _FEWEST_IMAGES:
         shutil.rmtree(folder)
-        raise DataError(f"{path} holds no image to train on", hint="Name a folder with one sub-folder per class.")
+        raise DataError(
+            f"{path} holds {counted[Split.TRAIN]} images to train on, and batch norm needs {_FEWEST_IMAGES} at least",
+            hint="Name a folder with one sub-folder per class, with images in them.",
+        )
     for writer in writers.values():
         writer.flush()
     prepared = Prepared(

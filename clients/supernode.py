@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 
@@ -10,6 +9,7 @@ import httpx
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from ppfed.atomic import write_atomic
 from ppfed.errors import ServiceError
 from ppfed.services import Service, flower_command, flower_environment, free_port
 
@@ -39,7 +39,7 @@ class SuperNode:
         ca.write_text(ca_certificate)
         self.secret = secrets.token_bytes(32)
         secret_file = home / "superexec.secret"
-        _write_private(secret_file, self.secret)
+        write_atomic(secret_file, self.secret)
         self.runtime_address = f"127.0.0.1:{free_port()}"
         self._service = Service(
             "Flower's SuperNode",
@@ -71,7 +71,7 @@ class SuperNode:
             if _CONNECTED not in self._service.log.read_text(errors="replace")[offset:]:
                 return False
             try:
-                httpx.get(f"http://{self.runtime_address}/health", timeout=2.0)
+                httpx.get(f"http://{self.runtime_address}/health", timeout=2.0, trust_env=False)
             except httpx.TransportError:
                 return False
             return True
@@ -105,13 +105,6 @@ def ensure_node_key(path: Path) -> str:
             serialization.Encoding.PEM, serialization.PrivateFormat.OpenSSH, serialization.NoEncryption()
         )
         path.parent.mkdir(parents=True, exist_ok=True)
-        _write_private(path, private)
+        write_atomic(path, private)
     loaded = serialization.load_ssh_private_key(path.read_bytes(), None)
     return loaded.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
-
-
-def _write_private(path: Path, data: bytes) -> None:
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(data)

@@ -99,6 +99,8 @@ def admit(state: StateFolder, request: EnrolmentRequest, register_node: Callable
     admitted = owner.model_copy(update={"enrolled": enrolled})
     with state.changing_owners() as owners:
         # Two first owners may have asked at once: the later one is measured by the earlier one's key.
+        if owner.name not in owners or owners[owner.name].token_sha256 != owner.token_sha256:
+            raise InviteError(f"the invite of {owner.name} was replaced by a newer one", hint=_ASK_AGAIN)
         agreed = _agreed_fingerprint(state, settings, owner.name)
         if agreed is not None and agreed != request.fingerprint:
             _compare(settings, agreed, request)

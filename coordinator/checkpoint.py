@@ -11,6 +11,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from coordinator.state import RoundRecord
 from ppfed.atomic import write_atomic
 from ppfed.errors import UsageError
 
@@ -29,11 +30,14 @@ class Checkpoint:
     weights : dict of str to tensor
     momentum : dict of str to tensor
         The optimizer's buffers by parameter name; empty in exchange ``updates``.
+    record : RoundRecord or None
+        Of the last round, as far as it was known: after a crash nobody else knows it.
     """
 
     rounds: int
     weights: dict[str, Tensor]
     momentum: dict[str, Tensor]
+    record: RoundRecord | None = None
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -42,7 +46,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     fresh.mkdir(parents=True, exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}, fresh / _WEIGHTS)
     save_file({name: tensor.contiguous() for name, tensor in checkpoint.momentum.items()}, fresh / _MOMENTUM)
-    write_atomic(folder / _PROGRESS, json.dumps({"rounds": checkpoint.rounds}))
+    record = None if checkpoint.record is None else checkpoint.record.model_dump()
+    write_atomic(folder / _PROGRESS, json.dumps({"rounds": checkpoint.rounds, "record": record}))
     for old in folder.iterdir():
         if old.is_dir() and old != fresh:
             shutil.rmtree(old)
@@ -59,9 +64,11 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
     if not (folder / _PROGRESS).exists():
         return None
     try:
-        rounds = int(json.loads((folder / _PROGRESS).read_bytes())["rounds"])
+        progress = json.loads((folder / _PROGRESS).read_bytes())
+        rounds = int(progress["rounds"])
+        record = None if progress["record"] is None else RoundRecord.model_validate(progress["record"])
         kept = folder / f"{rounds:06d}"
-        return Checkpoint(rounds, load_file(kept / _WEIGHTS), load_file(kept / _MOMENTUM))
+        return Checkpoint(rounds, load_file(kept / _WEIGHTS), load_file(kept / _MOMENTUM), record)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(
             f"the checkpoint in {folder} is damaged ({type(error).__name__})",

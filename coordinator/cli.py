@@ -57,7 +57,7 @@ def start(  # noqa: PLR0917 -- each is an option
     from coordinator.plan import agree
     from coordinator.start import run_coordinator, start_detached
     from coordinator.state import StateFolder
-    from ppfed.cli.console import stderr, stdout
+    from ppfed.cli.console import print_line, stderr, stdout
     from ppfed.enrolment import Phase
 
     given = {
@@ -90,15 +90,15 @@ def start(  # noqa: PLR0917 -- each is an option
     console = stderr()
     if detach:
         log = start_detached(folder, device)
-        console.print(f"open at {folder.plan().address}; output goes to {log}", markup=False, soft_wrap=True)
+        print_line(console, f"open at {folder.plan().address}; output goes to {log}")
         return
     with Watch(console, folder) as watch:
         status = run_coordinator(folder, device, watch.ready, watch)
     if status.phase is not Phase.FINISHED:
-        console.print(f"{status.phase}: {status.message}", markup=False, emoji=False, soft_wrap=True)
+        print_line(console, f"{status.phase}: {status.message}")
         raise typer.Exit(0 if status.phase is Phase.STOPPED else 1)
     last = status.rounds[-1].accuracy if status.rounds else None
-    stdout().print(f"model     {folder.model}", markup=False, soft_wrap=True)
+    print_line(stdout(), f"model     {folder.model}")
     stdout().print(f"accuracy  {'not measured' if last is None else format(last, '.2%')}")
 
 
@@ -113,7 +113,7 @@ def invite(
 
     from coordinator.admission import make_invite
     from coordinator.state import StateFolder
-    from ppfed.cli.console import stdout
+    from ppfed.cli.console import print_line, stdout
     from ppfed.errors import UsageError
     from ppfed.federation import describe_invalid
 
@@ -127,7 +127,7 @@ def invite(
             f"{name!r} is no name for an owner: {describe_invalid(error)}", hint="Use letters, digits, '.', '_', '-'."
         ) from None
     made.write(path)
-    stdout().print(str(path), markup=False, soft_wrap=True)
+    print_line(stdout(), str(path))
 
 
 @app.command()

@@ -16,6 +16,7 @@ from flwr.serverapp import Grid
 from ppfed.errors import PPFedError
 
 _POLL_S = 0.25
+_LOST_CHECK_S = 2.0
 
 
 class StopRequestedError(PPFedError):
@@ -29,17 +30,24 @@ class Reply:
     Attributes
     ----------
     owner : str
-    content : RecordDict or None
-        None where the owner, or Flower on its behalf, reported an error.
+    question : str
+        What ``ask`` returned.
+    message : Message or None
+        None where the owner, or Flower on its behalf, reported an error, or the question was lost.
     error : str
-    message : Message
-        As Flower delivered it.
+        Why there is no message.
     """
 
     owner: str
-    content: RecordDict | None
-    error: str
-    message: Message
+    question: str
+    message: Message | None
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class _Question:
+    owner: str
+    at: float
 
 
 class Conversation:
@@ -52,14 +60,25 @@ class Conversation:
         The Flower node of each owner.
     stop_requested : callable
         Asked between polls.
+    joined_at : callable
+        Returns when each owner last joined, in seconds since the epoch. One that joined after it was asked has
+        forgotten the question: Flower would never say so.
     """
 
-    def __init__(self, grid: Grid, nodes: Mapping[str, int], stop_requested: Callable[[], bool]) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        nodes: Mapping[str, int],
+        stop_requested: Callable[[], bool],
+        joined_at: Callable[[], Mapping[str, float]],
+    ) -> None:
         self._grid = grid
         self._nodes = dict(nodes)
         self._owners = {node: owner for owner, node in nodes.items()}
         self.stop_requested = stop_requested
-        self._asked: dict[str, str] = {}
+        self._joined_at = joined_at
+        self._asked: dict[str, _Question] = {}
+        self._next_lost_check = 0.0
 
     def check_stop(self) -> None:
         """Raise StopRequestedError if somebody asked to stop."""
@@ -77,9 +96,9 @@ class Conversation:
             self.check_stop()
             time.sleep(_POLL_S)
 
-    def wait_for_any(self, deadline: float) -> None:
-        """Wait until some owner is online, or the deadline (``time.monotonic``) has passed."""
-        while not self.online() and time.monotonic() < deadline:
+    def wait_for_number(self, count: int, deadline: float) -> None:
+        """Wait until so many owners are online, or the deadline (``time.monotonic``) has passed."""
+        while len(self.online()) < count and time.monotonic() < deadline:
             self.check_stop()
             time.sleep(_POLL_S)
 
@@ -94,17 +113,17 @@ class Conversation:
         message = Message(content, self._nodes[owner], message_type, ttl=timeout_s, group_id=group)
         for message_id in self._grid.push_messages([message]):
             if message_id:
-                self._asked[message_id] = owner
+                self._asked[message_id] = _Question(owner, time.time())
                 return message_id
         return None
 
     def forget(self, owner: str) -> None:
         """Ignore answers that this owner still owes."""
-        self._asked = {message: asked for message, asked in self._asked.items() if asked != owner}
+        self._asked = {message: asked for message, asked in self._asked.items() if asked.owner != owner}
 
     def waiting_for(self) -> set[str]:
         """Owners that owe an answer."""
-        return set(self._asked.values())
+        return {asked.owner for asked in self._asked.values()}
 
     def answers(self, deadline: float) -> Iterator[Reply]:
         """Yield answers as they come, until none is owed or the deadline (``time.monotonic``) has passed.
@@ -119,16 +138,30 @@ class Conversation:
             self.check_stop()
             pulled = list(self._grid.pull_messages(list(self._asked)))
             for message in pulled:
-                owner = self._asked.pop(message.metadata.reply_to_message_id, None)
-                if owner is not None:
-                    yield self._reply(owner, message)
+                question = message.metadata.reply_to_message_id
+                asked = self._asked.pop(question, None)
+                if asked is not None:
+                    yield self._reply(asked.owner, question, message)
             if not pulled:
+                yield from self._lost()
                 time.sleep(_POLL_S)
 
-    def _reply(self, owner: str, message: Message) -> Reply:
+    def _lost(self) -> Iterator[Reply]:
+        """Give up questions that an owner forgot because it was restarted."""
+        if time.monotonic() < self._next_lost_check:
+            return
+        self._next_lost_check = time.monotonic() + _LOST_CHECK_S
+        joined_at = self._joined_at()
+        for question, asked in list(self._asked.items()):
+            # Whoever hears of the first lost question may have dropped the owner's others.
+            if joined_at.get(asked.owner, 0.0) > asked.at and self._asked.pop(question, None) is not None:
+                yield Reply(asked.owner, question, None, "the owner joined again and forgot the question")
+
+    def _reply(self, owner: str, question: str, message: Message) -> Reply:
         if message.has_error():
-            return Reply(owner, None, f"error {message.error.code}: {(message.error.reason or '')[:500]}", message)
+            reason = (message.error.reason or "")[:500]
+            return Reply(owner, question, None, f"error {message.error.code}: {reason}")
         # Answers are matched by the question's id; the sender is checked besides.
         if self._owners.get(message.metadata.src_node_id) != owner:
-            return Reply(owner, None, "the answer came from another node", message)
-        return Reply(owner, message.content, "", message)
+            return Reply(owner, question, None, "the answer came from another node")
+        return Reply(owner, question, message)

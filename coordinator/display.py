@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from coordinator.front_door import Traffic
 from coordinator.state import StateFolder, Status
+from ppfed.cli.console import live_bar, print_line
 from ppfed.enrolment import Phase
 
 _MB = 1e6
@@ -26,14 +25,7 @@ class Watch:
         self._joined: set[str] = set()
         self._rounds = len(state.status().rounds)
         self._phase: Phase | None = None
-        self._bar = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TimeElapsedColumn(),
-            console=console,
-            transient=True,
-            disable=not sys.stderr.isatty(),
-        )
+        self._bar = live_bar(console)
         self._task = self._bar.add_task("starting", total=None)
 
     def __enter__(self) -> Watch:
@@ -78,7 +70,7 @@ class Watch:
         self._bar.update(self._task, description=str(status.phase), completed=done, total=total)
 
     def _say(self, line: str) -> None:
-        self._console.print(line, markup=False, emoji=False, soft_wrap=True)
+        print_line(self._console, line)
 
 
 def status_report(state: StateFolder) -> dict[str, Any]:

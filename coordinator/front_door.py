@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import re
 import ssl
 import threading
 import time
@@ -22,7 +23,7 @@ import uvicorn
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.background import BackgroundTask
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -47,6 +48,9 @@ _ONLINE_S = 15.0
 _NODE_KEY_HEADER = "flwr-public-key"
 _KEPT_HEADERS = ("content-type", "accept", "content-encoding", "content-length")
 _START_TIMEOUT_S = 20.0
+_UPSTREAM_TIMEOUT_S = 120.0
+_FLEET_CALL = re.compile(r"[a-z]+(-[a-z]+)*")
+"""``push-object`` and its like: no dots and no escapes, which the SuperLink might read otherwise than we do."""
 
 
 class _TooLargeError(Exception):
@@ -103,7 +107,9 @@ class FrontDoor:
     @asynccontextmanager
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         context = ssl.create_default_context(cafile=str(self._ca))
-        async with httpx.AsyncClient(base_url=self._superlink_url, verify=context, timeout=120.0) as client:
+        async with httpx.AsyncClient(
+            base_url=self._superlink_url, verify=context, timeout=_UPSTREAM_TIMEOUT_S, trust_env=False
+        ) as client:
             self._client = client
             yield
 
@@ -150,8 +156,8 @@ class FrontDoor:
 
     async def _fleet(self, request: Request) -> Response:
         owner = self._owner_of_key.get(_node_key(request))
-        if owner is None:
-            return PlainTextResponse("this node key is not admitted", 403)
+        if owner is None or _FLEET_CALL.fullmatch(request.path_params["call"]) is None:
+            return PlainTextResponse("this node key is not admitted, or there is no such call", 403)
         self.traffic.last_seen[owner] = time.monotonic()
         client = self._client
         if client is None:
@@ -167,6 +173,8 @@ class FrontDoor:
         except _TooLargeError:
             self._state.audit("refused", owner=owner, reason="request too large")
             return PlainTextResponse("too large", 413)
+        except ClientDisconnect:
+            return PlainTextResponse("the owner went away", 400)
         except httpx.TransportError:
             return PlainTextResponse("the SuperLink does not answer", 503)
         kept = {name: value for name, value in answer.headers.items() if name in _KEPT_HEADERS}
@@ -247,7 +255,7 @@ async def _read(request: Request, most: int) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > most:
-            raise _TooLargeError
+            raise _TooLargeError("it is too large")
     return bytes(body)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -13,6 +14,7 @@ from coordinator.state import Enrolled, StateFolder
 from ppfed import wire
 from ppfed.errors import DataError, FederationError, PeerDataError
 from ppfed.federation import FederationSettings
+from ppfed.images.source import Split
 from ppfed.store import ShardStore, read_shard, verify_shard
 
 _IN_FLIGHT = 2
@@ -29,7 +31,7 @@ class _Delivery:
     manifest: wire.Manifest | None = None
     missing: list[wire.ShardName] = field(default_factory=list)
     asked: dict[str, wire.ShardName] = field(default_factory=dict)
-    received: int = 0
+    received: Counter[Split] = field(default_factory=Counter)
     failures: int = 0
     last_heard: float = 0.0
     paused: bool = False
@@ -97,17 +99,17 @@ class Intake:
         delivery = self._deliveries.get(reply.owner)
         if delivery is None:
             return
-        question = delivery.asked.pop(reply.message.metadata.reply_to_message_id, None)
-        if reply.content is None:
+        question = delivery.asked.pop(reply.question, None)
+        if reply.message is None:
             self._state.audit("no answer", owner=reply.owner, reason=reply.error)
             self._pause(reply.owner, delivery, question)
             return
         delivery.last_heard = time.monotonic()
         try:
             if question is None:
-                self._take_manifest(reply.owner, delivery, reply.content)
+                self._take_manifest(reply.owner, delivery, reply.message.content)
             else:
-                self._take_shard(reply.owner, delivery, question, reply.content)
+                self._take_shard(reply.owner, delivery, question, reply.message.content)
         except PeerDataError as error:
             delivery.failures += 1
             self._state.audit("refused", owner=reply.owner, reason=error.message)
@@ -120,16 +122,19 @@ class Intake:
 
     def _take_manifest(self, owner: str, delivery: _Delivery, content: RecordDict) -> None:
         enrolled = self._owners[owner]
-        announced = enrolled.train_images * enrolled.copies + enrolled.held_out_images
-        delivery.manifest = wire.unpack_manifest(content, self._settings, announced)
+        delivery.manifest = wire.unpack_manifest(content, self._settings, sum(_announced(enrolled).values()))
         store = ShardStore(self._state.store(owner))
+        # What an earlier run received and this manifest does not list: the owner has prepared its images anew.
+        listed = {store.path(name.split, name.index) for name in delivery.manifest.names()}
+        for path in {path for split in Split for path in store.paths(split)} - listed:
+            path.unlink()
         delivery.missing = []
         for name in delivery.manifest.names():
             have = self._stored_rows(store, name, delivery.manifest.checksums[name.split][name.index])
             if have is None:
                 delivery.missing.append(name)
             else:
-                delivery.received += have
+                delivery.received[name.split] += have
         self._report()
 
     def _stored_rows(self, store: ShardStore, name: wire.ShardName, checksum: int) -> int | None:
@@ -150,16 +155,16 @@ class Intake:
         enrolled = self._owners[owner]
         checksum = delivery.manifest.checksums[name.split][name.index]
         shard = wire.unpack_shard(content, name, self._settings, enrolled.fingerprint, checksum)
-        announced = enrolled.train_images * enrolled.copies + enrolled.held_out_images
-        if delivery.received + len(shard) > announced:
+        if delivery.received[name.split] + len(shard) > _announced(enrolled)[name.split]:
             raise PeerDataError("it sends more images than it announced")
         ShardStore(self._state.store(owner)).write(name.split, name.index, shard)
-        delivery.received += len(shard)
+        delivery.received[name.split] += len(shard)
         self._state.audit("shard", owner=owner, split=str(name.split), index=name.index, images=len(shard))
         self._report()
 
     def _ask_manifest(self, owner: str) -> None:
-        self._conversation.ask(owner, wire.MANIFEST, wire.pack_request(), "intake", self._settings.deadline_s)
+        asked = self._conversation.ask(owner, wire.MANIFEST, wire.pack_request(), "intake", self._settings.deadline_s)
+        self._deliveries[owner].paused = asked is None
 
     def _ask_shards(self, owner: str, delivery: _Delivery) -> None:
         while delivery.missing and len(delivery.asked) < _IN_FLIGHT:
@@ -169,6 +174,7 @@ class Intake:
             )
             if message_id is None:
                 delivery.missing.insert(0, name)
+                delivery.paused = True
                 return
             delivery.asked[message_id] = name
 
@@ -208,11 +214,13 @@ class Intake:
                 f"{self._settings.quorum}",
                 hint="Have the owner join again, then start the coordinator again: what was received is kept.",
             )
+        self._report()
 
     def _report(self) -> None:
-        expected = sum(
-            one.train_images * one.copies + one.held_out_images
-            for name, one in self._owners.items()
-            if name in self._deliveries
-        )
-        self._on_progress(sum(delivery.received for delivery in self._deliveries.values()), expected)
+        expected = sum(sum(_announced(one).values()) for name, one in self._owners.items() if name in self._deliveries)
+        received = sum(delivery.received.total() for delivery in self._deliveries.values())
+        self._on_progress(received, expected)
+
+
+def _announced(enrolled: Enrolled) -> dict[Split, int]:
+    return {Split.TRAIN: enrolled.train_images * enrolled.copies, Split.HELD_OUT: enrolled.held_out_images}

@@ -45,6 +45,9 @@ def train_pooled(
         done = checkpoint.rounds
         load_network_state(network, checkpoint.weights)
         trainer.load_momentum(checkpoint.momentum)
+        if checkpoint.record is not None:
+            # A crash may have come between the checkpoint and the status.
+            yield checkpoint.record
     last_check = time.monotonic()
 
     def on_step(_step: int, _steps: int) -> None:
@@ -56,8 +59,7 @@ def train_pooled(
     started = time.monotonic()
     for result in trainer.train_epochs(train, done, settings.training.epochs - done, on_step):
         evaluation = evaluate(network, held_out)
-        save_checkpoint(state.checkpoint, Checkpoint(result.epoch + 1, network_state(network), trainer.momentum()))
-        yield RoundRecord(
+        record = RoundRecord(
             round=result.epoch + 1,
             train_loss=result.loss,
             held_out_loss=evaluation.loss if evaluation.count else None,
@@ -65,4 +67,6 @@ def train_pooled(
             seconds=time.monotonic() - started,
             owners=owners,
         )
+        save_checkpoint(state.checkpoint, Checkpoint(record.round, network_state(network), trainer.momentum(), record))
+        yield record
         started = time.monotonic()

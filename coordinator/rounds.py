@@ -79,18 +79,19 @@ class Rounds:
             If several rounds in a row fall short of the quorum.
         """
         done = 0
+        pending: RoundRecord | None = None
         checkpoint = load_checkpoint(self._state.checkpoint)
         if checkpoint is not None:
             done = checkpoint.rounds
+            # Its accuracy was not known yet.
+            pending = checkpoint.record
             load_network_state(self._network, checkpoint.weights)
-        pending: RoundRecord | None = None
         for number in range(done + 1, self._settings.training.rounds + 1):
             started = time.monotonic()
             results = self._quorum_of(partial(self._train, number))
             if pending is not None:
                 yield _with_evaluation(pending, [result.evaluation for result, _ in results.values()])
             self._aggregate(number, results)
-            save_checkpoint(self._state.checkpoint, Checkpoint(number, network_state(self._network), {}))
             images = sum(result.images for result, _ in results.values())
             pending = RoundRecord(
                 round=number,
@@ -98,12 +99,14 @@ class Rounds:
                 seconds=time.monotonic() - started,
                 owners=len(results),
             )
+            save_checkpoint(self._state.checkpoint, Checkpoint(number, network_state(self._network), {}, pending))
         if pending is not None:
             evaluations = self._quorum_of(self._evaluate)
             yield _with_evaluation(pending, list(evaluations.values()))
 
     def _quorum_of(self, attempt: Callable[[], dict[str, Answer]]) -> dict[str, Answer]:
         for _ in range(_MOST_FAILED_ROUNDS):
+            self._conversation.wait_for_number(self._settings.quorum, time.monotonic() + self._settings.deadline_s)
             answers = attempt()
             if len(answers) >= self._settings.quorum:
                 return answers
@@ -144,16 +147,13 @@ class Rounds:
         for owner in sorted(self._conversation.online() & set(self._owners)):
             self._conversation.ask(owner, message_type, content, group, self._settings.deadline_s)
         for reply in self._conversation.answers(deadline):
-            if reply.content is None:
+            if reply.message is None:
                 self._state.audit("no answer", owner=reply.owner, group=group, reason=reply.error)
             else:
                 yield reply.owner, reply.message
         for owner in self._conversation.waiting_for():
             self._state.audit("missed the deadline", owner=owner, group=group)
             self._conversation.forget(owner)
-        if not self._conversation.online():
-            # Nobody is there: do not spin through the attempts.
-            self._conversation.wait_for_any(deadline)
 
     def _aggregate(self, number: int, results: Mapping[str, tuple[wire.RoundResult, Message]]) -> None:
         arrays, _ = self._strategy.aggregate_train(number, [message for _, message in results.values()])

@@ -22,7 +22,7 @@ from ppfed.enrolment import Phase
 from ppfed.errors import FederationError, PPFedError
 from ppfed.federation import Exchange, FederationSettings
 from ppfed.images.source import Split
-from ppfed.model_folder import CardOwner, CurvePoint, ModelCard, installed_versions, write_model
+from ppfed.model_folder import CardOwner, CurvePoint, ModelCard, curve_to_json, installed_versions, write_model
 from ppfed.network import ImageClassifier, build_network
 from ppfed.network_state import network_state
 from ppfed.store import ShardStore
@@ -55,7 +55,7 @@ def run_federation(grid: Grid, state: StateFolder, device: torch.device) -> None
     settings = state.plan().settings
     owners = state.owners().enrolled()
     nodes = {name: one.node_id for name, one in owners.items()}
-    conversation = Conversation(grid, nodes, state.stop_request.exists)
+    conversation = Conversation(grid, nodes, state.stop_request.exists, state.joined_at)
     run = _Run(conversation, state, settings, owners, device)
     try:
         run.work()
@@ -105,10 +105,13 @@ class _Run:
             kept = [one for one in self._status.rounds if one.round < record.round]
             self._set(phase=Phase.TRAINING, rounds=[*kept, record])
         card = self._card()
-        write_model(self._state.model, network, card, _curve(self._status.rounds))
+        curve = _curve(self._status.rounds)
+        write_model(self._state.model, network, card, curve)
         self._state.audit("model written", accuracy=card.accuracy)
         # The status says "finished" only after the owners were told: then the services may go.
-        self._tell(wire.Farewell(True, "", card.model_dump_json(), network_state(network)), _FAREWELL_S)
+        self._tell(
+            wire.Farewell(True, "", card.model_dump_json(), network_state(network), curve_to_json(curve)), _FAREWELL_S
+        )
         self._set(phase=Phase.FINISHED)
 
     def _images(self, network: ImageClassifier) -> Iterator[RoundRecord]:

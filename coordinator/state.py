@@ -15,9 +15,11 @@ import datetime
 import fcntl
 import json
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -25,6 +27,8 @@ from ppfed.atomic import write_atomic
 from ppfed.enrolment import Phase
 from ppfed.errors import UsageError
 from ppfed.federation import FederationSettings, describe_invalid
+
+_LOOK_S = 0.5
 
 
 class Plan(BaseModel):
@@ -178,6 +182,12 @@ class StateFolder:
         except FileNotFoundError:
             return OwnerList()
 
+    def joined_at(self) -> dict[str, float]:
+        """Return when each owner last joined, in seconds since the epoch."""
+        return {
+            name: datetime.datetime.fromisoformat(one.at).timestamp() for name, one in self.owners().enrolled().items()
+        }
+
     @contextmanager
     def changing_owners(self) -> Iterator[dict[str, Owner]]:
         """Change the owners while nobody else does; written when the block ends without an error."""
@@ -231,7 +241,7 @@ class StateFolder:
         """
         with (self.folder / "running").open("a+") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(file)
             except BlockingIOError:
                 raise UsageError(
                     f"a coordinator is running in {self.folder} already",
@@ -271,6 +281,20 @@ class StateFolder:
         return self.folder / "stop"
 
 
+def _lock(file: TextIO) -> None:
+    """Take the lock; whoever only looks whether it is taken holds it for a moment."""
+    deadline = time.monotonic() + _LOOK_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_LOOK_S / 20)
+        else:
+            return
+
+
 def now_text() -> str:
-    """Return the time, UTC, ISO 8601."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    """Return the time, UTC, ISO 8601, to the millisecond."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="milliseconds")

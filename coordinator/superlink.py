@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import secrets
 import subprocess
 import tempfile
@@ -15,6 +14,7 @@ import httpx
 import tomli_w
 
 from coordinator.pki import Certificates
+from ppfed.atomic import write_atomic
 from ppfed.errors import ServiceError
 from ppfed.services import Service, flower_command, flower_environment, free_port
 
@@ -43,7 +43,7 @@ class SuperLink:
         self._port = free_port()
         self._environment = flower_environment(home)
         secret = home / "superexec.secret"
-        _write_secret(secret)
+        write_atomic(secret, secrets.token_bytes(32))
         tls = ["--ssl-certfile", str(certificates.server), "--ssl-keyfile", str(certificates.server_key)]
         self._superlink = Service(
             "Flower's SuperLink",
@@ -120,7 +120,7 @@ class SuperLink:
 
     def _answers(self) -> bool:
         try:
-            return httpx.get(f"{self.url}/health", verify=str(self._ca), timeout=2.0).is_success
+            return httpx.get(f"{self.url}/health", verify=str(self._ca), timeout=2.0, trust_env=False).is_success
         except httpx.TransportError:
             return False
 
@@ -143,10 +143,3 @@ class SuperLink:
             reason = answer.get("error-message") or done.stderr.strip() or done.stdout.strip() or "no output"
             raise ServiceError(f"'flwr {what}' failed: {reason}", hint="See the logs in the state folder.")
         return answer
-
-
-def _write_secret(path: Path) -> None:
-    path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(secrets.token_bytes(32))

@@ -8,7 +8,10 @@ from pathlib import Path
 
 
 def write_atomic(path: Path, data: bytes | str, mode: int = 0o600) -> None:
-    """Write a file by way of a temporary neighbour: no reader sees, and no crash leaves, half of it."""
+    """Write a file by way of a temporary neighbour: no reader sees, and no crash leaves, half of it.
+
+    At no moment may anyone read it whom ``mode`` does not admit.
+    """
     content = data.encode() if isinstance(data, str) else data
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:

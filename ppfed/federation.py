@@ -64,7 +64,7 @@ class TrainingSettings(_Agreed):
     rounds: int = Field(default=10, ge=1, le=100_000)
     local_epochs: int = Field(default=1, ge=1, le=1000)
     batch_size: int = Field(default=128, ge=4, le=65_536)
-    learning_rate: float = Field(default=0.1, gt=0, le=10)
+    learning_rate: float = Field(default=0.2, gt=0, le=10)
     schedule: Schedule = Schedule.LINEAR
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     adaptation: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(8, 32), max_length=16)

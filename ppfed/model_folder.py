@@ -29,7 +29,16 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    JsonValue,
+    TypeAdapter,
+    ValidationError,
+    model_validator,
+)
 from pydantic_core import from_json
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
@@ -178,6 +187,28 @@ class CurvePoint:
     held_out_loss: float | None = None
     accuracy: float | None = None
     seconds: float | None = None
+
+
+_CURVE = TypeAdapter(list[CurvePoint])
+
+
+def curve_to_json(curve: Sequence[CurvePoint]) -> str:
+    """Write a curve as JSON."""
+    return _CURVE.dump_json(list(curve)).decode()
+
+
+def curve_from_json(text: str) -> list[CurvePoint]:
+    """Read a curve, which may come from anyone.
+
+    Raises
+    ------
+    ModelError
+        If it is no curve.
+    """
+    try:
+        return _CURVE.validate_json(text)
+    except ValidationError as error:
+        raise ModelError(f"the training curve is malformed: {describe_invalid(error)}") from None
 
 
 @dataclass(frozen=True, eq=False)

@@ -32,6 +32,7 @@ SHARD_BYTES = 64 << 20
 _DIGEST_BYTES = 32
 _METADATA_KEY = b"ppfed"
 _SUFFIX = ".arrow"
+_UNREADABLE = (OSError, pa.ArrowException, KeyError, TypeError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -134,13 +135,10 @@ def read_shard(path: Path) -> Shard:
         spec = CipherSpec(meta["name"], Scope(meta["scope"]), meta["colour_shuffle"])
         pixels = _fixed_bytes(batch.column("pixels"), int(np.prod(shape))).reshape(-1, *shape)
         ids = _fixed_bytes(batch.column("id"), ID_BYTES)
-        labels = batch.column("label").to_numpy(zero_copy_only=False).astype(np.int64)
+        labels = _labels(batch.column("label"))
         return Shard(EncryptedImages(pixels, ids, spec, meta["fingerprint"]), labels)
-    except (OSError, pa.ArrowInvalid, KeyError, TypeError, ValueError) as error:
-        raise DataError(
-            f"{path} is not a shard of encrypted images, or it is damaged ({type(error).__name__})",
-            hint="Remove the file; it is fetched or made again.",
-        ) from None
+    except _UNREADABLE as error:
+        raise _damaged(path, error) from None
 
 
 def verify_shard(path: Path) -> None:
@@ -152,10 +150,21 @@ def verify_shard(path: Path) -> None:
         If the file is damaged.
     """
     shard = read_shard(path)
-    with pa.memory_map(str(path)) as source:
-        stored = _fixed_bytes(pa.ipc.open_file(source).get_batch(0).column("digest"), _DIGEST_BYTES)
-        if not np.array_equal(stored, _digests(shard.images)):
-            raise DataError(f"{path} is damaged: an image differs from its digest", hint="Remove the file.")
+    try:
+        with pa.memory_map(str(path)) as source:
+            stored = _fixed_bytes(pa.ipc.open_file(source).get_batch(0).column("digest"), _DIGEST_BYTES)
+            sound = np.array_equal(stored, _digests(shard.images))
+    except _UNREADABLE as error:
+        raise _damaged(path, error) from None
+    if not sound:
+        raise DataError(f"{path} is damaged: an image differs from its digest", hint="Remove the file.")
+
+
+def _damaged(path: Path, error: Exception) -> DataError:
+    return DataError(
+        f"{path} is not a shard of encrypted images, or it is damaged ({type(error).__name__})",
+        hint="Remove the file; it is fetched or made again.",
+    )
 
 
 def _digests(images: EncryptedImages) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -189,6 +198,13 @@ def _record_batch(shard: Shard) -> pa.RecordBatch:
 def _fixed_column(values: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], width: int) -> pa.Array:
     buffer = pa.py_buffer(np.ascontiguousarray(values))
     return pa.FixedSizeBinaryArray.from_buffers(pa.binary(width), len(values), [None, buffer])
+
+
+def _labels(column: pa.Array) -> Int64Array:
+    if column.type != pa.int32() or column.null_count:
+        raise ValueError("labels have another type, or some are missing")
+    labels: Int64Array = column.to_numpy(zero_copy_only=False).astype(np.int64)
+    return labels
 
 
 def _fixed_bytes(column: pa.Array, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:

@@ -60,7 +60,7 @@ class TrainingConfig:
 
     epochs: int = 10
     batch_size: int = 128
-    learning_rate: float = 0.1
+    learning_rate: float = 0.2
     momentum: float = 0.9
     weight_decay: float = 5e-4
     nesterov: bool = True

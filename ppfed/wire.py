@@ -42,8 +42,10 @@ _CONFIG = "config"
 _METRICS = "metrics"
 _NUMPY = "numpy.ndarray"
 _MAX_SHARDS = 1_000_000
-_MAX_CARD_CHARACTERS = 1 << 20
+_MAX_TEXT_CHARACTERS = 1 << 22
+_SHOWN_CHARACTERS = 1000
 _MOST_WEIGHT_BYTES = 1 << 30
+_RESULT_METRICS = {"num-examples", "train-loss", "correct", "held-out", "held-out-loss"}
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,8 @@ class Farewell:
     ----------
     completed : bool
     message : str
-    card : str
-        The model card as JSON; empty where there is no model.
+    card, curve : str
+        The model card and the training curve as JSON; empty where there is no model.
     weights : dict of str to float32 tensor
         The final model; empty where there is none.
     """
@@ -119,6 +121,7 @@ class Farewell:
     message: str
     card: str
     weights: dict[str, Tensor]
+    curve: str = ""
 
 
 def pack_request() -> RecordDict:
@@ -161,7 +164,7 @@ def unpack_shard_request(content: RecordDict) -> ShardName:
     """Check and unpack; raises PeerDataError."""
     config = _config(content)
     split, index = config.get("split"), config.get("index")
-    if split not in set(Split) or not isinstance(index, int) or not 0 <= index < _MAX_SHARDS:
+    if split not in list(Split) or not isinstance(index, int) or not 0 <= index < _MAX_SHARDS:
         raise PeerDataError("the coordinator asked for a shard that cannot exist")
     return ShardName(Split(str(split)), index)
 
@@ -282,7 +285,11 @@ def pack_round_result(result: RoundResult) -> RecordDict:
 def unpack_round_result(content: RecordDict, images: int, held_out: int, layout: Layout) -> RoundResult:
     """Check and unpack; ``images`` and ``held_out`` were announced at enrolment. Raises PeerDataError."""
     metrics = _metrics(content)
-    if metrics.get("num-examples") != images:
+    # Flower's strategies take one record of each kind, with the same metrics from everyone, and raise otherwise: an
+    # owner that sends more would end the run for all.
+    if set(content) != {_ARRAYS, _METRICS} or set(metrics) != _RESULT_METRICS:
+        raise PeerDataError("the update holds other records than it should")
+    if metrics["num-examples"] != images:
         raise PeerDataError("the number of images is not the announced one")
     return RoundResult(
         unpack_weights(content, layout), images, _number(metrics, "train-loss"), unpack_evaluation(content, held_out)
@@ -300,19 +307,24 @@ def unpack_evaluation(content: RecordDict, held_out: int) -> Evaluation:
 
 def pack_farewell(farewell: Farewell) -> RecordDict:
     """Coordinator to owner."""
-    config = ConfigRecord({"completed": farewell.completed, "message": farewell.message, "card": farewell.card})
+    config = ConfigRecord(
+        {
+            "completed": farewell.completed,
+            "message": farewell.message,
+            "card": farewell.card,
+            "curve": farewell.curve,
+        }
+    )
     return RecordDict({_ARRAYS: pack_weights(farewell.weights), _CONFIG: config})
 
 
 def unpack_farewell(content: RecordDict, layout: Layout) -> Farewell:
     """Check and unpack. Raises PeerDataError."""
     config = _config(content)
-    message, card = config.get("message"), config.get("card")
-    if not isinstance(message, str) or not isinstance(card, str) or len(card) > _MAX_CARD_CHARACTERS:
-        raise PeerDataError("the coordinator's last message is malformed")
+    message, card, curve = (_text(config, key) for key in ("message", "card", "curve"))
     completed = config.get("completed") is True
     weights = unpack_weights(content, layout) if completed else {}
-    return Farewell(completed, message[:1000], card, weights)
+    return Farewell(completed, message[:_SHOWN_CHARACTERS], card, weights, curve)
 
 
 def pack_weights(weights: Mapping[str, Tensor]) -> ArrayRecord:
@@ -351,6 +363,13 @@ def _config(content: RecordDict) -> ConfigRecord:
     return content.config_records[_CONFIG]
 
 
+def _text(config: ConfigRecord, key: str) -> str:
+    value = config.get(key)
+    if not isinstance(value, str) or len(value) > _MAX_TEXT_CHARACTERS:
+        raise PeerDataError("the coordinator's last message is malformed")
+    return value
+
+
 def _metrics(content: RecordDict) -> MetricRecord:
     if _METRICS not in content.metric_records:
         raise PeerDataError("the message holds no metrics")
@@ -379,6 +398,9 @@ def _numpy(array: Array) -> npt.NDArray[Any]:
         raise PeerDataError("an array has an unknown format")
     try:
         values: npt.NDArray[Any] = array.numpy()
-    except (ValueError, OSError, EOFError, TypeError) as error:
+    except Exception as error:
+        # NumPy parses the header as Python: a damaged one raises nearly anything.
         raise PeerDataError(f"an array cannot be read ({type(error).__name__})") from None
+    if not isinstance(values, np.ndarray):
+        raise PeerDataError("an array is an archive of arrays")
     return values

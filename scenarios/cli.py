@@ -24,18 +24,16 @@ def demo(
     size: Annotated[str | None, typer.Option("--size", help="Image size; default: 16 for digits, 32 else.")] = None,
 ) -> None:
     """Run a coordinator and two owners as separate processes over TLS: exchange images, then updates."""
-    from ppfed.cli.console import stderr, stdout
+    from ppfed.cli.console import print_line, stderr, stdout
     from scenarios.demo import Demo, digits, own_images, result_table
 
     console = stderr()
     material = digits() if data is None else own_images(data, images, size)
-    with Demo(
-        out, material, rounds, lambda line: console.print(line, markup=False, emoji=False, soft_wrap=True)
-    ) as run:
+    with Demo(out, material, rounds, lambda line: print_line(console, line)) as run:
         run.prepare()
         results = [run.federation("images"), run.federation("updates")]
         answers = run.predict(results[0])
     stdout().print(result_table(material.title, results))
-    stdout().print(answers, markup=False, soft_wrap=True)
+    print_line(stdout(), answers)
     for name, path in run.paths(results).items():
-        stdout().print(f"{name:<18}{path}", markup=False, soft_wrap=True)
+        print_line(stdout(), f"{name:<18}{path}")

@@ -26,9 +26,26 @@ def stderr() -> Console:
 def print_error(error: PPFedError) -> None:
     """Print an error and what to do next to stderr."""
     console = stderr()
-    console.print(f"[bold red]error:[/] {escape(error.message)}", soft_wrap=True)
+    console.print(f"[bold red]error:[/] {escape(printable(error.message))}", soft_wrap=True, emoji=False)
     if error.hint:
-        console.print(f"[bold]next:[/] {escape(error.hint)}", soft_wrap=True)
+        console.print(f"[bold]next:[/] {escape(printable(error.hint))}", soft_wrap=True, emoji=False)
+
+
+def print_line(console: Console, line: str) -> None:
+    """Print a line as it is: text from peers and file names is no markup and commands no terminal."""
+    console.print(printable(line), markup=False, emoji=False, soft_wrap=True)
+
+
+def printable(text: str) -> str:
+    """Replace what is not printable, but for line breaks: names and messages come from others."""
+    kept = (one if one.isprintable() or one == "\n" else "\N{REPLACEMENT CHARACTER}" for one in text)
+    return "".join(kept)
+
+
+def live_bar(console: Console) -> Progress:
+    """Make a bar that a role keeps below its lines while it works; invisible where there is no terminal."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
 
 
 @contextmanager

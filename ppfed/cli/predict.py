@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ppfed.cli.console import stderr, stdout
+from ppfed.cli.console import print_line, printable, stderr, stdout
 from ppfed.cli.options import KeyOption, load_key
 
 if TYPE_CHECKING:
@@ -83,18 +83,13 @@ def _table(predictions: Sequence[Prediction], classes: Sequence[str], top: int) 
         ranked = (-prediction.probabilities).argsort(kind="stable")[1:top]
         rest = ", ".join(f"{classes[index]} {prediction.probabilities[index]:.1%}" for index in ranked)
         cells = (str(prediction.path), prediction.top_class, f"{prediction.probabilities.max():.1%}", rest)
-        table.add_row(*(Text(_printable(cell)) for cell in cells))
+        table.add_row(*(Text(printable(cell)) for cell in cells))
     return table
 
 
 def _print_problems(report: LoadReport) -> None:
     console = stderr()
     for note, count in report.notes.items():
-        console.print(f"note: {note}, {count} {'image' if count == 1 else 'images'}", soft_wrap=True, markup=False)
+        print_line(console, f"note: {note}, {count} {'image' if count == 1 else 'images'}")
     for path, reason in report.bad:
-        console.print(f"left out: {_printable(path)}: {_printable(reason)}", soft_wrap=True, markup=False)
-
-
-def _printable(text: str) -> str:
-    """Names of files and classes come from others: nothing in them commands the terminal."""
-    return "".join(character if character.isprintable() else "\N{REPLACEMENT CHARACTER}" for character in text)
+        print_line(console, f"left out: {path}: {reason}")
