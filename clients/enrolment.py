@@ -41,11 +41,13 @@ class CoordinatorClient:
     def __init__(self, invite: Invite) -> None:
         self._invite = invite
         try:
+            if not 0 < int(invite.address.rpartition(":")[2]) < 65536:
+                raise ValueError("there is no such port")
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             # Not create_default_context: given an empty certificate it trusts every authority of this machine.
             context.load_verify_locations(cadata=invite.ca_certificate)
             self._client = httpx.Client(base_url=f"https://{invite.address}", verify=context, timeout=_TIMEOUT_S)
-        except (ssl.SSLError, ValueError, httpx.InvalidURL):
+        except (ssl.SSLError, TypeError, ValueError, httpx.InvalidURL):
             raise InviteError(
                 "the invite holds no usable certificate or address",
                 hint="Ask the coordinator to make a new one: ppfed coordinator invite NAME",

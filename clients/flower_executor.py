@@ -85,16 +85,18 @@ class FlowerExecutor:
         )
         heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
         heartbeat.start()
-        context, status, details = None, SubStatus.COMPLETED, ""
+        context, status, details = None, SubStatus.FAILED, "the message could not be taken or answered"
         try:
             message, context, _run, _bundle = pull_task_input(client)
             try:
                 reply = self._client_app(message=message, context=context)
+                outcome = SubStatus.COMPLETED, ""
             except Exception as error:
                 self._on_error(error)
-                status, details = SubStatus.FAILED, _public_reason(error)
-                reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, details), reply_to=message)
+                outcome = SubStatus.FAILED, _public_reason(error)
+                reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, outcome[1]), reply_to=message)
             push_message(client, reply, context)
+            status, details = outcome
         finally:
             push_task_output(client, context, status, details)
             heartbeat.stop()

@@ -269,6 +269,6 @@ def _read_record(folder: Path, signature: str) -> Prepared | None:
         record = json.loads((folder / _RECORD).read_bytes())
     except (OSError, ValueError):
         return None
-    if record.pop("signature", None) != signature:
+    if not isinstance(record, dict) or record.pop("signature", None) != signature:
         return None
     return Prepared(store=ShardStore(folder), **record)

@@ -207,6 +207,7 @@ class FrontDoorServer:
                 log_level="warning",
                 server_header=False,
                 date_header=False,
+                ws="none",
             )
         )
         self._thread = threading.Thread(target=self._run, name="front-door", daemon=True)

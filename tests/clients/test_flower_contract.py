@@ -1,0 +1,283 @@
+"""What of Flower's inside is used here, pinned: these fail when Flower changes, before an owner notices."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import inspect
+import io
+import zipfile
+from collections.abc import Callable
+from importlib.metadata import requires, version
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from flwr.app import Message, RecordDict
+from flwr.app.metadata import Metadata
+from flwr.cli.build import build_fab_from_disk
+from flwr.cli.config_utils import load_and_validate
+from flwr.common.constant import FAB_MAX_SIZE, ErrorCode, SubStatus
+from flwr.proto import runtime_pb2
+from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, TaskType
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.primitives.asymmetric import public_key_to_bytes
+from flwr.supercore.routers.runtime import router as runtime_router
+from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.fleet_http_client import FleetHttpClient
+from packaging.requirements import Requirement
+
+from clients import flower_executor
+from coordinator import front_door, superlink
+from ppfed.enrolment import FLEET_PREFIX
+from ppfed.errors import MismatchError, PeerDataError
+
+EXECUTOR = Path(inspect.getfile(flower_executor))
+BUNDLE = Path(inspect.getfile(superlink)).parent / "bundle"
+
+
+def imported() -> list[tuple[str, str]]:
+    """Every name that clients/flower_executor.py takes from Flower."""
+    return [
+        (node.module or "", alias.name)
+        for node in ast.walk(ast.parse(EXECUTOR.read_text()))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("flwr")
+        for alias in node.names
+    ]
+
+
+def test_flower_is_pinned_to_a_minor_version_and_that_one_is_installed() -> None:
+    (pin,) = [Requirement(one) for one in requires("ppfed") or [] if Requirement(one).name == "flwr"]
+    assert pin.specifier.contains(version("flwr"))
+    assert pin.specifier.contains("1.41.0")
+    assert not pin.specifier.contains("1.42.0")
+    assert not pin.specifier.contains("1.40.0")
+
+
+@pytest.mark.parametrize(("module", "name"), imported())
+def test_every_internal_name_exists(module: str, name: str) -> None:
+    assert hasattr(importlib.import_module(module), name)
+
+
+def test_the_list_of_names_is_not_empty() -> None:
+    assert ("flwr.supernode.runtime.run_clientapp", "pull_task_input") in imported()
+    assert len(imported()) > 10
+
+
+@pytest.mark.parametrize(
+    ("call", "arguments", "named"),
+    [
+        (flower_executor.pull_task_input, ["client"], {}),
+        (flower_executor.push_message, ["client", "reply", "context"], {}),
+        (flower_executor.push_task_output, ["client", None, "status", "details"], {}),
+        (flower_executor.make_task_heartbeat_fn_http, ["client"], {}),
+        (flower_executor.HeartbeatSender, [lambda: True], {}),
+        (flower_executor.make_simple_http_retry_invoker, [], {}),
+        (flower_executor.RuntimeVersionHttpInterceptor, [], {"component_name": "SuperExec"}),
+        (flower_executor.RuntimeTokenHttpInterceptor, ["token"], {}),
+        (
+            flower_executor.SuperExecAuthHttpInterceptor,
+            [],
+            {"master_secret": b"s", "protected_methods": frozenset({"m"})},
+        ),
+        (
+            RuntimeHttpClient.from_server_address,
+            [],
+            {
+                "server_address": "127.0.0.1:1",
+                "insecure": True,
+                "root_certificates": None,
+                "interceptors": [],
+                "retry_invoker": None,
+            },
+        ),
+    ],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_every_call_fits_its_signature(call: Callable[..., Any], arguments: list[Any], named: dict[str, Any]) -> None:
+    inspect.signature(call).bind(*arguments, **named)
+
+
+def test_task_input_is_what_is_unpacked() -> None:
+    returns = inspect.signature(flower_executor.pull_task_input, eval_str=True).return_annotation
+    assert [one.__name__ for one in returns.__args__] == ["Message", "Context", "Run", "Fab"]
+    sender = flower_executor.HeartbeatSender
+    assert callable(sender.start)
+    assert callable(sender.stop)
+    assert (SubStatus.COMPLETED, SubStatus.FAILED) == ("completed", "failed")
+    assert isinstance(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, int)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "AcquireTask",
+        "SendTaskHeartbeat",
+        "PullTaskInput",
+        "PullMessages",
+        "PushMessages",
+        "PullObject",
+        "PushObject",
+        "ConfirmMessageReceived",
+        "PushTaskOutput",
+    ],
+)
+def test_the_runtime_api_has_its_methods(name: str) -> None:
+    """The client's method calls the path at which the SuperNode's router serves it."""
+    source = inspect.getsource(getattr(RuntimeHttpClient, name))
+    assert f'rpc_method="/flwr.proto.Runtime/{name}"' in source
+    path = source.split('path="')[1].split('"')[0]
+    served = {route.path: route.methods for route in runtime_router.routes}  # type: ignore[attr-defined]
+    assert served[path] == {"POST"}
+
+
+def test_the_protected_method_is_the_one_that_hands_out_tasks() -> None:
+    assert {"/flwr.proto.Runtime/AcquireTask"} == flower_executor._ACQUIRE_METHODS
+    request = runtime_pb2.AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP])
+    assert list(request.supported_task_types) == [TaskType.CLIENT_APP]
+    answer = runtime_pb2.AcquireTaskResponse()
+    assert not answer.HasField("task")
+    assert answer.token == ""
+
+
+def test_nodes_present_their_key_as_the_front_door_reads_it() -> None:
+    assert front_door._NODE_KEY_HEADER == FLEET_HTTP_PUBLIC_KEY_HEADER == "flwr-public-key"
+    from cryptography.hazmat.primitives import serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    public = ec.generate_private_key(ec.SECP384R1()).public_key()
+    openssh = public.public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+    assert front_door.public_key_pem(openssh) == public_key_to_bytes(public)
+
+
+def test_every_fleet_call_of_flower_passes_the_front_door() -> None:
+    source = inspect.getsource(FleetHttpClient)
+    calls = [part.split('"')[0] for part in source.split(f'path="{FLEET_PREFIX}')[1:]]
+    assert len(calls) == source.count("rpc_method=") >= 10
+    assert "push-object" in calls
+    for call in calls:
+        assert front_door._FLEET_CALL.fullmatch(call)
+
+
+# The bundle.
+
+
+def test_flower_accepts_the_bundle() -> None:
+    config, warnings = load_and_validate(BUNDLE / "pyproject.toml", check_module=False)
+    assert config["tool"]["flwr"]["app"]["components"] == {
+        "serverapp": "ppfed_bundle.server_app:app",
+        "clientapp": "ppfed_bundle.client_app:app",
+    }
+    assert isinstance(warnings, list)
+
+
+def test_the_bundle_is_small_and_holds_no_logic() -> None:
+    content = build_fab_from_disk(BUNDLE)
+    assert len(content) < 10_000 < FAB_MAX_SIZE
+    with zipfile.ZipFile(io.BytesIO(content)) as archive:
+        sources = {name: archive.read(name).decode() for name in archive.namelist() if name.endswith(".py")}
+        assert set(archive.namelist()) - set(sources) <= {"pyproject.toml", ".info/CONTENT"}
+    assert set(sources) == {f"ppfed_bundle/{name}.py" for name in ("__init__", "client_app", "server_app")}
+    for source in sources.values():
+        for node in ast.walk(ast.parse(source)):
+            assert not isinstance(
+                node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef | ast.Lambda | ast.If | ast.For | ast.While
+            )
+            assert not isinstance(node, ast.Call) or ast.unparse(node) == "ClientApp()"
+
+
+# The executor itself, with Flower's network taken away.
+
+
+class NoNetwork:
+    """Stands for a connection to the SuperNode's Runtime API."""
+
+    def __init__(self, tasks: int) -> None:
+        self.tasks = tasks
+        self.closed = 0
+
+    def AcquireTask(self, _request: Any) -> Any:  # noqa: N802 -- Flower's name
+        answer = runtime_pb2.AcquireTaskResponse()
+        if self.tasks:
+            self.tasks -= 1
+            answer.task.task_id = 1
+            answer.token = "a token"
+        return answer
+
+    def close(self) -> None:
+        self.closed += 1
+
+
+@pytest.fixture
+def executed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
+    metadata = Metadata(1, "m", 1, 2, "", "", 1e12, 60.0, "query")
+
+    def run(app: Callable[..., Message], pull_error: Exception | None = None) -> SimpleNamespace:
+        client = NoNetwork(tasks=1)
+        pushed: list[Message] = []
+        outputs: list[tuple[Any, str, str]] = []
+        errors: list[Exception] = []
+        message = Message(content=RecordDict(), metadata=metadata)
+
+        def pull(_client: Any) -> Any:
+            if pull_error is not None:
+                raise pull_error
+            return message, "context", None, None
+
+        monkeypatch.setattr(flower_executor.FlowerExecutor, "_connect", lambda _self, *_interceptors: client)
+        monkeypatch.setattr(flower_executor, "make_task_heartbeat_fn_http", lambda _client: lambda: True)
+        monkeypatch.setattr(flower_executor, "pull_task_input", pull)
+        monkeypatch.setattr(flower_executor, "push_message", lambda _client, reply, _context: pushed.append(reply))
+        monkeypatch.setattr(
+            flower_executor,
+            "push_task_output",
+            lambda _client, context, status, details: outputs.append((context, status, details)),
+        )
+        executor = flower_executor.FlowerExecutor("127.0.0.1:1", b"secret", app, errors.append)  # type: ignore[arg-type]
+        return SimpleNamespace(executor=executor, pushed=pushed, outputs=outputs, errors=errors, client=client)
+
+    return run
+
+
+def test_a_waiting_message_is_answered(executed: Callable[..., SimpleNamespace]) -> None:
+    one = executed(lambda message, context: Message(RecordDict(), reply_to=message))
+    assert one.executor.run_waiting_task() is True
+    assert one.executor.run_waiting_task() is False
+    assert [reply.metadata.reply_to_message_id for reply in one.pushed] == ["m"]
+    assert one.outputs == [("context", SubStatus.COMPLETED, "")]
+    assert get_all_nested_objects(one.pushed[0])
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (PeerDataError("not agreed", hint="a hint for us"), "not agreed"),
+        (MismatchError("other classes"), "other classes"),
+        (FileNotFoundError("/home/anna/pictures/secret.png"), "FileNotFoundError"),
+        (ValueError("0x1234"), "ValueError"),
+    ],
+)
+def test_an_error_is_told_without_details(
+    executed: Callable[..., SimpleNamespace], error: Exception, told: str
+) -> None:
+    def fail(message: Message, context: Any) -> Message:
+        raise error
+
+    one = executed(fail)
+    assert one.executor.run_waiting_task() is True
+    assert one.errors == [error]
+    (reply,) = one.pushed
+    assert (reply.error.code, reply.error.reason) == (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, told)
+    assert one.outputs == [("context", SubStatus.FAILED, told)]
+
+
+def test_a_message_that_cannot_be_pulled_is_not_reported_as_answered(
+    executed: Callable[..., SimpleNamespace],
+) -> None:
+    one = executed(lambda message, context: message, pull_error=RuntimeError("damaged"))
+    with pytest.raises(RuntimeError, match="damaged"):
+        one.executor.run_waiting_task()
+    ((_, status, _),) = one.outputs
+    assert status == SubStatus.FAILED
+    assert one.client.closed == 1

@@ -1,0 +1,352 @@
+"""The owner's app does what was agreed and nothing else, whatever the coordinator asks for."""
+
+from __future__ import annotations
+
+import copy
+import datetime
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
+from flwr.app.metadata import Metadata
+
+from clients.owner_app import OwnerApp
+from clients.preparation import Prepared
+from ppfed import wire
+from ppfed.errors import PeerDataError
+from ppfed.federation import FederationSettings
+from ppfed.images.source import Split
+from ppfed.model_folder import (
+    CURVE_FILE,
+    CardOwner,
+    CurvePoint,
+    ModelCard,
+    curve_to_json,
+    installed_versions,
+    load_model,
+)
+from ppfed.network import build_network
+from ppfed.network_state import network_layout, network_state
+from ppfed.training import Evaluation
+
+CPU = torch.device("cpu")
+ALL_TYPES = (wire.MANIFEST, wire.SHARD, wire.TRAIN, wire.EVALUATE, wire.FINISH)
+
+
+class Shown:
+    """Remembers what the owner was shown."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[Any, ...]] = []
+
+    def shard_sent(self, number: int, total: int, size_bytes: int) -> None:
+        self.lines.append(("shard", number, total, size_bytes))
+
+    def round_started(self, number: int, rounds: int, evaluation: Evaluation) -> None:
+        self.lines.append(("started", number, rounds, evaluation.count))
+
+    def step(self, done: int, steps: int) -> None:
+        self.lines.append(("step", done, steps))
+
+    def round_finished(self, number: int, rounds: int, train_loss: float) -> None:
+        self.lines.append(("finished", number, rounds, train_loss))
+
+
+@pytest.fixture
+def make_owner(
+    tmp_path: Path, make_settings: Callable[..., FederationSettings], make_prepared: Callable[..., Prepared]
+) -> Callable[..., SimpleNamespace]:
+    def make(**changes: Any) -> SimpleNamespace:
+        settings = make_settings(**changes)
+        prepared = make_prepared(tmp_path / "store")
+        display = Shown()
+        app = OwnerApp("anna", settings, prepared, CPU, tmp_path / "model", display)
+        network = build_network(settings.network_config(), settings.training.seed + 1)
+        client_app = app.client_app()
+
+        def ask(message_type: str, content: RecordDict) -> RecordDict:
+            metadata = Metadata(
+                run_id=1,
+                message_id="m",
+                src_node_id=1,
+                dst_node_id=2,
+                reply_to_message_id="",
+                group_id="",
+                created_at=datetime.datetime.now(datetime.UTC).timestamp(),
+                ttl=60.0,
+                message_type=message_type,
+            )
+            message = Message(content=content, metadata=metadata)
+            return client_app(message=message, context=Context(1, 2, {}, RecordDict(), {})).content
+
+        return SimpleNamespace(
+            app=app, ask=ask, settings=settings, prepared=prepared, display=display, weights=network_state(network)
+        )
+
+    return make
+
+
+def order(owner: SimpleNamespace, number: int = 1) -> RecordDict:
+    return wire.pack_round_order(wire.RoundOrder(number, owner.weights))
+
+
+def card(settings: FederationSettings, fingerprint: str, **changes: Any) -> ModelCard:
+    facts = {
+        "federation": settings.name,
+        "exchange": str(settings.exchange),
+        "cipher": settings.cipher,
+        "fingerprint": fingerprint,
+        "height": settings.height,
+        "width": settings.width,
+        "channels": settings.channels,
+        "classes": settings.classes,
+        "adaptation": settings.training.adaptation,
+        "base_maps": settings.training.base_maps,
+        "owners": (CardOwner(name="anna", train_images=19, held_out_images=6),),
+        "rounds": 2,
+        "local_epochs": 1,
+        "accuracy": 0.5,
+        "held_out_images": 6,
+        "seed": 0,
+        "training": {},
+        "versions": installed_versions(),
+        "created": datetime.datetime.now(datetime.UTC),
+        **changes,
+    }
+    return ModelCard.model_validate(facts)
+
+
+def goodbye(owner: SimpleNamespace, card_text: str, curve: str = "[]") -> RecordDict:
+    return wire.pack_farewell(wire.Farewell(True, "", card_text, owner.weights, curve))
+
+
+def contents(owner: SimpleNamespace, fingerprint: str) -> list[RecordDict]:
+    """Every kind of content that a message may hold, whatever its type says."""
+    return [
+        wire.pack_request(),
+        wire.pack_shard_request(wire.ShardName(Split.TRAIN, 0)),
+        wire.pack_shard_request(wire.ShardName(Split.HELD_OUT, 0)),
+        order(owner),
+        goodbye(owner, card(owner.settings, fingerprint).model_dump_json()),
+        RecordDict(),
+        # All at once.
+        RecordDict(
+            {
+                "arrays": wire.pack_weights(owner.weights),
+                "config": ConfigRecord({"split": "train", "index": 0, "round": 1, "v": 1, "exchange": "images"}),
+            }
+        ),
+    ]
+
+
+def holds_images(content: RecordDict, prepared: Prepared) -> bool:
+    held = b"".join(array.data for record in content.array_records.values() for array in record.values())
+    return any(
+        image.tobytes()[:32] in held
+        for split in Split
+        for shard in prepared.store.shards(split)
+        for image in shard.images.pixels
+    )
+
+
+def test_the_check_can_fail(make_owner: Callable[..., SimpleNamespace]) -> None:
+    owner = make_owner(exchange="images")
+    answer = owner.ask(wire.SHARD, wire.pack_shard_request(wire.ShardName(Split.TRAIN, 0)))
+    assert holds_images(answer, owner.prepared)
+
+
+@pytest.mark.parametrize("message_type", [*ALL_TYPES, "query", "train.shard", "evaluate.shard", "query.more"])
+def test_in_updates_no_message_yields_images(
+    make_owner: Callable[..., SimpleNamespace], fingerprint: str, message_type: str
+) -> None:
+    owner = make_owner(exchange="updates")
+    for content in contents(owner, fingerprint):
+        try:
+            answer = owner.ask(message_type, copy.deepcopy(content))
+        except (PeerDataError, ValueError):
+            continue
+        assert message_type in (wire.TRAIN, wire.EVALUATE, wire.FINISH)
+        assert not holds_images(answer, owner.prepared)
+    assert ("shard",) not in [line[:1] for line in owner.display.lines]
+
+
+@pytest.mark.parametrize("message_type", [wire.MANIFEST, wire.SHARD])
+def test_in_updates_images_are_refused_by_name(make_owner: Callable[..., SimpleNamespace], message_type: str) -> None:
+    owner = make_owner(exchange="updates")
+    with pytest.raises(PeerDataError, match="asked for exchange 'images', and this owner agreed to 'updates'"):
+        owner.ask(message_type, wire.pack_shard_request(wire.ShardName(Split.TRAIN, 0)))
+    assert owner.app.bytes_out == 0
+
+
+@pytest.mark.parametrize("message_type", [wire.TRAIN, wire.EVALUATE])
+def test_in_images_nothing_is_trained(make_owner: Callable[..., SimpleNamespace], message_type: str) -> None:
+    owner = make_owner(exchange="images")
+    with pytest.raises(PeerDataError, match="asked for exchange 'updates', and this owner agreed to 'images'"):
+        owner.ask(message_type, order(owner))
+
+
+def test_all_shards_are_sent_as_they_are_stored(make_owner: Callable[..., SimpleNamespace], fingerprint: str) -> None:
+    owner = make_owner(exchange="images")
+    manifest = wire.unpack_manifest(owner.ask(wire.MANIFEST, wire.pack_request()), owner.settings, 25)
+    assert len(manifest.names()) == 3
+    for name in manifest.names():
+        answer = owner.ask(wire.SHARD, wire.pack_shard_request(name))
+        checksum = manifest.checksums[name.split][name.index]
+        shard = wire.unpack_shard(answer, name, owner.settings, fingerprint, checksum)
+        stored = list(owner.prepared.store.shards(name.split))[name.index]
+        assert np.array_equal(shard.images.pixels, stored.images.pixels)
+    sent = 25 * (8 * 8 * 3 + 12 + 8)
+    assert owner.app.bytes_out == sent
+    assert owner.display.lines[-1] == ("shard", 3, 3, sent)
+
+
+@pytest.mark.parametrize("name", [wire.ShardName(Split.TRAIN, 2), wire.ShardName(Split.HELD_OUT, 999_999)])
+def test_a_shard_that_does_not_exist_is_refused(
+    make_owner: Callable[..., SimpleNamespace], tmp_path: Path, name: wire.ShardName
+) -> None:
+    owner = make_owner(exchange="images")
+    with pytest.raises(PeerDataError, match="does not exist") as caught:
+        owner.ask(wire.SHARD, wire.pack_shard_request(name))
+    assert str(tmp_path) not in str(caught.value)
+
+
+def test_training_answers_with_weights_and_numbers(make_owner: Callable[..., SimpleNamespace]) -> None:
+    owner = make_owner()
+    layout = network_layout(build_network(owner.settings.network_config(), 0))
+    result = wire.unpack_round_result(owner.ask(wire.TRAIN, order(owner)), 19, 6, layout)
+    assert any(not torch.equal(tensor, owner.weights[name]) for name, tensor in result.weights.items())
+    measured = wire.unpack_evaluation(owner.ask(wire.EVALUATE, order(owner, 3)), 6)
+    assert measured == result.evaluation
+    kinds = [line[0] for line in owner.display.lines]
+    assert kinds == ["started", "step", "step", "step", "finished"]
+    assert owner.app.bytes_out == 4 * sum(tensor.numel() for tensor in owner.weights.values())
+
+
+def test_a_round_depends_on_its_order_alone(make_owner: Callable[..., SimpleNamespace]) -> None:
+    """Asked twice, it trains twice the same: a lost answer can be asked for again."""
+    owner = make_owner()
+    first, again = (owner.ask(wire.TRAIN, order(owner)) for _ in range(2))
+    assert first.array_records["arrays"]["weights"].data == again.array_records["arrays"]["weights"].data
+    second = owner.ask(wire.TRAIN, order(owner, 2))
+    assert second.array_records["arrays"]["weights"].data != first.array_records["arrays"]["weights"].data
+
+
+@pytest.mark.parametrize(("message_type", "number"), [(wire.TRAIN, 0), (wire.TRAIN, 3), (wire.EVALUATE, 4)])
+def test_a_round_that_was_not_agreed_is_refused(
+    make_owner: Callable[..., SimpleNamespace], message_type: str, number: int
+) -> None:
+    """Two rounds were agreed; the third number is only measured. Beyond the schedule the learning rate is negative."""
+    owner = make_owner(training={"rounds": 2})
+    with pytest.raises(PeerDataError, match="a round that was not agreed"):
+        owner.ask(message_type, order(owner, number))
+    assert owner.display.lines == []
+
+
+@pytest.mark.parametrize("message_type", [wire.TRAIN, wire.EVALUATE, wire.FINISH])
+@pytest.mark.parametrize(
+    "values",
+    [
+        lambda weights: weights[:-1],
+        lambda weights: np.append(weights, np.float32(0)),
+        lambda weights: weights * np.float32("nan"),
+        lambda weights: weights.astype(np.float64),
+        lambda weights: np.full_like(weights, -1.0),  # negative variances
+        lambda weights: weights[:0],
+    ],
+)
+def test_wrong_weights_are_refused_and_change_nothing(
+    make_owner: Callable[..., SimpleNamespace],
+    fingerprint: str,
+    tmp_path: Path,
+    message_type: str,
+    values: Callable[[Any], Any],
+) -> None:
+    owner = make_owner()
+    before = {name: tensor.clone() for name, tensor in network_state(owner.app._network).items()}
+    flat = wire.pack_weights(owner.weights)["weights"].numpy()
+    config = {
+        "round": 1,
+        "completed": True,
+        "message": "",
+        "card": card(owner.settings, fingerprint).model_dump_json(),
+        "curve": "[]",
+    }
+    content = RecordDict({"arrays": ArrayRecord({"weights": Array(values(flat))}), "config": ConfigRecord(config)})
+    with pytest.raises(PeerDataError):
+        owner.ask(message_type, content)
+    after = network_state(owner.app._network)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert owner.app.farewell is None
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("exchange", ["images", "updates"])
+def test_the_farewell_brings_the_model(
+    make_owner: Callable[..., SimpleNamespace], fingerprint: str, tmp_path: Path, exchange: str
+) -> None:
+    owner = make_owner(exchange=exchange)
+    made = card(owner.settings, fingerprint)
+    curve = [CurvePoint(1, 0.5, 0.25, 1.0, 2.0)]
+    owner.ask(wire.FINISH, goodbye(owner, made.model_dump_json(), curve_to_json(curve)))
+    assert owner.app.card == made
+    assert "0.25" in (tmp_path / "model" / CURVE_FILE).read_text()
+    loaded = load_model(tmp_path / "model", CPU)
+    assert loaded.card == made
+    assert all(torch.equal(tensor, owner.weights[name]) for name, tensor in network_state(loaded.network).items())
+
+
+def test_a_farewell_without_a_model_says_why(make_owner: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
+    owner = make_owner()
+    owner.ask(wire.FINISH, wire.pack_farewell(wire.Farewell(False, "the disk is full", "", {})))
+    assert owner.app.farewell.message == "the disk is full"
+    assert owner.app.card is None
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "null", "[]", '{"format": "ppfed-model"}', "x" * 100], ids=lambda text: text[:9]
+)
+def test_a_malformed_card_is_refused(make_owner: Callable[..., SimpleNamespace], tmp_path: Path, text: str) -> None:
+    owner = make_owner()
+    with pytest.raises(PeerDataError, match="model card is malformed"):
+        owner.ask(wire.FINISH, goodbye(owner, text))
+    assert (owner.app.farewell, owner.app.card) == (None, None)
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("curve", ["", "{", "null", '[{"round": "x"}]', "x" * 100], ids=lambda curve: curve[:9])
+def test_a_malformed_curve_is_refused(
+    make_owner: Callable[..., SimpleNamespace], fingerprint: str, tmp_path: Path, curve: str
+) -> None:
+    owner = make_owner()
+    with pytest.raises(PeerDataError, match="curve is malformed"):
+        owner.ask(wire.FINISH, goodbye(owner, card(owner.settings, fingerprint).model_dump_json(), curve))
+    assert owner.app.farewell is None
+    assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"base_maps": 4},
+        {"height": 16},
+        {"adaptation": ()},
+        {"classes": ("dog", "cat")},
+        {"classes": ("cat", "dog", "emu")},
+        {"channels": 1},
+    ],
+)
+def test_a_card_of_another_network_is_refused(
+    make_owner: Callable[..., SimpleNamespace], fingerprint: str, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    owner = make_owner()
+    text = card(owner.settings, fingerprint, **changes).model_dump_json()
+    with pytest.raises(PeerDataError, match="another network"):
+        owner.ask(wire.FINISH, goodbye(owner, text))
+    assert owner.app.farewell is None
+    assert not (tmp_path / "model").exists()

@@ -1,0 +1,339 @@
+"""From plain images to an encrypted store: classes, held-out images, copies, and what is made again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from clients import preparation
+from clients.preparation import HOLD_OUT_EVERY, Prepared, class_positions, prepare
+from ppfed.ciphers.registry import make_cipher
+from ppfed.ciphers.spec import CipherSpec
+from ppfed.errors import BadImagesError, DataError, MismatchError
+from ppfed.federation import FederationSettings
+from ppfed.images.open import open_source
+from ppfed.images.source import Split
+from ppfed.images.types import EncryptedImages, PlainImages, UInt8Array
+from ppfed.keys.master import MasterKey
+from ppfed.store import Shard
+
+MakeSettings = Callable[..., FederationSettings]
+
+KEY = MasterKey(bytes(range(32)))
+CIPHER = make_cipher(CipherSpec(), KEY)
+
+
+def picture(number: int) -> UInt8Array:
+    return np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+def class_folder(root: Path, counts: dict[str, int]) -> Path:
+    """Pictures in class folders; the number of a picture is its seed."""
+    number = 0
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for position in range(count):
+            Image.fromarray(picture(number)).save(root / name / f"{position:03}.png")
+            number += 1
+    return root
+
+
+def npz(path: Path, labels: list[int], held_out: list[int] | None = None) -> Path:
+    arrays: dict[str, Any] = {
+        "train_images": np.stack([picture(number) for number in range(len(labels))]),
+        "train_labels": np.array(labels),
+    }
+    if held_out is not None:
+        arrays["val_images"] = np.stack([picture(1000 + number) for number in range(len(held_out))])
+        arrays["val_labels"] = np.array(held_out)
+    np.savez(path, **arrays)
+    return path
+
+
+def made(path: Path, settings: FederationSettings, folder: Path, **options: Any) -> Prepared:
+    return prepare(open_source(path), path, CIPHER, settings, folder, **options)
+
+
+def decrypted(prepared: Prepared, split: Split) -> tuple[UInt8Array, list[int], list[bytes]]:
+    """Plain pixels, labels and ids of a split, in order."""
+    pixels, labels, ids = [], [], []
+    for shard in prepared.store.shards(split):
+        pixels.append(CIPHER.decrypt(shard.images).pixels)
+        labels += shard.labels.tolist()
+        ids += [one.tobytes() for one in shard.images.ids]
+    return np.concatenate(pixels), labels, ids
+
+
+# Classes.
+
+
+@given(order=st.permutations(["ant", "bee", "cat", "dog"]))
+def test_classes_are_matched_by_name(make_settings: MakeSettings, order: list[str]) -> None:
+    settings = make_settings(classes=("dog", "ant", "cat", "bee"))
+    positions = class_positions(tuple(order), settings)
+    assert [settings.classes[position] for position in positions] == order
+
+
+@given(count=st.integers(1, 4))
+def test_numbered_classes_are_matched_by_position(make_settings: MakeSettings, count: int) -> None:
+    settings = make_settings(classes=("dog", "ant", "cat", "bee"))
+    positions = class_positions(tuple(str(number) for number in range(count)), settings)
+    assert positions.tolist() == list(range(count))
+    assert positions.dtype == np.int64
+
+
+@pytest.mark.parametrize(
+    ("offered", "says"),
+    [
+        (("cat",), "yours lacks dog"),
+        (("cat", "dog", "emu"), "yours has emu besides"),
+        (("cat", "emu"), "yours lacks dog; yours has emu besides"),
+        (("0", "1", "2"), "yours lacks cat, dog; yours has 0, 1, 2 besides"),
+        (("1", "2"), "yours lacks cat, dog"),
+    ],
+)
+def test_other_classes_are_refused_by_name(make_settings: MakeSettings, offered: tuple[str, ...], says: str) -> None:
+    with pytest.raises(MismatchError, match=says) as caught:
+        class_positions(offered, make_settings())
+    assert "cat, dog" in caught.value.hint
+
+
+def test_labels_are_the_federations(tmp_path: Path, make_settings: MakeSettings) -> None:
+    """Folders are sorted, the federation's classes are not."""
+    data = class_folder(tmp_path / "data", {"ant": 3, "bee": 2})
+    prepared = made(data, make_settings(classes=("bee", "ant")), tmp_path / "store")
+    pixels, labels, _ = decrypted(prepared, Split.TRAIN)
+    assert labels == [1, 1, 1, 0, 0]
+    assert np.array_equal(pixels, np.stack([picture(number) for number in range(5)]))
+
+
+def test_other_classes_leave_nothing_behind(tmp_path: Path, make_settings: MakeSettings) -> None:
+    data = class_folder(tmp_path / "data", {"ant": 3, "bee": 2})
+    with pytest.raises(MismatchError):
+        made(data, make_settings(), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+# What is kept.
+
+
+def test_only_ciphertext_is_stored(tmp_path: Path, make_settings: MakeSettings) -> None:
+    data = npz(tmp_path / "data.npz", [0, 1] * 10)
+    made(data, make_settings(), tmp_path / "store")
+    stored = b"".join(path.read_bytes() for path in (tmp_path / "store").rglob("*") if path.is_file())
+    for number in range(20):
+        assert picture(number).tobytes()[:24] not in stored
+    assert KEY.reveal() not in stored
+
+
+@given(labels=st.lists(st.integers(0, 2), min_size=4, max_size=60))
+def test_every_tenth_image_of_each_class_is_held_out(
+    tmp_path_factory: pytest.TempPathFactory, make_settings: MakeSettings, labels: list[int]
+) -> None:
+    tmp_path = tmp_path_factory.mktemp("owner")
+    data = npz(tmp_path / "data.npz", labels)
+    prepared = made(data, make_settings(classes=("a", "b", "c")), tmp_path / "store")
+    expected: dict[Split, list[int]] = {Split.TRAIN: [], Split.HELD_OUT: []}
+    for row, label in enumerate(labels):
+        number = labels[: row + 1].count(label)
+        expected[Split.TRAIN if number % HOLD_OUT_EVERY else Split.HELD_OUT].append(row)
+    assert (prepared.train_images, prepared.held_out_images) == tuple(len(rows) for rows in expected.values())
+    for split, rows in expected.items():
+        if rows:
+            pixels, found, _ = decrypted(prepared, split)
+            assert np.array_equal(pixels, np.stack([picture(row) for row in rows]))
+            assert found == [labels[row] for row in rows]
+
+
+def test_held_out_images_that_are_given_are_taken(tmp_path: Path, make_settings: MakeSettings) -> None:
+    data = npz(tmp_path / "data.npz", [0, 1] * 10, held_out=[1, 0, 1])
+    prepared = made(data, make_settings(), tmp_path / "store")
+    assert (prepared.train_images, prepared.held_out_images) == (20, 3)
+    pixels, labels, _ = decrypted(prepared, Split.HELD_OUT)
+    assert labels == [1, 0, 1]
+    assert np.array_equal(pixels, np.stack([picture(1000 + number) for number in range(3)]))
+
+
+def test_ids_never_repeat(tmp_path: Path, make_settings: MakeSettings) -> None:
+    data = npz(tmp_path / "data.npz", [0, 1] * 15)
+    prepared = made(data, make_settings(), tmp_path / "store")
+    ids = decrypted(prepared, Split.TRAIN)[2] + decrypted(prepared, Split.HELD_OUT)[2]
+    assert len(set(ids)) == len(ids) == 30
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+def test_copies_share_ids_and_count_once(tmp_path: Path, make_settings: MakeSettings, copies: int) -> None:
+    data = npz(tmp_path / "data.npz", [0, 1] * 10)
+    settings = make_settings(exchange="images", training={"shift": 2})
+    prepared = made(data, settings, tmp_path / "store", copies=copies)
+    assert (prepared.train_images, prepared.held_out_images, prepared.copies) == (18, 2, copies)
+    shards = list(prepared.store.shards(Split.TRAIN))
+    ids = np.concatenate([shard.images.ids for shard in shards])
+    labels = np.concatenate([shard.labels for shard in shards])
+    pixels = np.concatenate([shard.images.pixels for shard in shards])
+    distinct, times = np.unique(ids, axis=0, return_counts=True)
+    assert len(distinct) == 18
+    assert set(times) == {copies}
+    assert prepared.store.rows(Split.HELD_OUT) == 2
+    for one in distinct:
+        rows = np.flatnonzero((ids == one).all(axis=1))
+        assert len(set(labels[rows])) == 1
+    # The first of each is the image itself, and the variants of an image are not all the same.
+    images = EncryptedImages(pixels[:18], ids[:18], shards[0].images.cipher, KEY.fingerprint)
+    train_rows = [row for row in range(20) if row < 18]
+    assert np.array_equal(CIPHER.decrypt(images).pixels, np.stack([picture(row) for row in train_rows]))
+    assert not np.array_equal(pixels[:18], pixels[18:36])
+
+
+@pytest.mark.parametrize("rows", [1, 4, 18, 100])
+def test_shards_are_full_but_for_the_last(
+    tmp_path: Path, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    monkeypatch.setattr(preparation, "rows_per_shard", lambda _shape: rows)
+    data = npz(tmp_path / "data.npz", [0, 1] * 10)
+    prepared = made(data, make_settings(), tmp_path / "store")
+    sizes = [len(shard) for shard in prepared.store.shards(Split.TRAIN)]
+    assert sum(sizes) == 18
+    assert all(size == rows for size in sizes[:-1])
+    assert 0 < sizes[-1] <= rows
+    assert np.array_equal(decrypted(prepared, Split.TRAIN)[0], np.stack([picture(row) for row in range(18)]))
+
+
+# Made again, or not.
+
+
+def ids_of(prepared: Prepared) -> list[bytes]:
+    return decrypted(prepared, Split.TRAIN)[2]
+
+
+def test_a_store_is_used_again_where_nothing_changed(tmp_path: Path, make_settings: MakeSettings) -> None:
+    data = class_folder(tmp_path / "data", {"cat": 3, "dog": 3})
+    (data / "notes.txt").write_text("beside the class folders")
+    first = made(data, make_settings(), tmp_path / "store")
+    ids = ids_of(first)
+    steps: list[int] = []
+    again = made(data, make_settings(), tmp_path / "store", progress=steps.append)
+    assert steps == []  # nothing was read
+    assert ids_of(again) == ids
+    assert (again.train_images, again.held_out_images, again.copies, again.bad, again.notes) == (
+        first.train_images,
+        first.held_out_images,
+        first.copies,
+        first.bad,
+        first.notes,
+    )
+
+
+def touch_later(path: Path) -> None:
+    stat = path.stat()
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1_000_000))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda data: Image.fromarray(picture(99)).save(data / "cat" / "new.png"),
+        lambda data: (data / "cat" / "000.png").unlink(),
+        lambda data: touch_later(data / "cat" / "000.png"),
+        lambda data: (data / "cat" / "000.png").rename(data / "dog" / "moved.png"),
+    ],
+)
+def test_a_store_is_made_again_where_a_file_changed(
+    tmp_path: Path, make_settings: MakeSettings, change: Callable[[Path], object]
+) -> None:
+    data = class_folder(tmp_path / "data", {"cat": 3, "dog": 3})
+    before = ids_of(made(data, make_settings(), tmp_path / "store"))
+    change(data)
+    after = ids_of(made(data, make_settings(), tmp_path / "store"))
+    assert not set(before) & set(after)
+
+
+def test_a_store_is_made_again_for_another_key_other_settings_and_copies(
+    tmp_path: Path, make_settings: MakeSettings
+) -> None:
+    data = class_folder(tmp_path / "data", {"cat": 3, "dog": 3})
+    store = tmp_path / "store"
+    settings = make_settings(exchange="images")
+    seen = [set(ids_of(made(data, settings, store)))]
+    seen.append(set(ids_of(made(data, settings, store, copies=2))))
+    seen.append(set(ids_of(made(data, make_settings(exchange="images", training={"seed": 9}), store))))
+    other = make_cipher(CipherSpec(), MasterKey(bytes(32)))
+    prepared = prepare(open_source(data), data, other, settings, store)
+    seen.append({one.tobytes() for shard in prepared.store.shards(Split.TRAIN) for one in shard.images.ids})
+    assert next(prepared.store.shards(Split.TRAIN)).images.fingerprint == other.fingerprint
+    assert len(set.union(*seen)) == sum(len(one) for one in seen)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "", "null", '{"signature": "x"}'])
+def test_a_damaged_record_makes_the_store_again(tmp_path: Path, make_settings: MakeSettings, content: str) -> None:
+    data = class_folder(tmp_path / "data", {"cat": 3, "dog": 3})
+    before = ids_of(made(data, make_settings(), tmp_path / "store"))
+    (tmp_path / "store" / "prepared.json").write_text(content)
+    assert ids_of(made(data, make_settings(), tmp_path / "store")) != before
+
+
+def test_an_interrupted_preparation_is_made_again(
+    tmp_path: Path, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = class_folder(tmp_path / "data", {"cat": 3, "dog": 3})
+
+    def killed(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as broken:
+        broken.setattr(preparation, "_write_record", killed)
+        with pytest.raises(KeyboardInterrupt):
+            made(data, make_settings(), tmp_path / "store")
+    prepared = made(data, make_settings(), tmp_path / "store")
+    assert prepared.store.rows(Split.TRAIN) == prepared.train_images == 6
+
+
+# Bad images.
+
+
+def spoil(data: Path) -> None:
+    (data / "cat" / "broken.png").write_bytes(b"no picture")
+
+
+def test_a_bad_image_is_named_and_nothing_is_kept(tmp_path: Path, make_settings: MakeSettings) -> None:
+    data = class_folder(tmp_path / "data", {"cat": 3, "dog": 3})
+    spoil(data)
+    with pytest.raises(BadImagesError, match=r"broken\.png"):
+        made(data, make_settings(), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_bad_images_may_be_left_out_and_are_counted(tmp_path: Path, make_settings: MakeSettings) -> None:
+    data = class_folder(tmp_path / "data", {"cat": 3, "dog": 3})
+    spoil(data)
+    prepared = made(data, make_settings(), tmp_path / "store", skip_bad=True)
+    assert (prepared.train_images, prepared.bad) == (6, 1)
+    assert made(data, make_settings(), tmp_path / "store", skip_bad=True).bad == 1
+
+
+def test_too_few_images_to_train_on_are_refused(tmp_path: Path, make_settings: MakeSettings) -> None:
+    data = class_folder(tmp_path / "data", {"cat": 1, "dog": 0})
+    with pytest.raises(DataError, match="images to train on"):
+        made(data, make_settings(), tmp_path / "store")
+    assert not (tmp_path / "store").exists()
+
+
+def test_images_are_brought_to_the_agreed_form(tmp_path: Path, make_settings: MakeSettings) -> None:
+    data = tmp_path / "data"
+    (data / "cat").mkdir(parents=True)
+    (data / "dog").mkdir()
+    for number in range(3):
+        Image.fromarray(np.full((20, 30), 60 * number, np.uint8)).save(data / "cat" / f"{number}.png")
+    prepared = made(data, make_settings(height=4, width=6, channels=1), tmp_path / "store")
+    (shard,) = prepared.store.shards(Split.TRAIN)
+    assert shard.images.shape == (4, 6, 1)
+    assert isinstance(shard, Shard)
+    assert isinstance(CIPHER.decrypt(shard.images), PlainImages)

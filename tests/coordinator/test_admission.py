@@ -1,0 +1,261 @@
+"""Who may take part: one invite, one node key, and nothing that differs from what was agreed."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+
+from coordinator.admission import admit, find_owner, make_invite, public_key_pem
+from coordinator.pki import ensure_certificates
+from coordinator.state import StateFolder
+from ppfed.enrolment import EnrolmentRequest
+from ppfed.errors import FederationError, InviteError, MismatchError, UsageError
+from ppfed.federation import Invite, new_token
+
+FINGERPRINT = "0123456789abcdef"
+
+
+def openssh(key: Any) -> str:
+    return key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+
+
+KEYS = [openssh(ec.generate_private_key(ec.SECP384R1())) for _ in range(3)]
+
+
+@pytest.fixture
+def state(make_state: Callable[..., StateFolder]) -> StateFolder:
+    folder = make_state()
+    ensure_certificates(folder.pki, "localhost", datetime.datetime.now(datetime.UTC))
+    return folder
+
+
+class Registered:
+    """Stands for Flower's registry of nodes."""
+
+    def __init__(self) -> None:
+        self.nodes: list[tuple[str, str]] = []
+
+    def __call__(self, owner: str, node_key: str) -> int:
+        self.nodes.append((owner, node_key))
+        return 1000 + len(self.nodes)
+
+
+@pytest.fixture
+def register() -> Registered:
+    return Registered()
+
+
+def request(invite: Invite, node_key: str = KEYS[0], **changes: Any) -> EnrolmentRequest:
+    settings = invite.federation
+    facts = {
+        "token": invite.token,
+        "node_key": node_key,
+        "settings_digest": settings.digest(),
+        "fingerprint": FINGERPRINT,
+        "cipher": settings.cipher,
+        "height": settings.height,
+        "width": settings.width,
+        "channels": settings.channels,
+        "classes": settings.classes,
+        "train_images": 10,
+        "held_out_images": 2,
+        "ppfed_version": "0.1.0",
+        **changes,
+    }
+    return EnrolmentRequest.model_validate(facts)
+
+
+def test_an_invite_holds_what_an_owner_needs(state: StateFolder) -> None:
+    invite = make_invite(state, "anna")
+    assert (invite.owner, invite.address, invite.federation) == ("anna", "localhost:9443", state.plan().settings)
+    assert invite.ca_certificate == (state.pki / "ca.pem").read_text()
+    assert find_owner(state, invite.token).name == "anna"
+
+
+def test_the_token_is_on_disk_as_a_hash_only(state: StateFolder, register: Registered) -> None:
+    invite = make_invite(state, "anna")
+    admit(state, request(invite), register)
+    for path in state.folder.rglob("*"):
+        assert not path.is_file() or invite.token.encode() not in path.read_bytes()
+
+
+def test_an_unused_invite_can_be_replaced_and_the_old_one_is_void(state: StateFolder, register: Registered) -> None:
+    old, new = make_invite(state, "anna"), make_invite(state, "anna")
+    assert old.token != new.token
+    with pytest.raises(InviteError, match="does not know this invite"):
+        admit(state, request(old), register)
+    assert admit(state, request(new), register).name == "anna"
+
+
+def test_an_owner_that_has_joined_is_not_invited_again(state: StateFolder, register: Registered) -> None:
+    admit(state, request(make_invite(state, "anna")), register)
+    with pytest.raises(UsageError, match="has joined already"):
+        make_invite(state, "anna")
+
+
+def test_no_more_owners_are_invited_than_take_part(state: StateFolder) -> None:
+    for name in ("anna", "bert"):
+        make_invite(state, name)
+    with pytest.raises(UsageError, match="all 2 owners of this federation are invited: anna, bert"):
+        make_invite(state, "carl")
+    make_invite(state, "bert")
+
+
+def test_an_owner_is_admitted(state: StateFolder, register: Registered) -> None:
+    admit(state, request(make_invite(state, "anna"), train_images=7, copies=3), register)
+    enrolled = StateFolder(state.folder).owners().enrolled()["anna"]
+    assert (enrolled.node_id, enrolled.fingerprint) == (1001, FINGERPRINT)
+    assert (enrolled.train_images, enrolled.held_out_images, enrolled.copies) == (7, 2, 3)
+    assert register.nodes == [("anna", KEYS[0])]
+    assert state.joined_at().keys() == {"anna"}
+
+
+def test_the_same_owner_may_ask_again(state: StateFolder, register: Registered) -> None:
+    invite = make_invite(state, "anna")
+    admit(state, request(invite), register)
+    # The comment is no part of the key.
+    admit(state, request(invite, f"{KEYS[0]} anna@laptop", train_images=11), register)
+    assert register.nodes == [("anna", KEYS[0])]
+    assert state.owners().enrolled()["anna"].train_images == 11
+
+
+def test_an_invite_is_bound_to_the_first_node_key(state: StateFolder, register: Registered) -> None:
+    invite = make_invite(state, "anna")
+    admit(state, request(invite), register)
+    before = state.owners()
+    with pytest.raises(InviteError, match="invite of anna was used by another node key"):
+        admit(state, request(invite, KEYS[1]), register)
+    assert state.owners() == before
+    assert len(register.nodes) == 1
+
+
+def test_an_unknown_token_is_refused(state: StateFolder, register: Registered) -> None:
+    invite = make_invite(state, "anna")
+    with pytest.raises(InviteError, match="does not know this invite") as caught:
+        admit(state, request(invite, token=new_token(bytes(32))), register)
+    assert "ppfed coordinator invite" in caught.value.hint
+    assert register.nodes == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"fingerprint": "f" * 16}, r"the key differs.*0123456789abcdef.*ffffffffffffffff"),
+        ({"cipher": {"scope": "fixed"}}, "the cipher differs.*image scope.*fixed scope"),
+        ({"cipher": {"colour_shuffle": False}}, "the cipher differs.*shuffle on.*shuffle off"),
+        ({"height": 16}, "the image size differs.*8x8x3.*16x8x3"),
+        ({"channels": 1}, "the image size differs.*8x8x3.*8x8x1"),
+        ({"classes": ("cat",)}, "the class list differs: you lack dog"),
+        ({"classes": ("cat", "dog", "emu")}, "the class list differs: you have emu besides"),
+        ({"classes": ("dog", "cat")}, "the class list differs: the order is another"),
+        ({"settings_digest": "0" * 64}, "other settings than this federation's"),
+    ],
+)
+def test_each_mismatch_says_what_differs_and_what_to_do(
+    state: StateFolder, register: Registered, changes: dict[str, Any], says: str
+) -> None:
+    admit(state, request(make_invite(state, "anna")), register)
+    before = state.owners().enrolled()
+    invite = make_invite(state, "bert")
+    with pytest.raises(MismatchError, match=says) as caught:
+        admit(state, request(invite, KEYS[1], **changes), register)
+    assert caught.value.hint
+    assert state.owners().enrolled() == before
+    assert [owner for owner, _ in register.nodes] == ["anna"]
+    # It can be put right with the same invite.
+    admit(state, request(invite, KEYS[1]), register)
+    assert set(state.owners().enrolled()) == {"anna", "bert"}
+
+
+def test_a_fingerprint_that_was_agreed_binds_the_first_owner_too(
+    make_state: Callable[..., StateFolder], register: Registered
+) -> None:
+    state = make_state("agreed", fingerprint="f" * 16)
+    ensure_certificates(state.pki, "localhost", datetime.datetime.now(datetime.UTC))
+    invite = make_invite(state, "anna")
+    with pytest.raises(MismatchError, match="the key differs"):
+        admit(state, request(invite), register)
+    admit(state, request(invite, fingerprint="f" * 16), register)
+
+
+def test_a_first_owner_alone_may_change_its_key(state: StateFolder, register: Registered) -> None:
+    invite = make_invite(state, "anna")
+    admit(state, request(invite), register)
+    admit(state, request(invite, fingerprint="f" * 16), register)
+    with pytest.raises(MismatchError, match="the key differs"):
+        admit(state, request(make_invite(state, "bert"), KEYS[1]), register)
+
+
+def test_of_two_first_owners_at_once_the_later_is_measured_by_the_earlier(
+    state: StateFolder, register: Registered
+) -> None:
+    anna, bert = make_invite(state, "anna"), make_invite(state, "bert")
+
+    def meanwhile(owner: str, node_key: str) -> int:
+        admit(state, request(anna, KEYS[0]), register)
+        return register(owner, node_key)
+
+    with pytest.raises(MismatchError, match="the key differs"):
+        admit(state, request(bert, KEYS[1], fingerprint="f" * 16), meanwhile)
+    assert set(state.owners().enrolled()) == {"anna"}
+
+
+def test_an_invite_that_is_replaced_while_it_is_used_is_void(state: StateFolder, register: Registered) -> None:
+    old = make_invite(state, "anna")
+    newer: list[Invite] = []
+
+    def meanwhile(owner: str, node_key: str) -> int:
+        newer.append(make_invite(state, "anna"))
+        return register(owner, node_key)
+
+    with pytest.raises(InviteError, match="replaced"):
+        admit(state, request(old), meanwhile)
+    assert find_owner(state, newer[0].token).enrolled is None
+
+
+@pytest.mark.parametrize(
+    "node_key",
+    [
+        openssh(ec.generate_private_key(ec.SECP256R1())),
+        openssh(ec.generate_private_key(ec.SECP521R1())),
+        openssh(ed25519.Ed25519PrivateKey.generate()),
+        openssh(rsa.generate_private_key(65537, 2048)),
+        "",
+        "garbage",
+        "ecdsa-sha2-nistp384 AAAA",
+        KEYS[0][:-20],
+        KEYS[0].replace("nistp384", "nistp256"),
+        "\ud800",
+        "ünïcode",
+    ],
+    ids=lambda key: ascii(key[:24]),
+)
+def test_a_node_key_other_than_p384_is_refused(state: StateFolder, register: Registered, node_key: str) -> None:
+    invite = make_invite(state, "anna")
+    asked = request(invite).model_copy(update={"node_key": node_key})
+    with pytest.raises(FederationError, match="not a P-384 public key"):
+        admit(state, asked, register)
+    assert register.nodes == []
+    assert state.owners().enrolled() == {}
+
+
+def test_if_flower_refuses_the_node_the_owner_is_not_admitted(state: StateFolder) -> None:
+    def refuse(_owner: str, _node_key: str) -> int:
+        raise FederationError("'flwr supernode register' failed")
+
+    with pytest.raises(FederationError, match="register"):
+        admit(state, request(make_invite(state, "anna")), refuse)
+    assert state.owners().enrolled() == {}
+
+
+def test_node_keys_are_compared_as_flower_presents_them() -> None:
+    key = ec.generate_private_key(ec.SECP384R1())
+    expected = key.public_key().public_bytes(
+        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
+    )
+    assert public_key_pem(openssh(key)) == expected

@@ -1,0 +1,539 @@
+"""The only public port, with a real server behind it in the SuperLink's place: what must not pass does not reach it."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import contextlib
+import datetime
+import json
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+
+from coordinator import front_door
+from coordinator.admission import make_invite, public_key_pem
+from coordinator.front_door import FrontDoor, FrontDoorServer
+from coordinator.pki import Certificates, ensure_certificates
+from coordinator.state import StateFolder, Status
+from ppfed.enrolment import ENROL_PATH, STATUS_PATH, Phase
+from ppfed.errors import ServiceError
+from ppfed.federation import Invite, new_token
+
+FINGERPRINT = "0123456789abcdef"
+PUSH = "/v1/fleet/push-object"
+
+
+def openssh() -> str:
+    key = ec.generate_private_key(ec.SECP384R1())
+    return key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
+
+
+NODE_KEY, STRANGER = openssh(), openssh()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+@dataclass
+class Upstream:
+    """Stands for the SuperLink: answers everything, and remembers it."""
+
+    url: str = ""
+    requests: list[SimpleNamespace] = field(default_factory=list)
+    status: int = 200
+    answer: bytes = b"an answer"
+
+    async def app(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] != "http":
+            return
+        body = b""
+        while True:
+            event = await receive()
+            if event["type"] == "http.disconnect":
+                return
+            body += event.get("body", b"")
+            if not event.get("more_body"):
+                break
+        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        self.requests.append(
+            SimpleNamespace(method=scope["method"], path=scope["raw_path"].decode(), headers=headers, body=body)
+        )
+        answer_headers = [(b"content-type", b"application/x-protobuf"), (b"server", b"secret"), (b"x-more", b"1")]
+        await send({"type": "http.response.start", "status": self.status, "headers": answer_headers})
+        await send({"type": "http.response.body", "body": self.answer})
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Certificates:
+    return ensure_certificates(tmp_path_factory.mktemp("pki"), "localhost", datetime.datetime.now(datetime.UTC))
+
+
+@contextlib.contextmanager
+def serving(app: Any, certificates: Certificates) -> Iterator[str]:
+    port = free_port()
+    server = uvicorn.Server(
+        uvicorn.Config(
+            app,
+            host="127.0.0.1",
+            port=port,
+            log_level="error",
+            lifespan="off",
+            interface="asgi3",
+            ssl_certfile=str(certificates.server),
+            ssl_keyfile=str(certificates.server_key),
+        )
+    )
+    thread = threading.Thread(target=server.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 20
+    while not server.started:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    try:
+        yield f"https://127.0.0.1:{port}"
+    finally:
+        server.should_exit = True
+        thread.join(10)
+
+
+@pytest.fixture(scope="module")
+def running_upstream(certificates: Certificates) -> Iterator[Upstream]:
+    upstream = Upstream()
+    with serving(upstream.app, certificates) as url:
+        upstream.url = url
+        yield upstream
+
+
+@pytest.fixture
+def upstream(running_upstream: Upstream) -> Upstream:
+    running_upstream.requests.clear()
+    running_upstream.status, running_upstream.answer = 200, b"an answer"
+    return running_upstream
+
+
+@pytest.fixture
+def state(make_state: Callable[..., StateFolder], certificates: Certificates) -> StateFolder:
+    folder = make_state()
+    (folder.pki / "ca.pem").write_bytes(certificates.ca.read_bytes())
+    return folder
+
+
+@pytest.fixture
+def door(state: StateFolder, upstream: Upstream, certificates: Certificates) -> FrontDoor:
+    return FrontDoor(state, upstream.url, certificates.ca, lambda _owner, _key: 7)
+
+
+@pytest.fixture
+def served(door: FrontDoor, certificates: Certificates) -> Iterator[str]:
+    """The real thing: uvicorn over TLS on the loopback interface."""
+    port = free_port()
+    server = FrontDoorServer(door, "127.0.0.1", port, certificates)
+    server.start()
+    yield f"https://127.0.0.1:{port}"
+    server.stop()
+
+
+@pytest.fixture
+def client(served: str, certificates: Certificates) -> Iterator[httpx.Client]:
+    context = ssl.create_default_context(cafile=str(certificates.ca))
+    with httpx.Client(base_url=served, verify=context, timeout=20) as made:
+        yield made
+
+
+def request(invite: Invite, **changes: Any) -> dict[str, Any]:
+    settings = invite.federation
+    return {
+        "token": invite.token,
+        "node_key": NODE_KEY,
+        "settings_digest": settings.digest(),
+        "fingerprint": FINGERPRINT,
+        "cipher": settings.cipher.model_dump(mode="json"),
+        "height": settings.height,
+        "width": settings.width,
+        "channels": settings.channels,
+        "classes": list(settings.classes),
+        "train_images": 10,
+        "held_out_images": 2,
+        "ppfed_version": "0.1.0",
+        **changes,
+    }
+
+
+def presented(node_key: str) -> dict[str, str]:
+    return {"flwr-public-key": base64.b64encode(public_key_pem(node_key)).decode()}
+
+
+@pytest.fixture
+def admitted(client: httpx.Client, state: StateFolder) -> dict[str, str]:
+    """Headers of an admitted owner's node."""
+    answer = client.post(ENROL_PATH, json=request(make_invite(state, "anna")))
+    assert answer.json() == {"admitted": True, "message": "", "hint": ""}
+    return presented(NODE_KEY)
+
+
+def raw_request(client: httpx.Client, line: str, headers: dict[str, str]) -> int:
+    """Send a request line exactly as it is: HTTP libraries tidy paths up."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    url = client.base_url
+    with socket.create_connection((url.host, url.port), timeout=20) as plain, context.wrap_socket(plain) as secure:
+        lines = [f"{line} HTTP/1.1", "Host: localhost", "Content-Length: 0", "Connection: close"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        secure.sendall(("\r\n".join(lines) + "\r\n\r\n").encode())
+        reply = b""
+        while chunk := secure.recv(4096):
+            reply += chunk
+    return int(reply.split()[1])
+
+
+# What must not pass.
+
+FORBIDDEN = [
+    "POST /v1/control/start-run",
+    "POST /v1/control/list-runs",
+    "POST /v1/runtime/acquire-task",
+    "POST /v1/runtime/pull-object",
+    "POST /docs",
+    "POST /openapi.json",
+    "POST /health",
+    "POST /",
+    "POST *",
+    "POST /v1/fleet",
+    "POST /v1/fleet/",
+    "POST /v1",
+    "GET /",
+    "GET /docs",
+    "GET /health",
+    "GET /openapi.json",
+    "GET /v1/fleet/push-object",
+    "GET /v1/control/list-runs",
+    "GET /v1/enrol",
+    "HEAD /v1/fleet/push-object",
+    "PUT /v1/fleet/push-object",
+    "DELETE /v1/fleet/push-object",
+    "PATCH /v1/fleet/push-object",
+    "OPTIONS /v1/fleet/push-object",
+    "CONNECT localhost:443",
+    "TRACE /v1/fleet/push-object",
+    "POST /v1/fleet/../control/start-run",
+    "POST /v1/fleet/..",
+    "POST /v1/fleet/.",
+    "POST /v1/fleet/%2e%2e/control/start-run",
+    "POST /v1/fleet/%2e%2e",
+    "POST /v1/fleet/%2E%2E%2Fcontrol%2Fstart-run",
+    "POST /v1/fleet/..%2fcontrol%2fstart-run",
+    "POST /v1/fleet/..%5ccontrol%5cstart-run",
+    "POST /v1/fleet/%252e%252e%252fcontrol%252fstart-run",
+    "POST /v1/fleet/%252e%252e",
+    "POST /v1/fleet//push-object",
+    "POST //v1/fleet/push-object",
+    "POST /v1//fleet/push-object",
+    "POST /v1/fleet/push-object/",
+    "POST /v1/fleet/push-object/more",
+    "POST /v1/fleet/push-object%00",
+    "POST /v1/fleet/push-object%0d%0aX-Evil:%201",
+    "POST /v1/fleet/%3fpush-object",
+    "POST /v1/fleet/push-object%23",
+    "POST /v1/fleet/push-object;x=1",
+    "POST /v1/fleet/@evil.example.org",
+    "POST /v1/FLEET/push-object",
+    "POST /V1/fleet/push-object",
+    "POST https://evil.example.org/v1/control/start-run",
+]
+
+
+def test_nothing_else_reaches_the_superlink(client: httpx.Client, admitted: dict[str, str], upstream: Upstream) -> None:
+    """Not even with an admitted owner's node key."""
+    reached = []
+    statuses = {}
+    for line in FORBIDDEN:
+        statuses[line] = raw_request(client, line, admitted)
+        if upstream.requests:
+            reached.append((line, upstream.requests[0].path))
+            upstream.requests.clear()
+    assert reached == []
+    assert {line: status for line, status in statuses.items() if status not in (307, 400, 403, 404, 405)} == {}
+
+
+def test_the_check_can_fail(client: httpx.Client, admitted: dict[str, str], upstream: Upstream) -> None:
+    assert raw_request(client, f"POST {PUSH}", admitted) == 200
+    assert [one.path for one in upstream.requests] == [PUSH]
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"flwr-public-key": ""},
+        {"flwr-public-key": "!!!"},
+        {"flwr-public-key": "Zm9v"},
+        presented(STRANGER),
+        {"flwr-public-key": base64.b64encode(NODE_KEY.encode()).decode()},
+        {"flwr-public-key": presented(NODE_KEY)["flwr-public-key"] + "\n"},
+        {"flwr-public-key-bin": presented(NODE_KEY)["flwr-public-key"]},
+    ],
+)
+def test_without_an_admitted_node_key_nothing_is_forwarded(
+    client: httpx.Client, admitted: dict[str, str], upstream: Upstream, headers: dict[str, str]
+) -> None:
+    with contextlib.suppress(httpx.LocalProtocolError, httpx.RemoteProtocolError):
+        assert client.post(PUSH, content=b"x" * 100, headers=headers).status_code in (400, 403)
+    assert upstream.requests == []
+
+
+def test_before_anybody_is_admitted_nothing_is_forwarded(client: httpx.Client, upstream: Upstream) -> None:
+    assert client.post(PUSH, headers=presented(NODE_KEY)).status_code == 403
+    assert upstream.requests == []
+
+
+def test_an_admitted_owner_stays_admitted_after_a_restart(
+    admitted: dict[str, str], state: StateFolder, upstream: Upstream, certificates: Certificates
+) -> None:
+    again = FrontDoor(state, upstream.url, certificates.ca, lambda _owner, _key: 7)
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(again.app)
+        async with (
+            again.app.router.lifespan_context(again.app),
+            httpx.AsyncClient(transport=transport, base_url="https://localhost") as inside,
+        ):
+            return await inside.post(PUSH, headers=admitted)
+
+    assert asyncio.run(ask()).status_code == 200
+    assert len(upstream.requests) == 1
+
+
+# What passes.
+
+
+def test_a_fleet_call_is_forwarded_as_it_is_and_counted(
+    client: httpx.Client, admitted: dict[str, str], upstream: Upstream, door: FrontDoor
+) -> None:
+    upstream.answer = bytes(range(256)) * 10
+    body = bytes(range(256)) * 1000
+    headers = {
+        **admitted,
+        "flwr-signature": "c2ln",
+        "flwr-timestamp": "2025-01-01T00:00:00+00:00",
+        "content-type": "application/x-protobuf",
+        "cookie": "a=b",
+        "authorization": "Bearer x",
+        "x-forwarded-for": "192.0.2.1",
+    }
+    answer = client.post(f"{PUSH}?query=dropped", content=body, headers=headers)
+    assert (answer.status_code, answer.content) == (200, upstream.answer)
+    assert answer.headers["content-type"] == "application/x-protobuf"
+    assert "server" not in answer.headers
+    assert "x-more" not in answer.headers
+    (seen,) = upstream.requests
+    assert (seen.method, seen.path, seen.body) == ("POST", PUSH, body)
+    for name in ("flwr-public-key", "flwr-signature", "flwr-timestamp", "content-type"):
+        assert seen.headers[name] == headers[name]
+    for name in ("cookie", "authorization", "x-forwarded-for"):
+        assert name not in seen.headers
+    assert door.traffic.received_bytes == {"anna": len(body)}
+    assert door.traffic.online() == {"anna"}
+
+
+def test_a_body_of_unknown_length_is_forwarded_too(
+    client: httpx.Client, admitted: dict[str, str], upstream: Upstream, door: FrontDoor
+) -> None:
+    def chunks() -> Iterator[bytes]:
+        for _ in range(5):
+            yield b"chunk" * 100
+
+    assert client.post(PUSH, content=chunks(), headers=admitted).status_code == 200
+    assert upstream.requests[0].body == b"chunk" * 500
+    assert door.traffic.received_bytes == {"anna": 2500}
+
+
+def test_the_superlinks_refusal_is_passed_on(
+    client: httpx.Client, admitted: dict[str, str], upstream: Upstream
+) -> None:
+    upstream.status, upstream.answer = 401, b"no"
+    answer = client.post(PUSH, headers=admitted)
+    assert (answer.status_code, answer.content) == (401, b"no")
+
+
+def test_a_superlink_that_is_down_is_503(
+    state: StateFolder, client: httpx.Client, admitted: dict[str, str], door: FrontDoor
+) -> None:
+    assert door._client is not None
+    door._client.base_url = httpx.URL(f"https://127.0.0.1:{free_port()}")
+    assert client.post(PUSH, headers=admitted).status_code == 503
+
+
+def test_too_large_a_call_is_refused_and_counted_only_as_far_as_it_was_read(
+    client: httpx.Client,
+    admitted: dict[str, str],
+    upstream: Upstream,
+    door: FrontDoor,
+    state: StateFolder,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(front_door, "_MOST_FLEET_BYTES", 1000)
+    assert client.post(PUSH, content=b"x" * 1000, headers=admitted).status_code == 200
+    upstream.requests.clear()
+    with contextlib.suppress(httpx.WriteError):  # refused while we were still sending
+        assert client.post(PUSH, content=b"x" * 5_000_000, headers=admitted).status_code == 413
+    assert upstream.requests == []
+    assert door.traffic.received_bytes["anna"] <= 2000
+    assert "request too large" in (state.folder / "audit.jsonl").read_text()
+    assert client.post(PUSH, content=b"x", headers=admitted).status_code == 200
+
+
+def test_an_owner_that_is_killed_while_sending_leaves_no_error(
+    door: FrontDoor, client: httpx.Client, admitted: dict[str, str], upstream: Upstream
+) -> None:
+    """Else its death would fill the coordinator's terminal with a traceback."""
+    events = iter([{"type": "http.request", "body": b"half", "more_body": True}, {"type": "http.disconnect"}])
+    sent: list[dict[str, Any]] = []
+
+    async def receive() -> Any:
+        return next(events)
+
+    async def send(event: Any) -> None:
+        sent.append(event)
+
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": PUSH,
+        "raw_path": PUSH.encode(),
+        "query_string": b"",
+        "root_path": "",
+        "scheme": "https",
+        "server": ("localhost", 443),
+        "headers": [(name.encode(), value.encode()) for name, value in admitted.items()],
+    }
+
+    async def call() -> None:
+        async with door._lifespan(door.app):
+            await door.app(scope, receive, send)
+
+    asyncio.run(call())
+    assert sent[0]["status"] == 400
+    assert upstream.requests == []
+
+
+# Enrolment and status.
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"[]", b"null", b"\xff", b'{"token": 1}', b"[" * 100_000, b'{"train_images": NaN}'],
+)
+def test_malformed_enrolment_is_400(client: httpx.Client, state: StateFolder, content: bytes) -> None:
+    answer = client.post(ENROL_PATH, content=content)
+    assert answer.status_code == 400
+    assert answer.json()["admitted"] is False
+    assert "malformed" in answer.json()["message"]
+    assert answer.json()["hint"]
+
+
+@pytest.mark.parametrize(
+    "changes", [{"train_images": 0}, {"extra": 1}, {"classes": "cat"}, {"copies": 0}, {"node_key": "x" * 3000}]
+)
+def test_an_impossible_enrolment_is_400_and_does_not_repeat_the_token(
+    client: httpx.Client, state: StateFolder, changes: dict[str, Any]
+) -> None:
+    invite = make_invite(state, "anna")
+    answer = client.post(ENROL_PATH, json=request(invite, **changes))
+    assert answer.status_code == 400
+    assert invite.token not in answer.text
+    assert invite.token not in (state.folder / "audit.jsonl").read_text()
+    assert state.owners().enrolled() == {}
+
+
+def test_too_large_an_enrolment_is_refused(client: httpx.Client, state: StateFolder) -> None:
+    try:
+        answer = client.post(ENROL_PATH, content=b" " * (5 << 20))
+    except httpx.WriteError:
+        return
+    assert answer.status_code == 400
+    assert "too large" in answer.json()["message"]
+
+
+def test_a_refusal_says_why_and_what_to_do(client: httpx.Client, state: StateFolder) -> None:
+    invite = make_invite(state, "anna")
+    answer = client.post(ENROL_PATH, json=request(invite, height=16))
+    assert answer.status_code == 403
+    assert answer.json() == {
+        "admitted": False,
+        "message": "the image size differs: this federation uses 8x8x3, you offer 16x8x3",
+        "hint": "Join with the invite's settings.",
+    }
+    unknown = client.post(ENROL_PATH, json=request(invite, token=new_token(bytes(32))))
+    assert unknown.status_code == 403
+    assert "does not know this invite" in unknown.json()["message"]
+    events = [json.loads(line)["event"] for line in (state.folder / "audit.jsonl").read_text().splitlines()]
+    assert events == ["invited", "refused", "refused"]
+
+
+def test_two_that_use_one_invite_at_once_are_told_apart(client: httpx.Client, state: StateFolder) -> None:
+    invite = make_invite(state, "anna")
+    answers: list[int] = []
+
+    def ask(node_key: str) -> None:
+        answers.append(client.post(ENROL_PATH, json=request(invite, node_key=node_key)).status_code)
+
+    threads = [threading.Thread(target=ask, args=(key,)) for key in (NODE_KEY, STRANGER)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    assert sorted(answers) == [200, 403]
+
+
+def test_status_is_for_the_invited(client: httpx.Client, state: StateFolder) -> None:
+    invite = make_invite(state, "anna")
+    state.set_status(Status(phase=Phase.TRAINING, message="round 1"))
+    answer = client.post(STATUS_PATH, json={"token": invite.token})
+    assert answer.json() == {"phase": "training", "owners_joined": 0, "owners_wanted": 2, "message": "round 1"}
+    for content in ({"token": new_token(bytes(32))}, {"token": "x"}, {}, {"token": invite.token, "more": 1}):
+        refused = client.post(STATUS_PATH, json=content)
+        assert (refused.status_code, refused.text) == (403, "forbidden")
+
+
+def test_an_owner_not_heard_of_lately_is_offline(door: FrontDoor, monkeypatch: pytest.MonkeyPatch) -> None:
+    door.traffic.last_seen["anna"] = time.monotonic()
+    assert door.traffic.online() == {"anna"}
+    monkeypatch.setattr(front_door, "_ONLINE_S", 0.0)
+    assert door.traffic.online() == set()
+
+
+def test_a_port_in_use_is_reported(door: FrontDoor, certificates: Certificates) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = FrontDoorServer(door, "127.0.0.1", taken.getsockname()[1], certificates)
+        with pytest.raises(ServiceError, match="cannot listen") as caught:
+            server.start()
+        assert "--listen" in caught.value.hint
+
+
+def test_plain_http_gets_no_answer(served: str) -> None:
+    with pytest.raises(httpx.TransportError):
+        httpx.get(served.replace("https", "http"), timeout=5)
+
+
+def test_traffic_is_counted_on_from_an_earlier_run(
+    state: StateFolder, upstream: Upstream, certificates: Certificates, tmp_path: Path
+) -> None:
+    state.set_traffic({"anna": 5})
+    assert FrontDoor(state, upstream.url, certificates.ca, lambda *_: 1).traffic.received_bytes == {"anna": 5}

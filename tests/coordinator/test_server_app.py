@@ -1,0 +1,294 @@
+"""A federation from the owners' arrival to the model, in memory: only Flower's network is missing."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from flwr.app import Message
+from flwr.app.error import Error
+
+from coordinator import server_app
+from coordinator.server_app import run_federation
+from ppfed import wire
+from ppfed.enrolment import Phase
+from ppfed.errors import FederationError
+from ppfed.images.source import Split
+from ppfed.model_folder import load_model
+from ppfed.network import build_network
+from ppfed.network_state import load_network_state, network_state
+from ppfed.training import ImageTensors, Trainer, evaluate
+
+MakeFederation = Callable[..., SimpleNamespace]
+Audit = Callable[..., list[dict[str, Any]]]
+
+CPU = torch.device("cpu")
+EXCHANGES = ["images", "updates"]
+
+
+@pytest.fixture(autouse=True)
+def short_farewells(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_app, "_FAREWELL_S", 0.5)
+    monkeypatch.setattr(server_app, "_LAST_FAREWELL_S", 0.5)
+
+
+def trained_by_hand(federation: SimpleNamespace) -> tuple[dict[str, torch.Tensor], list[float]]:
+    """Train on all owners' encrypted images at once: no federation, only the one training loop."""
+    settings = federation.settings
+    images = {
+        split: ImageTensors.from_shards(
+            [
+                shard
+                for owner in sorted(federation.prepared)
+                for shard in federation.prepared[owner].store.shards(split)
+            ],
+            settings.shape,
+            CPU,
+        )
+        for split in Split
+    }
+    network = build_network(settings.network_config(), settings.training.seed)
+    trainer = Trainer(network, settings.training_config(), CPU)
+    accuracies = []
+    for _ in trainer.train_epochs(images[Split.TRAIN], 0, settings.training.epochs):
+        accuracies.append(evaluate(network, images[Split.HELD_OUT]).accuracy)
+    return network_state(network), accuracies
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_a_federation_ends_with_a_model_for_everyone(
+    make_federation: MakeFederation, audit: Audit, exchange: str, fingerprint: str
+) -> None:
+    federation = make_federation(exchange=exchange, training={"rounds": 2, "seed": 3})
+    run_federation(federation.grid, federation.state, CPU)
+    status = federation.state.status()
+    assert (status.phase, status.message) == (Phase.FINISHED, "")
+    assert [record.round for record in status.rounds] == [1, 2]
+    if exchange == "images":
+        assert (status.images_received, status.images_expected) == (40, 40)
+    model = load_model(federation.state.model, CPU)
+    card = model.card
+    assert (card.federation, card.exchange, card.fingerprint) == ("zoo", exchange, fingerprint)
+    assert (card.rounds, card.local_epochs, card.seed, card.classes) == (2, 1, 3, ("cat", "dog"))
+    assert [(one.name, one.train_images, one.held_out_images) for one in card.owners] == [
+        ("anna", 19, 6),
+        ("bert", 10, 5),
+    ]
+    assert card.held_out_images == 11
+    assert card.cipher_spec() == federation.settings.cipher.spec
+    assert card.accuracy == status.rounds[-1].accuracy
+    # What the card claims is what the model does.
+    correct = sum(
+        evaluate(
+            model.network,
+            ImageTensors.from_shards(list(one.store.shards(Split.HELD_OUT)), federation.settings.shape, CPU),
+        ).correct
+        for one in federation.prepared.values()
+    )
+    assert card.accuracy == pytest.approx(correct / 11, rel=1e-12)
+    for app in federation.apps.values():
+        assert app.farewell is not None
+        assert app.farewell.completed
+        assert app.card == card
+        theirs = load_model(app._model_folder, CPU)
+        mine = network_state(model.network)
+        assert all(torch.equal(tensor, mine[name]) for name, tensor in network_state(theirs.network).items())
+    assert "model written" in [line["event"] for line in audit(federation.state)]
+
+
+def test_images_train_the_same_model_as_one_party_would(make_federation: MakeFederation) -> None:
+    """To the bit: on the CPU and on one thread the same steps give the same numbers."""
+    federation = make_federation(exchange="images", training={"rounds": 3, "seed": 3})
+    run_federation(federation.grid, federation.state, CPU)
+    expected, accuracies = trained_by_hand(federation)
+    state = network_state(load_model(federation.state.model, CPU).network)
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert [record.accuracy for record in federation.state.status().rounds] == accuracies
+    start = network_state(build_network(federation.settings.network_config(), 3))
+    assert not all(torch.equal(state[name], start[name]) for name in start)
+
+
+def test_in_updates_no_image_reaches_the_coordinator(make_federation: MakeFederation) -> None:
+    federation = make_federation(exchange="updates")
+    run_federation(federation.grid, federation.state, CPU)
+    assert not (federation.state.folder / "store").exists()
+    assert {kind for _, kind in federation.grid.asked} == {wire.TRAIN, wire.EVALUATE, wire.FINISH}
+
+
+@pytest.mark.parametrize(("exchange", "last"), [("images", 1), ("images", 3), ("updates", 3)])
+def test_a_crash_right_after_a_checkpoint_loses_nothing(
+    make_federation: MakeFederation, monkeypatch: pytest.MonkeyPatch, exchange: str, last: int
+) -> None:
+    """Going on equals an undisturbed run; the last round's accuracy must not be that of the round before."""
+    whole = make_federation(name="whole", exchange=exchange, training={"rounds": 3})
+    run_federation(whole.grid, whole.state, CPU)
+    federation = make_federation(name="crashed", exchange=exchange, training={"rounds": 3})
+
+    class KilledError(BaseException):
+        """Like a signal: nothing handles it."""
+
+    module = "coordinator.pooled" if exchange == "images" else "coordinator.rounds"
+    import importlib
+
+    home = importlib.import_module(module)
+    save = home.save_checkpoint
+
+    def save_and_die(folder: Any, checkpoint: Any) -> None:
+        save(folder, checkpoint)
+        if checkpoint.rounds == last:
+            raise KilledError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(home, "save_checkpoint", save_and_die)
+        with pytest.raises(KilledError):
+            run_federation(federation.grid, federation.state, CPU)
+    run_federation(federation.grid, federation.state, CPU)
+    mine, theirs = federation.state.status(), whole.state.status()
+    assert mine.phase is Phase.FINISHED
+    assert [(one.round, one.accuracy, one.train_loss) for one in mine.rounds] == [
+        (one.round, one.accuracy, one.train_loss) for one in theirs.rounds
+    ]
+    cards = [load_model(one.state.model, CPU).card for one in (federation, whole)]
+    assert (cards[0].accuracy, cards[0].rounds) == (cards[1].accuracy, cards[1].rounds)
+    states = [network_state(load_model(one.state.model, CPU).network) for one in (federation, whole)]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+@pytest.mark.parametrize("exchange", EXCHANGES)
+def test_a_stop_request_ends_it_and_the_owners_are_told(
+    make_federation: MakeFederation, audit: Audit, exchange: str
+) -> None:
+    federation = make_federation(exchange=exchange, training={"rounds": 50})
+    kind = wire.TRAIN if exchange == "updates" else wire.SHARD
+
+    def stop_at_fourth(_owner: str, question: Message, answer: Message) -> Message:
+        if [one for _, one in federation.grid.asked].count(kind) == 4:
+            federation.state.stop_request.touch()
+        return answer
+
+    federation.faults.mutate = stop_at_fourth
+    run_federation(federation.grid, federation.state, CPU)
+    status = federation.state.status()
+    assert status.phase is Phase.STOPPED
+    assert "asked to stop" in status.message
+    assert not federation.state.model.exists()
+    for app in federation.apps.values():
+        assert app.farewell is not None
+        assert (app.farewell.completed, app.farewell.message) == (False, status.message)
+        assert app.card is None
+    assert "stopped" in [line["event"] for line in audit(federation.state)]
+
+
+def test_a_stop_request_ends_the_wait_for_owners(make_federation: MakeFederation) -> None:
+    federation = make_federation()
+    federation.faults.offline.add("bert")
+    timer = threading.Timer(0.2, federation.state.stop_request.touch)
+    timer.start()
+    run_federation(federation.grid, federation.state, CPU)
+    assert federation.state.status().phase is Phase.STOPPED
+    assert federation.apps["anna"].farewell is not None
+
+
+def test_a_federation_below_its_quorum_fails_and_the_owners_are_told(make_federation: MakeFederation) -> None:
+    federation = make_federation(deadline_s=0.2, quorum=2)
+    federation.faults.drop = lambda owner, question: owner == "bert" and question.metadata.message_type == wire.TRAIN
+    with pytest.raises(FederationError, match="3 rounds in a row"):
+        run_federation(federation.grid, federation.state, CPU)
+    status = federation.state.status()
+    assert status.phase is Phase.FAILED
+    assert "3 rounds in a row" in status.message
+    assert all(app.farewell.message == status.message for app in federation.apps.values())
+
+
+def test_an_internal_error_fails_it_without_telling_details(
+    make_federation: MakeFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = make_federation()
+
+    def explode(*_arguments: Any) -> None:
+        raise ZeroDivisionError("/home/somebody/secret")
+
+    monkeypatch.setattr(server_app, "write_model", explode)
+    with pytest.raises(ZeroDivisionError):
+        run_federation(federation.grid, federation.state, CPU)
+    status = federation.state.status()
+    assert status.phase is Phase.FAILED
+    assert "ZeroDivisionError" in status.message
+    assert "secret" not in status.message
+    for app in federation.apps.values():
+        assert app.farewell is not None
+        assert "secret" not in app.farewell.message
+
+
+def test_the_status_is_written_even_where_nobody_can_be_told(
+    make_federation: MakeFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    federation = make_federation()
+
+    def explode() -> list[int]:
+        raise ConnectionError("the SuperLink is gone")
+
+    federation.grid.get_node_ids = explode
+    with pytest.raises(ConnectionError):
+        run_federation(federation.grid, federation.state, CPU)
+    assert federation.state.status().phase is Phase.FAILED
+
+
+def test_an_owner_that_does_not_hear_the_end_is_on_record(make_federation: MakeFederation, audit: Audit) -> None:
+    federation = make_federation()
+    federation.faults.drop = lambda owner, question: owner == "bert" and question.metadata.message_type == wire.FINISH
+    run_federation(federation.grid, federation.state, CPU)
+    assert federation.state.status().phase is Phase.FINISHED
+    assert federation.apps["anna"].card is not None
+    assert [line["owner"] for line in audit(federation.state) if line["event"] == "did not hear the end"] == ["bert"]
+
+
+def test_an_owner_left_out_of_the_intake_is_on_no_card_but_is_told(
+    make_federation: MakeFederation, nonsense: Any
+) -> None:
+    federation = make_federation(exchange="images", quorum=1)
+    federation.faults.mutate = lambda owner, question, answer: (
+        Message(nonsense, reply_to=question)
+        if owner == "bert" and question.metadata.message_type == wire.SHARD
+        else answer
+    )
+    run_federation(federation.grid, federation.state, CPU)
+    card = load_model(federation.state.model, CPU).card
+    assert [(one.name, one.train_images) for one in card.owners] == [("anna", 19)]
+    assert card.held_out_images == 6
+    assert federation.apps["bert"].farewell is not None
+
+
+def test_no_image_to_train_on_is_a_failure(make_federation: MakeFederation) -> None:
+    federation = make_federation({"anna": ((), (4,))}, exchange="images", enrolled={"anna": {"train_images": 1}})
+    with pytest.raises(FederationError, match="no owner delivered an image"):
+        run_federation(federation.grid, federation.state, CPU)
+    assert federation.state.status().phase is Phase.FAILED
+
+
+def test_the_flower_app_reads_the_environment(make_federation: MakeFederation, monkeypatch: pytest.MonkeyPatch) -> None:
+    federation = make_federation(training={"rounds": 1})
+    monkeypatch.setenv(server_app.STATE_VARIABLE, str(federation.state.folder))
+    monkeypatch.setenv(server_app.DEVICE_VARIABLE, "cpu")
+    server_app.main(federation.grid, None)
+    assert federation.state.status().phase is Phase.FINISHED
+    assert json.loads((federation.state.folder / "status.json").read_text())["phase"] == "finished"
+
+
+def test_questions_of_an_owner_that_reports_errors_do_not_end_the_run(
+    make_federation: MakeFederation, audit: Audit
+) -> None:
+    federation = make_federation(quorum=1, training={"rounds": 1})
+    federation.faults.mutate = lambda owner, question, answer: (
+        Message(Error(2, "x" * 10_000), reply_to=question) if owner == "bert" else answer
+    )
+    run_federation(federation.grid, federation.state, CPU)
+    assert federation.state.status().phase is Phase.FINISHED
+    # What a peer writes is not repeated without end.
+    assert all(len(line.get("reason") or "") < 600 for line in audit(federation.state))
+    assert load_network_state is not None
