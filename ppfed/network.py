@@ -10,6 +10,7 @@ from torch import Tensor, nn
 _LARGE_SIDE = 96
 _STAGES = 4
 _BLOCKS_PER_STAGE = 2
+_SAFE_CHANNELS = 16
 
 
 @dataclass(frozen=True)
@@ -93,6 +94,22 @@ def adaptation_network(channels: int, maps: tuple[int, ...]) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
+class Shortcut(nn.Conv2d):
+    """The 1x1 convolution that fits a shortcut to a block's output.
+
+    With fewer than 16 input channels in channels_last memory and a stride of 2, the backward pass of PyTorch 2.13 on
+    the CPU writes past its buffers when it has several threads (segmentation fault, or worse). Leaving out the pixels
+    that the stride skips before the convolution computes the same.
+    """
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """(N, old, H, W) to (N, new, H / stride, W / stride)."""
+        if maps.device.type != "cpu" or self.in_channels >= _SAFE_CHANNELS:
+            return super().forward(maps)
+        down, right = self.stride
+        return nn.functional.conv2d(maps[:, :, ::down, ::right], self.weight)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut (He et al., CVPR 2016)."""
 
@@ -105,7 +122,7 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(new)
         self.downsample: nn.Sequential | None = None
         if stride != 1 or old != new:
-            self.downsample = nn.Sequential(nn.Conv2d(old, new, 1, stride, bias=False), nn.BatchNorm2d(new))
+            self.downsample = nn.Sequential(Shortcut(old, new, 1, stride, bias=False), nn.BatchNorm2d(new))
 
     def forward(self, maps: Tensor) -> Tensor:
         """(N, old, H, W) to (N, new, H / stride, W / stride)."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from types import ModuleType
 
 import numpy as np
@@ -11,8 +13,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
+from torch.testing import assert_close
 
-from ppfed.network import NetworkConfig, adaptation_network, build_network
+from ppfed.network import NetworkConfig, Shortcut, adaptation_network, build_network
 
 SMALL = NetworkConfig(classes=3, height=8, width=8, base_maps=4)
 
@@ -137,3 +140,27 @@ def test_large_images_get_the_imagenet_stem(height: int, width: int, large: bool
     network = build_network(NetworkConfig(classes=2, height=height, width=width, base_maps=2), 0)
     assert network.resnet.conv1.kernel_size == ((7, 7) if large else (3, 3))
     assert isinstance(network.resnet.maxpool, nn.MaxPool2d if large else nn.Identity)
+
+
+@pytest.mark.parametrize("base_maps", [2, 4, 8, 12, 16])
+def test_narrow_networks_train_on_several_threads(base_maps: int) -> None:
+    """Without ``Shortcut`` this dies of a segmentation fault or "double free" on most runs: hence the child process."""
+    script = f"""
+import torch
+from ppfed.network import NetworkConfig, build_network
+torch.set_num_threads(2)
+network = build_network(NetworkConfig(classes=3, height=16, width=16, base_maps={base_maps}), seed=0)
+for step in range(40):
+    images = torch.randint(0, 256, (63 - step % 2, 16, 16, 3), dtype=torch.uint8)
+    network(images).square().sum().backward()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_narrow_shortcut_is_the_strided_convolution() -> None:
+    shortcut = Shortcut(4, 8, 1, 2, bias=False)
+    maps = torch.randn(3, 4, 9, 10, generator=torch.Generator().manual_seed(0))
+    expected = torch.nn.functional.conv2d(maps, shortcut.weight, stride=2)
+    # float32 sums of four products, in any order.
+    assert_close(shortcut(maps), expected, rtol=1e-5, atol=1e-6)
