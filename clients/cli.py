@@ -7,11 +7,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from ppfed.cli.options import KeyOption
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from clients.preparation import Prepared
+    from ppfed.federation import Invite
+    from ppfed.images.source import ImageSource
 
 app = typer.Typer(help="Take part in a federation as an owner of images.", no_args_is_help=True)
 
@@ -43,10 +50,9 @@ def join(
 ) -> None:
     """Check, encrypt, join, serve rounds, and receive the model."""
     from clients.display import RichDisplay
-    from clients.join import default_folder, serve, what_leaves
+    from clients.join import default_folder, make_private, serve, store_folder
     from clients.preparation import class_positions, prepare
     from ppfed.ciphers.registry import make_cipher
-    from ppfed.ciphers.spec import Scope
     from ppfed.cli.console import print_line, progress_bar, stderr, stdout
     from ppfed.cli.options import load_key
     from ppfed.errors import MismatchError, UsageError
@@ -72,6 +78,11 @@ def join(
     source = open_source(data)
     class_positions(source.classes, settings)
     folder = state or default_folder(invitation)
+    make_private(folder)
+    _announce(console, invitation, source, data, fingerprint)
+    # Without a terminal nobody can be asked: whoever scripts this command has decided.
+    if not yes and _has_terminal() and not typer.confirm("Join?", default=True, err=True):
+        raise typer.Exit(1)
     cipher = make_cipher(settings.cipher.spec, master)
     with progress_bar("checking and encrypting", sum(source.counts.values())) as progress:
         prepared = prepare(
@@ -79,36 +90,14 @@ def join(
             data,
             cipher,
             settings,
-            folder / "store",
+            store_folder(folder),
             copies=augment_copies,
             skip_bad=skip_bad,
             progress=progress,
         )
     # From here on nothing needs the key.
     del master, cipher
-    lines = [
-        f"federation   {settings.name}, as {invitation.owner}, at {invitation.address}",
-        f"key          {fingerprint}",
-        f"images       {prepared.train_images} to train on, {prepared.held_out_images} held out, "
-        f"{settings.height}x{settings.width}, {len(settings.classes)} classes",
-        f"cipher       {settings.cipher.spec}",
-        f"exchange     {settings.exchange}",
-        f"what leaves  {what_leaves(settings)}",
-        "remember     the cipher is visual obfuscation, not confidentiality: a coordinator that trains a network on "
-        "pictures of its own restores much of them (docs/threat-model.md)",
-    ]
-    if source.classes != settings.classes and source.classes == tuple(str(n) for n in range(len(source.classes))):
-        pairs = ", ".join(f"{n} = {name}" for n, name in zip(source.classes, settings.classes, strict=False))
-        lines.append(f"labels       by position: {pairs}")
-    lines += [f"note         {count} images: {note}" for note, count in sorted(prepared.notes.items())]
-    if prepared.bad:
-        lines.append(f"left out     {prepared.bad} images that cannot be used")
-    for line in lines:
-        print_line(console, line)
-    if settings.cipher.scope is Scope.FIXED:
-        console.print("[bold red]warning:[/] one mask for all images is recovered from the ciphertexts alone.")
-    if not yes and sys.stdin.isatty() and not typer.confirm("Join?", default=True, err=True):
-        raise typer.Exit(1)
+    _report(console, prepared)
     with RichDisplay(console) as display:
         summary = serve(invitation, fingerprint, prepared, folder, pick_device(device), display, display.notice)
     if summary.card is None:
@@ -118,3 +107,55 @@ def join(
     print_line(out, f"model     {summary.model_folder}")
     out.print(f"accuracy  {accuracy} on {summary.card.held_out_images} held-out images of all owners")
     out.print(f"sent      {summary.bytes_out / 1e6:.2f} MB in {summary.seconds:.0f} s")
+
+
+def _has_terminal() -> bool:
+    return sys.stdin.isatty()
+
+
+def _announce(console: Console, invite: Invite, source: ImageSource, data: Path, fingerprint: str) -> None:
+    """Say what the owner is about to agree to."""
+    from clients.join import what_leaves
+    from clients.preparation import by_position
+    from ppfed.ciphers.spec import Scope
+    from ppfed.cli.console import print_line
+
+    settings = invite.federation
+    lines = [
+        f"federation   {settings.name}, as {invite.owner}, at {invite.address}",
+        f"key          {fingerprint}",
+        f"images       {sum(source.counts.values())} in {data}; {settings.height}x{settings.width}, "
+        f"{len(settings.classes)} classes",
+        f"cipher       {settings.cipher.spec}",
+        f"exchange     {settings.exchange}",
+        f"what leaves  {what_leaves(settings)}",
+        "remember     the cipher is visual obfuscation, not confidentiality: a coordinator that trains a network on "
+        "pictures of its own restores much of them (docs/threat-model.md)",
+    ]
+    if by_position(source.classes, settings):
+        pairs = ", ".join(f"{n} = {name}" for n, name in zip(source.classes, settings.classes, strict=False))
+        lines.append(f"labels       by position: {pairs}")
+    lines.append("next         images are checked and encrypted on this machine; nothing leaves before that is done")
+    for line in lines:
+        print_line(console, line)
+    warning = "[bold red]warning:[/]"
+    if settings.cipher.scope is Scope.FIXED:
+        console.print(f"{warning} one mask for all images is recovered from the ciphertexts alone.", soft_wrap=True)
+    if settings.channels > 1 and not settings.cipher.colour_shuffle:
+        console.print(
+            f"{warning} without colour shuffle, structure and colours of an image are within reach of whoever has its "
+            "ciphertext.",
+            soft_wrap=True,
+        )
+
+
+def _report(console: Console, prepared: Prepared) -> None:
+    """Say what came of the owner's images."""
+    from ppfed.cli.console import print_line
+
+    lines = [f"encrypted    {prepared.train_images} to train on, {prepared.held_out_images} held out"]
+    lines += [f"note         {count} images: {note}" for note, count in sorted(prepared.notes.items())]
+    if prepared.bad:
+        lines.append(f"left out     {prepared.bad} images that cannot be used")
+    for line in lines:
+        print_line(console, line)

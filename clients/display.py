@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.console import Console
 
-from ppfed.cli.console import live_bar, print_line
+from ppfed.cli.console import live_bar, print_line, printable
 from ppfed.training import Evaluation
 
 _MB = 1e6
@@ -28,7 +28,7 @@ class RichDisplay:
     def notice(self, line: str) -> None:
         """Print a line."""
         print_line(self._console, line)
-        self._bar.update(self._task, description=line[:60])
+        self._bar.update(self._task, description=printable(line[:60]).replace("\n", " "))
 
     def shard_sent(self, number: int, total: int, size_bytes: int) -> None:
         """See ``Display``."""

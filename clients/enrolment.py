@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import ssl
+import time
 
 import httpx
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 
 import ppfed
 from clients.preparation import Prepared
@@ -46,7 +47,14 @@ class CoordinatorClient:
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
             # Not create_default_context: given an empty certificate it trusts every authority of this machine.
             context.load_verify_locations(cadata=invite.ca_certificate)
-            self._client = httpx.Client(base_url=f"https://{invite.address}", verify=context, timeout=_TIMEOUT_S)
+            self._client = httpx.Client(
+                base_url=f"https://{invite.address}",
+                verify=context,
+                # What is small when it arrives must not grow when it is unpacked.
+                headers={"accept-encoding": "identity"},
+                # No proxy of this machine, as the SuperNode uses none.
+                trust_env=False,
+            )
         except (ssl.SSLError, TypeError, ValueError, httpx.InvalidURL):
             raise InviteError(
                 "the invite holds no usable certificate or address",
@@ -80,7 +88,7 @@ class CoordinatorClient:
             ppfed_version=ppfed.__version__,
         )
         try:
-            answer = self._client.post(ENROL_PATH, json=request.model_dump(mode="json"))
+            status, body = self._ask(ENROL_PATH, request, _TIMEOUT_S)
         except httpx.RequestError as error:
             raise FederationError(
                 f"the coordinator at {self._invite.address} cannot be reached: {error}",
@@ -88,10 +96,10 @@ class CoordinatorClient:
                 "that a firewall lets this port through.",
             ) from None
         try:
-            reply = EnrolmentReply.model_validate_json(answer.content[:_MOST_REPLY_BYTES])
+            reply = EnrolmentReply.model_validate_json(body)
         except ValidationError:
             raise FederationError(
-                f"{self._invite.address} does not answer as a coordinator of this version (HTTP {answer.status_code})",
+                f"{self._invite.address} does not answer as a coordinator of this version (HTTP {status})",
                 hint="Owner and coordinator need the same version of ppfed.",
             ) from None
         if not reply.admitted:
@@ -101,10 +109,26 @@ class CoordinatorClient:
         """Ask how things stand; None if there is no answer."""
         request = StatusRequest(token=self._invite.token)
         try:
-            answer = self._client.post(STATUS_PATH, json=request.model_dump(mode="json"), timeout=_STATUS_TIMEOUT_S)
-            return StatusReply.model_validate_json(answer.content[:_MOST_REPLY_BYTES])
+            _, body = self._ask(STATUS_PATH, request, _STATUS_TIMEOUT_S)
+            return StatusReply.model_validate_json(body)
         except (httpx.RequestError, ValidationError):
             return None
+
+    def _ask(self, path: str, request: BaseModel, timeout_s: float) -> tuple[int, bytes]:
+        """Post a request; returns the HTTP status and the body, empty where it is packed or too large to read."""
+        deadline = time.monotonic() + timeout_s
+        body = b""
+        with self._client.stream("POST", path, json=request.model_dump(mode="json"), timeout=timeout_s) as answer:
+            if "content-encoding" in answer.headers:
+                return answer.status_code, b""
+            for part in answer.iter_raw():
+                body += part
+                if len(body) > _MOST_REPLY_BYTES:
+                    return answer.status_code, b""
+                # httpx limits the wait for each part, not for all of them.
+                if time.monotonic() > deadline:
+                    raise httpx.ReadTimeout("the answer takes too long")
+        return answer.status_code, body
 
     def close(self) -> None:
         """Close the connection."""

@@ -31,7 +31,7 @@ from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-from ppfed.errors import PPFedError
+from ppfed.errors import PeerDataError
 
 _ACQUIRE_METHODS = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 
@@ -47,7 +47,8 @@ class FlowerExecutor:
         Shared with the SuperNode: no other program on this machine may take tasks.
     client_app : ClientApp
     on_error : callable
-        Called with an exception of the app; the coordinator hears its class at most.
+        Called with an exception of the app, or of a message that cannot be taken; the coordinator hears its class at
+        most, unless it is a ``PeerDataError``.
     """
 
     def __init__(
@@ -67,19 +68,18 @@ class FlowerExecutor:
         Returns
         -------
         bool
-            Whether one waited.
+            Whether one was answered.
         """
         answer = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
         if not answer.HasField("task") or not answer.token:
             return False
-        self._run_task(answer.token)
-        return True
+        return self._run_task(answer.token)
 
     def close(self) -> None:
         """Close the connection."""
         self._client.close()
 
-    def _run_task(self, token: str) -> None:
+    def _run_task(self, token: str) -> bool:
         client = self._connect(
             RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), RuntimeTokenHttpInterceptor(token)
         )
@@ -87,20 +87,27 @@ class FlowerExecutor:
         heartbeat.start()
         context, status, details = None, SubStatus.FAILED, "the message could not be taken or answered"
         try:
-            message, context, _run, _bundle = pull_task_input(client)
             try:
-                reply = self._client_app(message=message, context=context)
-                outcome = SubStatus.COMPLETED, ""
-            except Exception as error:
-                self._on_error(error)
-                outcome = SubStatus.FAILED, _public_reason(error)
-                reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, outcome[1]), reply_to=message)
-            push_message(client, reply, context)
-            status, details = outcome
+                message, context, _run, _bundle = pull_task_input(client)
+                try:
+                    reply = self._client_app(message=message, context=context)
+                    outcome = SubStatus.COMPLETED, ""
+                except Exception as error:
+                    self._on_error(error)
+                    outcome = SubStatus.FAILED, _public_reason(error)
+                    reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, outcome[1]), reply_to=message)
+                push_message(client, reply, context)
+                status, details = outcome
+            finally:
+                push_task_output(client, context, status, details)
+        except Exception as error:
+            # A message that Flower cannot read must not end the owner's part in the federation.
+            self._on_error(error)
+            return False
         finally:
-            push_task_output(client, context, status, details)
             heartbeat.stop()
             client.close()
+        return True
 
     def _connect(self, *interceptors: ProtobufClientInterceptor) -> RuntimeHttpClient:
         # Flower's client obeys the environment's proxies; this connection stays on this machine.
@@ -115,6 +122,6 @@ class FlowerExecutor:
 
 
 def _public_reason(error: Exception) -> str:
-    """Choose what the coordinator is told: our own errors are written for it, others might hold a path or a value."""
-    cause = error.__cause__ if isinstance(error.__cause__, PPFedError) else error
-    return cause.message if isinstance(cause, PPFedError) else type(cause).__name__
+    """Choose what the coordinator is told: what is wrong with its own message; other errors hold paths and names."""
+    cause = error.__cause__ if isinstance(error.__cause__, PeerDataError) else error
+    return cause.message if isinstance(cause, PeerDataError) else type(cause).__name__

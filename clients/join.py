@@ -10,13 +10,14 @@ from pathlib import Path
 import platformdirs
 import torch
 
+from clients.answers import AnswerLimit
 from clients.enrolment import CoordinatorClient
 from clients.flower_executor import FlowerExecutor
 from clients.owner_app import Display, OwnerApp
-from clients.preparation import Prepared
+from clients.preparation import MARKER, Prepared
 from clients.supernode import SuperNode, ensure_node_key
 from ppfed.enrolment import Phase
-from ppfed.errors import FederationError, ServiceError
+from ppfed.errors import FederationError, ServiceError, UsageError
 from ppfed.federation import FederationSettings, Invite
 from ppfed.model_folder import ModelCard
 
@@ -26,6 +27,11 @@ _DELIVERY_S = 2.0
 _UNREACHABLE_S = 30.0
 _REJOIN_S = 90.0
 _REJOIN_PAUSE_S = 10.0
+_FAREWELL_GRACE_S = 30.0
+
+_NODE_KEY = "node.key"
+_STORE = "store"
+_ANSWERS = "answers.json"
 
 
 @dataclass(frozen=True)
@@ -58,6 +64,29 @@ def default_folder(invite: Invite) -> Path:
     return platformdirs.user_data_path("ppfed") / federation / invite.owner
 
 
+def store_folder(folder: Path) -> Path:
+    """Where in an owner's state folder its encrypted images lie."""
+    return folder / _STORE
+
+
+def make_private(folder: Path) -> None:
+    """Make the owner's state folder, or take an earlier one: nobody else on this machine may look into it.
+
+    Raises
+    ------
+    UsageError
+        If it holds what ppfed did not make: others may need that.
+    """
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    ours = (folder / _NODE_KEY, store_folder(folder) / MARKER)
+    if any(folder.iterdir()) and not any(one.exists() for one in ours):
+        raise UsageError(
+            f"{folder} holds files that ppfed did not make",
+            hint="Name a folder with --state that is missing or empty.",
+        )
+    folder.chmod(0o700)
+
+
 def serve(
     invite: Invite,
     fingerprint: str,
@@ -87,16 +116,19 @@ def serve(
     ------
     FederationError
         If the coordinator refuses this owner, cannot be reached, or the connection is lost for good.
+    DataError
+        If the count of earlier answers is damaged.
     """
     started = time.monotonic()
-    node_key = folder / "node.key"
+    node_key = folder / _NODE_KEY
+    limit = AnswerLimit(folder / _ANSWERS, invite)
     coordinator = CoordinatorClient(invite)
     try:
         coordinator.enrol(ensure_node_key(node_key), fingerprint, prepared)
         notice(f"admitted by the coordinator at {invite.address}")
         node = _connected_node(folder, invite, node_key, notice)
         try:
-            app = OwnerApp(invite.owner, invite.federation, prepared, device, folder / "model", display)
+            app = OwnerApp(invite.owner, invite.federation, prepared, device, folder / "model", display, limit)
             message = _answer_until_end(app, node, coordinator, notice)
         finally:
             node.stop()
@@ -110,8 +142,9 @@ def what_leaves(settings: FederationSettings) -> str:
     if settings.exchange.value == "images":
         return "every encrypted image and its label, once, to the coordinator's disk"
     return (
-        f"in each of {settings.training.rounds} rounds, the network's weights after training on your encrypted images, "
-        "and how many held-out images it classified rightly; no image"
+        f"in each of {settings.training.rounds} rounds, the network's weights after training on your encrypted images "
+        "and the training loss; with them, and once more at the end, the loss on your held-out images and how many of "
+        "them were classified rightly; no image"
     )
 
 
@@ -147,6 +180,7 @@ def _answer_until_end(
     next_status = time.monotonic()
     last_answer = time.monotonic()
     told = ""
+    finished: float | None = None
     try:
         while app.farewell is None:
             if executor.run_waiting_task():
@@ -154,6 +188,11 @@ def _answer_until_end(
                 continue
             node.require_running()
             time.sleep(_POLL_S)
+            if finished is not None and time.monotonic() - finished > _FAREWELL_GRACE_S:
+                return (
+                    "the federation finished and its model is at the coordinator, but the model did not arrive here: "
+                    "ask the coordinator for its model folder"
+                )
             if time.monotonic() < next_status:
                 continue
             next_status = time.monotonic() + _STATUS_S
@@ -167,6 +206,8 @@ def _answer_until_end(
                 line = str(status.phase)
                 if status.phase is Phase.WAITING:
                     line += f" ({status.owners_joined} of {status.owners_wanted} joined)"
+                if status.phase is Phase.FINISHED and finished is None:
+                    finished = time.monotonic()
                 if status.phase in (Phase.STOPPED, Phase.FAILED):
                     return f"the federation {status.phase}: {status.message}"
             if line and line != told:

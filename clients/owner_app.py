@@ -14,6 +14,7 @@ from flwr.app import Context, Message, RecordDict
 from flwr.clientapp import ClientApp
 from pydantic import ValidationError
 
+from clients.answers import AnswerLimit
 from clients.preparation import Prepared
 from ppfed import wire
 from ppfed.errors import DataError, ModelError, PeerDataError
@@ -54,6 +55,8 @@ class OwnerApp:
     model_folder : Path
         Where the final model is written.
     display : Display
+    limit : AnswerLimit or None
+        Counts the rounds that are answered in exchange ``updates``; None does not.
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class OwnerApp:
         device: torch.device,
         model_folder: Path,
         display: Display,
+        limit: AnswerLimit | None = None,
     ) -> None:
         self._owner = owner
         self._settings = settings
@@ -71,6 +75,7 @@ class OwnerApp:
         self._device = device
         self._model_folder = model_folder
         self._display = display
+        self._limit = limit
         self._network = build_network(settings.network_config(), settings.training.seed).to(device)
         self._layout = network_layout(self._network)
         self._images: dict[Split, ImageTensors] = {}
@@ -132,6 +137,7 @@ class OwnerApp:
         order = wire.unpack_round_order(content, rounds, self._layout)
         if order.round > rounds:
             raise PeerDataError("the coordinator asked for a round that was not agreed")
+        self._require_below_limit(order.round)
         self._load_weights(order)
         evaluation = evaluate(self._network, self._tensors(Split.HELD_OUT))
         self._display.round_started(order.round, rounds, evaluation)
@@ -145,13 +151,22 @@ class OwnerApp:
         ]
         self._display.round_finished(order.round, rounds, losses[-1])
         weights = network_state(self._network)
+        self._count(order.round)
         self.bytes_out += sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
         return wire.pack_round_result(wire.RoundResult(weights, self._prepared.train_images, losses[-1], evaluation))
 
     def _evaluate(self, content: RecordDict) -> RecordDict:
         self._require(Exchange.UPDATES)
-        self._load_weights(wire.unpack_round_order(content, self._settings.training.rounds, self._layout))
-        return wire.pack_evaluation(evaluate(self._network, self._tensors(Split.HELD_OUT)))
+        rounds = self._settings.training.rounds
+        order = wire.unpack_round_order(content, rounds, self._layout)
+        # Each round's average is measured when the next round trains on it: only the last needs a message of its own.
+        if order.round != rounds + 1:
+            raise PeerDataError("the coordinator asked to measure weights before the last round")
+        self._require_below_limit(order.round)
+        self._load_weights(order)
+        evaluation = evaluate(self._network, self._tensors(Split.HELD_OUT))
+        self._count(order.round)
+        return wire.pack_evaluation(evaluation)
 
     def _finish(self, content: RecordDict) -> RecordDict:
         farewell = wire.unpack_farewell(content, self._layout)
@@ -170,6 +185,14 @@ class OwnerApp:
             self.card = card
         self.farewell = farewell
         return wire.pack_request()
+
+    def _require_below_limit(self, number: int) -> None:
+        if self._limit is not None:
+            self._limit.require(number)
+
+    def _count(self, number: int) -> None:
+        if self._limit is not None:
+            self._limit.count(number)
 
     def _load_weights(self, message: wire.RoundOrder | wire.Farewell) -> None:
         try:

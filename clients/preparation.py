@@ -19,7 +19,7 @@ import torch
 from ppfed.atomic import write_atomic
 from ppfed.augment import Augmentation
 from ppfed.ciphers.registry import Cipher
-from ppfed.errors import BadImagesError, DataError, MismatchError
+from ppfed.errors import BadImagesError, DataError, MismatchError, UsageError
 from ppfed.federation import FederationSettings
 from ppfed.images.source import ImageSource, LoadReport, Split, no_progress
 from ppfed.images.types import EncryptedImages, Int64Array
@@ -28,6 +28,9 @@ from ppfed.training import epoch_generator
 
 HOLD_OUT_EVERY = 10
 """Where a source has no held-out split, every tenth image of each class is held out."""
+
+MARKER = ".ppfed-store"
+"""A file that says: ppfed made this folder, and may delete it."""
 
 _RECORD = "prepared.json"
 _FEWEST_IMAGES = 2
@@ -59,9 +62,7 @@ class Prepared:
 
 
 def class_positions(classes: tuple[str, ...], settings: FederationSettings) -> Int64Array:
-    """Map an owner's labels to the federation's.
-
-    Sources that only number their classes (``.npz``) are matched by position.
+    """Map an owner's labels to the federation's: by name, or by position where ``by_position`` says so.
 
     Returns
     -------
@@ -73,12 +74,12 @@ def class_positions(classes: tuple[str, ...], settings: FederationSettings) -> I
     MismatchError
         Naming the classes that differ.
     """
-    numbered = classes == tuple(str(position) for position in range(len(classes)))
-    if numbered and len(classes) <= len(settings.classes):
+    if by_position(classes, settings):
         return np.arange(len(classes), dtype=np.int64)
     missing = [name for name in settings.classes if name not in classes]
     extra = [name for name in classes if name not in settings.classes]
-    if missing or extra:
+    # A source that numbers its classes knows of those that it has images of, and of no others.
+    if extra or (missing and not _numbered(classes)):
         parts = [f"yours lacks {', '.join(missing)}"] if missing else []
         parts += [f"yours has {', '.join(extra)} besides"] if extra else []
         raise MismatchError(
@@ -86,6 +87,18 @@ def class_positions(classes: tuple[str, ...], settings: FederationSettings) -> I
             hint=f"Name your class folders: {', '.join(settings.classes)} (a class without images is an empty folder).",
         )
     return np.array([settings.classes.index(name) for name in classes], dtype=np.int64)
+
+
+def by_position(classes: tuple[str, ...], settings: FederationSettings) -> bool:
+    """Whether labels are matched by position: the source numbers its classes (``.npz``), the federation names them.
+
+    Where a number is also a name in the federation, its position may be another: then only the name counts.
+    """
+    return _numbered(classes) and len(classes) <= len(settings.classes) and set(classes).isdisjoint(settings.classes)
+
+
+def _numbered(classes: tuple[str, ...]) -> bool:
+    return classes == tuple(str(position) for position in range(len(classes)))
 
 
 def prepare(
@@ -128,14 +141,18 @@ def prepare(
         If nothing is left to train on.
     MismatchError
         If the classes differ.
+    UsageError
+        If ``folder`` holds anything that ppfed did not make, or lies where the images are.
     """
+    _require_apart(path, folder)
     positions = class_positions(source.classes, settings)
     signature = _signature(path, settings, cipher.fingerprint, copies)
     known = _read_record(folder, signature)
     if known is not None:
         return known
-    shutil.rmtree(folder, ignore_errors=True)
+    _remove_store(folder)
     folder.mkdir(parents=True)
+    (folder / MARKER).write_text("ppfed makes and deletes this folder as it needs it.\n")
     store = ShardStore(folder)
     report = LoadReport()
     writers = {split: _ShardWriter(store, split, settings) for split in Split}
@@ -161,10 +178,10 @@ def prepare(
                 for variant in variants(chosen) if part is Split.TRAIN else [chosen]:
                     writers[part].add(variant)
     if report.bad and not skip_bad:
-        shutil.rmtree(folder)
+        _remove_store(folder)
         raise BadImagesError(report.bad)
     if counted[Split.TRAIN] < _FEWEST_IMAGES:
-        shutil.rmtree(folder)
+        _remove_store(folder)
         raise DataError(
             f"{path} holds {counted[Split.TRAIN]} images to train on, and batch norm needs {_FEWEST_IMAGES} at least",
             hint="Name a folder with one sub-folder per class, with images in them.",
@@ -176,6 +193,36 @@ def prepare(
     )
     _write_record(folder, signature, prepared)
     return prepared
+
+
+def _require_apart(path: Path, folder: Path) -> None:
+    data, store = path.resolve(), folder.resolve()
+    if data == store or data in store.parents or store in data.parents:
+        raise UsageError(
+            f"the encrypted images would be kept in {folder}, and your plain images are in {path}: one holds the other",
+            hint="Name another folder with --state.",
+        )
+
+
+def _remove_store(folder: Path) -> None:
+    """Delete a store that ppfed made; nothing else is ever deleted."""
+    if not folder.exists():
+        return
+    content = list(folder.iterdir()) if folder.is_dir() else [folder]
+    marker = folder / MARKER
+    if content and marker not in content:
+        raise UsageError(
+            f"{folder} exists, and ppfed did not make it: nothing in it was touched",
+            hint="Name another folder with --state, or move this one away.",
+        )
+    # The marker goes last: what an interruption leaves can still be told from a user's own folder.
+    for one in content:
+        if one.is_dir() and not one.is_symlink():
+            shutil.rmtree(one)
+        elif one != marker:
+            one.unlink()
+    marker.unlink(missing_ok=True)
+    folder.rmdir()
 
 
 class _ShardWriter:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 from enum import StrEnum
+from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -20,6 +21,9 @@ from ppfed.network import NetworkConfig
 from ppfed.training import Schedule, TrainingConfig
 
 MAX_INVITE_BYTES = 1 << 20
+
+MOST_WEIGHTS = 1 << 28
+"""1 GiB as float32: an invite must not make an owner's machine run out of memory."""
 
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 """Name of a federation or an owner: it becomes part of file names."""
@@ -123,6 +127,12 @@ class FederationSettings(_Agreed):
             raise ValueError("the quorum is larger than the number of owners")
         if self.exchange is Exchange.IMAGES and self.training.local_epochs != 1:
             raise ValueError("local epochs belong to exchange 'updates'; in exchange 'images' a round is one pass")
+        weights = count_weights(self.network_config())
+        if weights > MOST_WEIGHTS:
+            raise ValueError(
+                f"the network would have {weights:,} weights, and {MOST_WEIGHTS:,} are the most: "
+                "lower base_maps, adaptation or the number of classes"
+            )
         return self
 
     @property
@@ -239,6 +249,22 @@ def describe_invalid(error: Exception) -> str:
         where = ".".join(str(part) for part in first["loc"])
         return f"{where}: {first['msg']}" if where else first["msg"]
     return str(error)
+
+
+def count_weights(config: NetworkConfig) -> int:
+    """Count a network's weights and running statistics, without building it."""
+    maps = (config.channels, *config.adaptation)
+    stages = [config.base_maps << stage for stage in range(4)]
+    # Each convolution: maps in, maps out, side of the kernel.
+    convolutions = [(old, new, 1) for old, new in pairwise(maps)]
+    convolutions.append((maps[-1], config.base_maps, 7 if config.large_stem else 3))
+    for old, new in pairwise([config.base_maps, *stages]):
+        convolutions += [(old, new, 3), *[(new, new, 3)] * 3]
+        if old != new:
+            convolutions.append((old, new, 1))
+    # Batch norm follows each: scale, shift, running mean and variance.
+    normalised = sum(old * new * side**2 + 4 * new for old, new, side in convolutions)
+    return normalised + (stages[-1] + 1) * config.classes
 
 
 def new_token(random_bytes: bytes) -> str:

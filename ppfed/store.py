@@ -32,6 +32,7 @@ SHARD_BYTES = 64 << 20
 _DIGEST_BYTES = 32
 _METADATA_KEY = b"ppfed"
 _SUFFIX = ".arrow"
+_MODE = 0o600
 _UNREADABLE = (OSError, pa.ArrowException, KeyError, TypeError, ValueError)
 
 
@@ -91,7 +92,7 @@ class ShardStore:
         return self.folder / split / f"{index:05d}{_SUFFIX}"
 
     def write(self, split: Split, index: int, shard: Shard) -> Path:
-        """Write a shard; it is on disk, whole, when this returns.
+        """Write a shard, readable by this user alone; it is on disk, whole, when this returns.
 
         Returns
         -------
@@ -104,6 +105,7 @@ class ShardStore:
         batch = _record_batch(shard)
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, batch.schema) as writer:
             writer.write_batch(batch)
+        temporary.chmod(_MODE)
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)

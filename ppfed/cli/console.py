@@ -31,6 +31,12 @@ def print_error(error: PPFedError) -> None:
         console.print(f"[bold]next:[/] {escape(printable(error.hint))}", soft_wrap=True, emoji=False)
 
 
+def print_bug(error: Exception) -> None:
+    """Print an exception that ppfed did not foresee to stderr, in one line."""
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    print_line(stderr(), f"error: this is a bug in ppfed: {text} (PPFED_DEBUG=1 shows where)")
+
+
 def print_line(console: Console, line: str) -> None:
     """Print a line as it is: text from peers and file names is no markup and commands no terminal."""
     console.print(printable(line), markup=False, emoji=False, soft_wrap=True)
@@ -44,7 +50,8 @@ def printable(text: str) -> str:
 
 def live_bar(console: Console) -> Progress:
     """Make a bar that a role keeps below its lines while it works; invisible where there is no terminal."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    # A description may hold text from peers.
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     return Progress(*columns, console=console, transient=True, disable=not sys.stderr.isatty())
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from importlib.metadata import entry_points
 from typing import Annotated
 
@@ -10,8 +12,11 @@ import typer
 
 import ppfed
 from ppfed.cli import images, key, predict
-from ppfed.cli.console import print_error, stdout
+from ppfed.cli.console import print_bug, print_error, stdout
 from ppfed.errors import PPFedError
+
+_EX_SOFTWARE = 70
+"""As in BSD's sysexits.h: an error inside the program."""
 
 
 def build_app() -> typer.Typer:
@@ -48,9 +53,17 @@ def build_app() -> typer.Typer:
 
 
 def main() -> None:
-    """Run the command line; a ``PPFedError`` ends it with exit code 1 and no traceback."""
+    """Run the command line; a ``PPFedError`` ends it with exit code 1, a bug with 70, and neither with a traceback.
+
+    ``PPFED_DEBUG=1`` shows a bug's traceback, and never the values of variables: they may be keys and pixels.
+    """
     try:
         build_app()()
     except PPFedError as error:
         print_error(error)
         sys.exit(1)
+    except Exception as error:
+        print_bug(error)
+        if os.environ.get("PPFED_DEBUG") == "1":
+            traceback.print_exc()
+        sys.exit(_EX_SOFTWARE)

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 import json
 import warnings
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ppfed.cli.console import print_line, printable, stderr, stdout
+from ppfed.cli.console import print_line, printable, progress_bar, stderr, stdout
 from ppfed.cli.options import KeyOption, load_key
 
 if TYPE_CHECKING:
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
     from ppfed.images.source import LoadReport
     from ppfed.prediction import Prediction
+
+_STEP = 256
+"""Images between two steps of the progress bar: as many as go through the network at once."""
 
 
 def predict(
@@ -42,10 +46,20 @@ def predict(
     chosen = pick_device(device)
     loaded = load_model(model, chosen)
     report = LoadReport()
+    # Once for all steps: it may ask for a passphrase.
+    master = cache(lambda: load_key(key))
     with warnings.catch_warnings():
         # What Pillow warns of is in the report, as a reason or a note, or harms nothing.
         warnings.filterwarnings("ignore", module="PIL")
-        predictions = predict_images(loaded, lambda: load_key(key), images, chosen, report)
+        # The bar waits for the first step, so that it does not draw over a question for the passphrase.
+        predictions = predict_images(loaded, master, images[:_STEP], chosen, report)
+        if len(images) > _STEP:
+            with progress_bar("classifying", len(images)) as progress:
+                progress(_STEP)
+                for start in range(_STEP, len(images), _STEP):
+                    step = images[start : start + _STEP]
+                    predictions += predict_images(loaded, master, step, chosen, report)
+                    progress(len(step))
     if as_json:
         # Unwrapped and unstyled: scripts read it.
         stdout().out(_json(predictions, loaded.card.classes), highlight=False)
@@ -67,7 +81,8 @@ def _json(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
         }
         for prediction in predictions
     ]
-    return json.dumps(found, indent=2, ensure_ascii=False)
+    # ASCII alone: class names come from the coordinator, and the escapes of JSON command no terminal.
+    return json.dumps(found, indent=2, ensure_ascii=True)
 
 
 def _table(predictions: Sequence[Prediction], classes: Sequence[str], top: int) -> Table:

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import datetime
+import gzip
 import http.server
+import itertools
 import json
 import ssl
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from clients import enrolment
 from clients.enrolment import CoordinatorClient
 from clients.preparation import Prepared
 from clients.supernode import ensure_node_key
@@ -182,14 +186,65 @@ def test_what_is_no_coordinator_is_recognised(
         assert len(seen) == 2  # nothing was sent elsewhere or again
 
 
-def test_an_answer_that_cannot_be_decoded_is_no_traceback(
-    make_client: Callable[..., CoordinatorClient], certificates: Certificates
+@pytest.mark.parametrize("body", [b"no gzip", b'{"admitted": true}', gzip.compress(b'{"admitted": true}')])
+def test_a_packed_answer_is_not_unpacked(
+    make_client: Callable[..., CoordinatorClient], certificates: Certificates, body: bytes
 ) -> None:
-    with answering(certificates, 200, b"no gzip", {"content-encoding": "gzip"}) as (address, _):
+    with answering(certificates, 200, body, {"content-encoding": "gzip"}) as (address, _):
         client = make_client(address)
-        with pytest.raises(FederationError):
+        with pytest.raises(FederationError, match="does not answer as a coordinator"):
             enrol(client)
         assert client.status() is None
+
+
+def test_an_endless_answer_is_not_read_to_its_end(
+    make_client: Callable[..., CoordinatorClient], certificates: Certificates
+) -> None:
+    body = b'{"admitted": true}' + b" " * (64 << 20)
+    with answering(certificates, 200, body) as (address, _):
+        client = make_client(address)
+        read = []
+        original = client._client.stream
+
+        def stream(*arguments: Any, **options: Any) -> Any:
+            @contextlib.contextmanager
+            def counted() -> Iterator[Any]:
+                with original(*arguments, **options) as answer:
+                    yield answer
+                    read.append(answer.num_bytes_downloaded)
+
+            return counted()
+
+        client._client.stream = stream  # type: ignore[method-assign]
+        with pytest.raises(FederationError, match="does not answer as a coordinator"):
+            enrol(client)
+    assert read[0] < 2 << 20
+
+
+def test_an_answer_that_trickles_in_is_given_up(
+    make_client: Callable[..., CoordinatorClient], certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hours = itertools.count(0, 3600)
+    monkeypatch.setattr(enrolment, "time", SimpleNamespace(monotonic=lambda: next(hours)))
+    with answering(certificates, 200, b'{"admitted": true}') as (address, _):
+        client = make_client(address)
+        with pytest.raises(FederationError, match="takes too long"):
+            enrol(client)
+        assert client.status() is None
+
+
+def test_proxies_and_packing_of_this_machine_play_no_part(
+    make_client: Callable[..., CoordinatorClient], certificates: Certificates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, f"http://127.0.0.1:{free_port()}")
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    with answering(certificates, 200, b'{"admitted": true}') as (address, seen):
+        client = make_client(address)
+        enrol(client)
+        assert client._client.headers["accept-encoding"] == "identity"
+    assert len(seen) == 1
 
 
 def test_the_certificate_of_another_authority_is_refused(

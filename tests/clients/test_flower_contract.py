@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from flwr.app import Message, RecordDict
+from flwr.app import Array, Message, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.config_utils import load_and_validate
@@ -30,8 +30,9 @@ from packaging.requirements import Requirement
 
 from clients import flower_executor
 from coordinator import front_door, superlink
+from ppfed import wire
 from ppfed.enrolment import FLEET_PREFIX
-from ppfed.errors import MismatchError, PeerDataError
+from ppfed.errors import DataError, PeerDataError, ServiceError
 
 EXECUTOR = Path(inspect.getfile(flower_executor))
 BUNDLE = Path(inspect.getfile(superlink)).parent / "bundle"
@@ -160,6 +161,17 @@ def test_every_fleet_call_of_flower_passes_the_front_door() -> None:
         assert front_door._FLEET_CALL.fullmatch(call)
 
 
+def test_the_method_that_joins_the_chunks_of_an_array_is_the_one_that_is_checked() -> None:
+    """ppfed.wire replaces it: were it renamed, a small message could fill the memory again, and nobody would notice."""
+    source = ast.parse(Path(inspect.getfile(Array)).read_text())
+    (defined,) = [node for node in ast.walk(source) if isinstance(node, ast.FunctionDef) and node.name == "inflate"]
+    assert [one.id for one in defined.decorator_list if isinstance(one, ast.Name)] == ["classmethod"]
+    assert [one.arg for one in defined.args.args] == ["cls", "object_content", "children"]
+    assert "arraychunk_ids" in ast.unparse(defined)
+    assert Array.inflate.__func__.__module__ == wire.__name__  # type: ignore[attr-defined]
+    inspect.signature(Array.inflate).bind(b"", children={})
+
+
 # The bundle.
 
 
@@ -253,7 +265,8 @@ def test_a_waiting_message_is_answered(executed: Callable[..., SimpleNamespace])
     ("error", "told"),
     [
         (PeerDataError("not agreed", hint="a hint for us"), "not agreed"),
-        (MismatchError("other classes"), "other classes"),
+        (DataError("/home/anna/pictures/secret.png is damaged"), "DataError"),
+        (ServiceError("its log is /home/anna/log"), "ServiceError"),
         (FileNotFoundError("/home/anna/pictures/secret.png"), "FileNotFoundError"),
         (ValueError("0x1234"), "ValueError"),
     ],
@@ -275,9 +288,28 @@ def test_an_error_is_told_without_details(
 def test_a_message_that_cannot_be_pulled_is_not_reported_as_answered(
     executed: Callable[..., SimpleNamespace],
 ) -> None:
-    one = executed(lambda message, context: message, pull_error=RuntimeError("damaged"))
-    with pytest.raises(RuntimeError, match="damaged"):
-        one.executor.run_waiting_task()
-    ((_, status, _),) = one.outputs
+    damaged = RuntimeError("damaged")
+    one = executed(lambda message, context: message, pull_error=damaged)
+    assert one.executor.run_waiting_task() is False
+    ((_, status, details),) = one.outputs
     assert status == SubStatus.FAILED
+    assert "damaged" not in details
+    assert one.errors == [damaged]
+    assert one.pushed == []
+    assert one.client.closed == 1
+
+
+@pytest.mark.parametrize("step", ["push_message", "push_task_output"])
+def test_an_answer_that_cannot_be_handed_over_does_not_end_the_owner(
+    executed: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    one = executed(lambda message, context: Message(RecordDict(), reply_to=message))
+
+    def fail(*_arguments: Any) -> None:
+        raise ValueError("Flower cannot")
+
+    monkeypatch.setattr(flower_executor, step, fail)
+    assert one.executor.run_waiting_task() is False
+    assert [str(error) for error in one.errors] == ["Flower cannot"]
+    assert [status for _, status, _ in one.outputs] == ([SubStatus.FAILED] if step == "push_message" else [])
     assert one.client.closed == 1

@@ -15,11 +15,12 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, RecordDict
 from flwr.app.metadata import Metadata
 
+from clients.answers import MOST_ANSWERS, AnswerLimit
 from clients.owner_app import OwnerApp
 from clients.preparation import Prepared
 from ppfed import wire
-from ppfed.errors import PeerDataError
-from ppfed.federation import FederationSettings
+from ppfed.errors import DataError, PeerDataError
+from ppfed.federation import FederationSettings, Invite, new_token
 from ppfed.images.source import Split
 from ppfed.model_folder import (
     CURVE_FILE,
@@ -61,11 +62,19 @@ class Shown:
 def make_owner(
     tmp_path: Path, make_settings: Callable[..., FederationSettings], make_prepared: Callable[..., Prepared]
 ) -> Callable[..., SimpleNamespace]:
-    def make(**changes: Any) -> SimpleNamespace:
+    def make(invite_number: int = 0, **changes: Any) -> SimpleNamespace:
         settings = make_settings(**changes)
+        invite = Invite(
+            owner="anna",
+            address="127.0.0.1:9443",
+            ca_certificate="none",
+            token=new_token(bytes([invite_number]) * 32),
+            federation=settings,
+        )
+        limit = AnswerLimit(tmp_path / "answers.json", invite)
         prepared = make_prepared(tmp_path / "store")
         display = Shown()
-        app = OwnerApp("anna", settings, prepared, CPU, tmp_path / "model", display)
+        app = OwnerApp("anna", settings, prepared, CPU, tmp_path / "model", display, limit)
         network = build_network(settings.network_config(), settings.training.seed + 1)
         client_app = app.client_app()
 
@@ -247,6 +256,76 @@ def test_a_round_that_was_not_agreed_is_refused(
     assert owner.display.lines == []
 
 
+def refused(owner: SimpleNamespace, message_type: str, number: int) -> str:
+    with pytest.raises(PeerDataError) as caught:
+        owner.ask(message_type, order(owner, number))
+    return caught.value.message
+
+
+@pytest.mark.parametrize(("message_type", "number"), [(wire.TRAIN, 2), (wire.EVALUATE, 3)])
+def test_a_round_is_answered_some_times_and_no_more(
+    make_owner: Callable[..., SimpleNamespace], message_type: str, number: int
+) -> None:
+    """Answers get lost, so some may be asked for again; and a restart of either side is not a way around the limit."""
+    owner = make_owner()
+    for _ in range(MOST_ANSWERS - 2):
+        owner.ask(message_type, order(owner, number))
+    owner = make_owner()
+    for _ in range(2):
+        owner.ask(message_type, order(owner, number))
+    for one in (owner, make_owner()):
+        shown, sent = list(one.display.lines), one.app.bytes_out
+        assert f"answered {MOST_ANSWERS} times" in refused(one, message_type, number)
+        assert (one.display.lines, one.app.bytes_out) == (shown, sent)
+
+
+@pytest.mark.parametrize("answered", [(wire.TRAIN, 2), (wire.EVALUATE, 3)])
+def test_an_earlier_round_is_not_answered_again(
+    make_owner: Callable[..., SimpleNamespace], answered: tuple[str, int]
+) -> None:
+    owner = make_owner()
+    owner.ask(wire.TRAIN, order(owner, 1))
+    owner.ask(answered[0], order(owner, answered[1]))
+    assert "before the last one" in refused(owner, wire.TRAIN, 1)
+    assert "before the last one" in refused(make_owner(), wire.TRAIN, 1)
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_only_the_last_average_is_measured_apart(make_owner: Callable[..., SimpleNamespace], number: int) -> None:
+    assert "before the last round" in refused(make_owner(), wire.EVALUATE, number)
+
+
+def test_what_was_refused_does_not_count(make_owner: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
+    owner = make_owner()
+    refused(owner, wire.EVALUATE, 1)
+    refused(owner, wire.TRAIN, 3)
+    assert not (tmp_path / "answers.json").exists()
+
+
+def test_another_invite_is_another_agreement(make_owner: Callable[..., SimpleNamespace]) -> None:
+    owner = make_owner()
+    owner.ask(wire.TRAIN, order(owner, 2))
+    owner = make_owner(invite_number=1)
+    owner.ask(wire.TRAIN, order(owner, 1))
+
+
+def test_the_count_does_not_hold_the_token(make_owner: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
+    owner = make_owner(invite_number=1)
+    owner.ask(wire.TRAIN, order(owner))
+    kept = (tmp_path / "answers.json").read_text()
+    assert new_token(bytes([1]) * 32) not in kept
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"invite": "x", "round": -1}', '{"invite": "x", "more": 1}'])
+def test_a_damaged_count_is_not_a_fresh_one(
+    make_owner: Callable[..., SimpleNamespace], tmp_path: Path, content: str
+) -> None:
+    (tmp_path / "answers.json").write_text(content)
+    with pytest.raises(DataError, match="is damaged") as caught:
+        make_owner()
+    assert "Remove it" in caught.value.hint
+
+
 @pytest.mark.parametrize("message_type", [wire.TRAIN, wire.EVALUATE, wire.FINISH])
 @pytest.mark.parametrize(
     "values",
@@ -276,6 +355,8 @@ def test_wrong_weights_are_refused_and_change_nothing(
         "card": card(owner.settings, fingerprint).model_dump_json(),
         "curve": "[]",
     }
+    if message_type == wire.EVALUATE:
+        config["round"] = 3
     content = RecordDict({"arrays": ArrayRecord({"weights": Array(values(flat))}), "config": ConfigRecord(config)})
     with pytest.raises(PeerDataError):
         owner.ask(message_type, content)

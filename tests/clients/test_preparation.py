@@ -14,10 +14,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clients import preparation
-from clients.preparation import HOLD_OUT_EVERY, Prepared, class_positions, prepare
+from clients.preparation import HOLD_OUT_EVERY, Prepared, by_position, class_positions, prepare
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec
-from ppfed.errors import BadImagesError, DataError, MismatchError
+from ppfed.errors import BadImagesError, DataError, MismatchError, UsageError
 from ppfed.federation import FederationSettings
 from ppfed.images.open import open_source
 from ppfed.images.source import Split
@@ -90,6 +90,15 @@ def test_numbered_classes_are_matched_by_position(make_settings: MakeSettings, c
     assert positions.dtype == np.int64
 
 
+@given(names=st.permutations(["0", "1", "2", "3"]), count=st.integers(1, 4))
+def test_numbers_that_are_names_are_matched_by_name(make_settings: MakeSettings, names: list[str], count: int) -> None:
+    """The federation may list its classes as 1, 0: then label 0 is not its first class."""
+    settings = make_settings(classes=tuple(names))
+    offered = tuple(str(number) for number in range(count))
+    assert [settings.classes[position] for position in class_positions(offered, settings)] == list(offered)
+    assert not by_position(offered, settings)
+
+
 @pytest.mark.parametrize(
     ("offered", "says"),
     [
@@ -104,6 +113,12 @@ def test_other_classes_are_refused_by_name(make_settings: MakeSettings, offered:
     with pytest.raises(MismatchError, match=says) as caught:
         class_positions(offered, make_settings())
     assert "cat, dog" in caught.value.hint
+
+
+def test_numbers_that_are_some_of_the_names_are_refused(make_settings: MakeSettings) -> None:
+    """0 is neither by name nor by position: 1 is the owner's second class and the federation's first."""
+    with pytest.raises(MismatchError, match="yours lacks 2; yours has 0 besides"):
+        class_positions(("0", "1"), make_settings(classes=("1", "2")))
 
 
 def test_labels_are_the_federations(tmp_path: Path, make_settings: MakeSettings) -> None:
@@ -294,6 +309,61 @@ def test_an_interrupted_preparation_is_made_again(
             made(data, make_settings(), tmp_path / "store")
     prepared = made(data, make_settings(), tmp_path / "store")
     assert prepared.store.rows(Split.TRAIN) == prepared.train_images == 6
+
+
+# What is deleted.
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("content", ["letter.txt", "train/00000.arrow", "prepared.json"])
+def test_a_folder_of_the_users_own_is_never_deleted(tmp_path: Path, make_settings: MakeSettings, content: str) -> None:
+    data = class_folder(tmp_path / "data", {"cat": 3, "dog": 3})
+    own = tmp_path / "store" / content
+    own.parent.mkdir(parents=True)
+    own.write_text("the only copy")
+    before = contents(tmp_path)
+    with pytest.raises(UsageError, match="ppfed did not make it") as caught:
+        made(data, make_settings(), tmp_path / "store")
+    assert "--state" in caught.value.hint
+    assert contents(tmp_path) == before
+
+
+def test_a_file_in_the_stores_place_is_never_deleted(tmp_path: Path, make_settings: MakeSettings) -> None:
+    data = class_folder(tmp_path / "data", {"cat": 3, "dog": 3})
+    (tmp_path / "store").write_text("the only copy")
+    with pytest.raises(UsageError, match="ppfed did not make it"):
+        made(data, make_settings(), tmp_path / "store")
+    assert (tmp_path / "store").read_text() == "the only copy"
+
+
+@pytest.mark.parametrize(
+    ("data", "store"),
+    [
+        ("store", "store"),
+        ("store/pictures", "store"),
+        ("pictures", "pictures/store"),
+        ("pictures", "elsewhere/../pictures/store"),
+        ("pictures", "link/store"),
+    ],
+)
+def test_plain_images_and_store_lie_apart(tmp_path: Path, make_settings: MakeSettings, data: str, store: str) -> None:
+    class_folder(tmp_path / data, {"cat": 3, "dog": 3})
+    (tmp_path / "link").symlink_to(tmp_path / data)
+    # Even a store's marker does not make it a store.
+    (tmp_path / data / preparation.MARKER).touch()
+    before = contents(tmp_path)
+    with pytest.raises(UsageError, match="one holds the other"):
+        made(tmp_path / data, make_settings(), tmp_path / store)
+    assert contents(tmp_path) == before
+
+
+def test_an_empty_folder_becomes_a_store(tmp_path: Path, make_settings: MakeSettings) -> None:
+    data = class_folder(tmp_path / "data", {"cat": 3, "dog": 3})
+    (tmp_path / "store").mkdir()
+    assert made(data, make_settings(), tmp_path / "store").train_images == 6
 
 
 # Bad images.

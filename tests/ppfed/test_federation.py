@@ -18,13 +18,17 @@ from pydantic import ValidationError
 from ppfed.errors import InviteError
 from ppfed.federation import (
     MAX_INVITE_BYTES,
+    MOST_WEIGHTS,
     Exchange,
     FederationSettings,
     Invite,
+    count_weights,
     describe_invalid,
     new_token,
     parse_classes,
 )
+from ppfed.network import NetworkConfig, build_network
+from ppfed.network_state import network_state
 
 MakeSettings = Callable[..., FederationSettings]
 
@@ -58,6 +62,8 @@ def invite(make_settings: MakeSettings) -> Invite:
         ({"owners": 0, "quorum": 0}, "owners"),
         ({"exchange": "images", "training": {"local_epochs": 2}}, "local epochs belong to exchange 'updates'"),
         ({"exchange": "gradients"}, "exchange"),
+        ({"training": {"base_maps": 1024}}, "lower base_maps"),
+        ({"training": {"adaptation": (4096,) * 16, "base_maps": 128}}, "lower base_maps"),
         ({"name": "../zoo"}, "name"),
         ({"name": ""}, "name"),
         ({"name": ".hidden"}, "name"),
@@ -283,3 +289,26 @@ def test_every_token_fits_the_invite(random_bytes: bytes) -> None:
 def test_tokens_differ() -> None:
     assert new_token(secrets.token_bytes(32)) != new_token(secrets.token_bytes(32))
     assert Exchange("updates") is Exchange.UPDATES
+
+
+# Size of the network.
+
+
+@settings(deadline=None, max_examples=25)
+@given(
+    classes=st.integers(2, 50),
+    side=st.sampled_from([8, 95, 96]),
+    channels=st.sampled_from([1, 3]),
+    adaptation=st.lists(st.integers(1, 9), max_size=3).map(tuple),
+    base_maps=st.integers(1, 6),
+)
+def test_weights_are_counted_as_they_are_built(
+    classes: int, side: int, channels: int, adaptation: tuple[int, ...], base_maps: int
+) -> None:
+    config = NetworkConfig(classes, side, side, channels, adaptation, base_maps)
+    assert count_weights(config) == sum(tensor.numel() for tensor in network_state(build_network(config, 0)).values())
+
+
+def test_wide_networks_are_allowed(make_settings: MakeSettings) -> None:
+    wide = make_settings(training={"base_maps": 256, "adaptation": (8, 32)}, classes=tuple(map(str, range(1000))))
+    assert MOST_WEIGHTS / 2 < count_weights(wide.network_config()) <= MOST_WEIGHTS

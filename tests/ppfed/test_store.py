@@ -55,6 +55,15 @@ def test_a_shard_is_read_as_it_was_written(
     assert list(path.parent.iterdir()) == [path]
 
 
+def test_only_this_user_reads_a_shard(tmp_path: Path, make_shard: MakeShard) -> None:
+    before = os.umask(0)
+    try:
+        path = ShardStore(tmp_path).write(Split.TRAIN, 0, make_shard(2))
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_shards_come_in_the_order_of_their_index(tmp_path: Path, make_shard: MakeShard) -> None:
     store = ShardStore(tmp_path)
     written = {index: make_shard(2, seed=index) for index in (10, 2, 0, 11, 1)}

@@ -178,7 +178,7 @@ def vanilla(network: nn.Module, data: ImageTensors, config: TrainingConfig) -> l
     return losses
 
 
-CONFIG = TrainingConfig(epochs=4, batch_size=8, seed=5)
+CONFIG = TrainingConfig(epochs=4, batch_size=8, learning_rate=0.1, seed=5)
 
 
 def assert_same_state(left: dict[str, Tensor], right: dict[str, Tensor]) -> None:

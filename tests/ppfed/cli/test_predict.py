@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -16,6 +18,8 @@ from typer.testing import CliRunner
 
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope
+from ppfed.cli import predict as command
+from ppfed.cli.options import load_key
 from ppfed.cli.predict import predict
 from ppfed.errors import ModelError, UsageError, WrongKeyError
 from ppfed.federation import CipherSettings
@@ -126,6 +130,39 @@ def test_a_bad_image_is_named_and_the_others_are_classified() -> None:
     lines = result.stderr.splitlines()
     assert [line.partition(".png: ")[0] for line in lines] == ["left out: bad", "left out: missing"]
     assert lines[1].endswith("no such file")
+
+
+def test_many_images_are_classified_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["a.png", "encrypted.png", "bad.png", "[b].png", "a.png"]
+    steps: list[int] = []
+    keys: list[object] = []
+
+    @contextlib.contextmanager
+    def bar(_description: str, total: int) -> Iterator[Callable[[int], None]]:
+        assert total == len(names)
+        yield steps.append
+
+    def load(name: str | None) -> MasterKey:
+        keys.append(name)
+        return load_key(name)
+
+    monkeypatch.setattr(command, "progress_bar", bar)
+    monkeypatch.setattr(command, "load_key", load)
+    monkeypatch.setattr(command, "_STEP", 2)
+    result = call("model", "--key", "our.key", "--json", *names)
+    assert [entry["file"] for entry in json.loads(result.stdout)] == [one for one in names if one != "bad.png"]
+    assert "left out: bad.png" in result.stderr
+    assert steps == [2, 2, 1]
+    assert keys == ["our.key"]
+
+
+def test_json_commands_no_terminal() -> None:
+    Image.new("RGB", (8, 8)).save("\N{RIGHT-TO-LEFT OVERRIDE}\x9b2J.png")
+    result = call("model", "--key", "our.key", "--json", "\N{RIGHT-TO-LEFT OVERRIDE}\x9b2J.png")
+    assert result.stdout.isascii()
+    assert "\x1b" not in result.stdout
+    (entry,) = json.loads(result.stdout)
+    assert set(entry["probabilities"]) == set(CLASSES)
 
 
 def test_only_bad_images_leave_json_whole() -> None:

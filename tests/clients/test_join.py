@@ -1,0 +1,226 @@
+"""``ppfed client join``: what is asked and shown before anything leaves, and how it ends."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import Result
+from PIL import Image
+from typer.testing import CliRunner
+
+from clients import cli, join
+from clients.preparation import MARKER
+from ppfed.enrolment import Phase, StatusReply
+from ppfed.errors import UsageError
+from ppfed.federation import FederationSettings, Invite, new_token
+from ppfed.keys.files import write_key_file
+from ppfed.keys.master import MasterKey
+
+MakeSettings = Callable[..., FederationSettings]
+
+
+@pytest.fixture
+def call(
+    tmp_path: Path, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., SimpleNamespace]:
+    """Run the command up to where it would connect."""
+    monkeypatch.setenv("COLUMNS", "1000")
+    write_key_file(tmp_path / "our.key", MasterKey(bytes(32)), None)
+    for name in ("cat", "dog"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+        for number in range(10):
+            pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "data" / name / f"{number}.png")
+
+    def run(*options: str, answer: str | None = None, state: str = "state", **changes: Any) -> SimpleNamespace:
+        invite = Invite(
+            owner="anna",
+            address="127.0.0.1:9443",
+            ca_certificate="none",
+            token=new_token(bytes(32)),
+            federation=make_settings(**changes),
+        )
+        (tmp_path / "anna.invite").write_text(invite.model_dump_json())
+        served: list[tuple[Any, ...]] = []
+
+        def serve(*arguments: Any) -> join.Summary:
+            served.append(arguments)
+            return join.Summary(None, tmp_path, "no model came out", 0, 0.0)
+
+        monkeypatch.setattr(join, "serve", serve)
+        monkeypatch.setattr(cli, "_has_terminal", lambda: answer is not None)
+        arguments = ["join", "--key", str(tmp_path / "our.key"), "--data", str(tmp_path / "data")]
+        arguments += ["--invite", str(tmp_path / "anna.invite"), "--state", str(tmp_path / state), *options]
+        result: Result = CliRunner().invoke(cli.app, arguments, input=answer)
+        return SimpleNamespace(result=result, text=result.stderr, error=result.exception, served=served)
+
+    return run
+
+
+# The question.
+
+
+def test_a_script_is_not_asked_and_is_told_all_the_same(call: Callable[..., SimpleNamespace]) -> None:
+    done = call()
+    assert len(done.served) == 1
+    assert "what leaves" in done.text
+    assert "Join?" not in done.text
+
+
+def test_no_means_no_and_comes_before_the_work(call: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
+    done = call(answer="n\n")
+    assert done.result.exit_code == 1
+    assert done.served == []
+    assert not (tmp_path / "state" / "store").exists()
+    assert "20 in " in done.text
+    assert "nothing leaves before" in done.text
+
+
+@pytest.mark.parametrize(("options", "answer"), [(["--yes"], None), ([], "y\n")])
+def test_yes_goes_on_and_shows_the_numbers(
+    call: Callable[..., SimpleNamespace], options: list[str], answer: str | None
+) -> None:
+    done = call(*options, answer=answer)
+    assert len(done.served) == 1
+    assert "18 to train on, 2 held out" in done.text
+    assert done.text.index("nothing leaves before") < done.text.index("18 to train on")
+    assert ("Join?" in done.text) == (answer is not None)
+    assert "warning" not in done.text
+    assert "by position" not in done.text
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"cipher": {"scope": "fixed"}}, ["one mask for all images"]),
+        ({"cipher": {"colour_shuffle": False}}, ["without colour shuffle"]),
+        ({"cipher": {"colour_shuffle": False}, "channels": 1}, []),
+        ({"cipher": {"colour_shuffle": False, "scope": "fixed"}}, ["one mask", "without colour shuffle"]),
+    ],
+)
+def test_weak_ciphers_are_warned_of(
+    call: Callable[..., SimpleNamespace], changes: dict[str, Any], says: list[str]
+) -> None:
+    text = call(answer="n\n", **changes).text
+    assert text.count("warning:") == len(says)
+    assert all(one in text for one in says)
+
+
+@pytest.mark.parametrize(
+    ("classes", "shown"),
+    [(("cat", "dog"), "by position: 0 = cat, 1 = dog"), (("1", "0"), None), (("0", "1"), None)],
+)
+def test_labels_by_position_are_shown(
+    call: Callable[..., SimpleNamespace], tmp_path: Path, classes: tuple[str, ...], shown: str | None
+) -> None:
+    images = np.zeros((20, 8, 8, 3), dtype=np.uint8)
+    np.savez(tmp_path / "data.npz", train_images=images, train_labels=np.arange(20) % 2)
+    text = call("--data", str(tmp_path / "data.npz"), answer="n\n", classes=classes).text
+    assert shown in text if shown else "by position" not in text
+
+
+@pytest.mark.parametrize(
+    ("exchange", "named"),
+    [
+        ("images", ["every encrypted image", "its label"]),
+        ("updates", ["weights", "training loss", "loss on your held-out images", "classified rightly", "no image"]),
+    ],
+)
+def test_all_that_leaves_is_named(make_settings: MakeSettings, exchange: str, named: list[str]) -> None:
+    text = join.what_leaves(make_settings(exchange=exchange))
+    assert all(one in text for one in named)
+
+
+# The state folder.
+
+
+@pytest.mark.parametrize("exists", [False, True])
+def test_nobody_else_looks_into_the_state_folder(
+    call: Callable[..., SimpleNamespace], tmp_path: Path, exists: bool
+) -> None:
+    state = tmp_path / "state"
+    if exists:
+        state.mkdir(mode=0o755)
+    call("--yes")
+    assert state.stat().st_mode & 0o777 == 0o700
+    state.chmod(0o755)
+    assert len(call("--yes").served) == 1
+    assert state.stat().st_mode & 0o777 == 0o700
+
+
+@pytest.mark.parametrize("name", ["letter.txt", "store/letter.txt", "logs/mine.log"])
+def test_a_folder_of_the_users_own_is_no_state_folder(
+    call: Callable[..., SimpleNamespace], tmp_path: Path, name: str
+) -> None:
+    own = tmp_path / "state" / name
+    own.parent.mkdir(parents=True)
+    own.write_text("mine")
+    (tmp_path / "state").chmod(0o755)
+    done = call("--yes")
+    assert isinstance(done.error, UsageError)
+    assert "--state" in done.error.hint
+    assert own.read_text() == "mine"
+    assert (tmp_path / "state").stat().st_mode & 0o777 == 0o755
+    assert not (tmp_path / "state" / "store" / MARKER).exists()
+
+
+# The end.
+
+
+class Idle:
+    """An executor that no message waits for."""
+
+    def __init__(self, *_arguments: Any) -> None:
+        self.closed = False
+
+    def run_waiting_task(self) -> bool:
+        return False
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def status(phase: Phase) -> StatusReply:
+    return StatusReply(phase=phase, owners_joined=2, owners_wanted=2)
+
+
+@pytest.fixture
+def wait_for_the_end(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, float]]:
+    """Wait with a clock of its own; returns what the owner is told, and after how many seconds."""
+
+    def wait(replies: Iterator[StatusReply | None]) -> tuple[str, float]:
+        clock = SimpleNamespace(now=0.0)
+
+        def sleep(seconds: float) -> None:
+            clock.now += seconds
+            assert clock.now < 1000, "it never ends"
+
+        monkeypatch.setattr(join, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
+        monkeypatch.setattr(join, "FlowerExecutor", Idle)
+        app: Any = SimpleNamespace(farewell=None, client_app=lambda: None)
+        node: Any = SimpleNamespace(runtime_address="", secret=b"", require_running=lambda: None)
+        coordinator: Any = SimpleNamespace(status=lambda: next(replies))
+        return join._answer_until_end(app, node, coordinator, lambda _line: None), clock.now
+
+    return wait
+
+
+@pytest.mark.parametrize("then", [status(Phase.FINISHED), None], ids=["coordinator there", "coordinator gone"])
+def test_a_lost_farewell_is_not_waited_for_for_ever(
+    wait_for_the_end: Callable[..., tuple[str, float]], then: StatusReply | None
+) -> None:
+    def replies() -> Iterator[StatusReply | None]:
+        yield status(Phase.TRAINING)
+        yield status(Phase.FINISHED)
+        while True:
+            yield then
+
+    told, seconds = wait_for_the_end(replies())
+    assert "the federation finished" in told
+    assert "at the coordinator" in told
+    assert 30 < seconds < 45
