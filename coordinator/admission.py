@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+import shutil
 from collections.abc import Callable
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -14,7 +15,11 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from coordinator.state import Enrolled, Owner, StateFolder, now_text
 from ppfed.enrolment import EnrolmentRequest
 from ppfed.errors import FederationError, InviteError, MismatchError, UsageError
-from ppfed.federation import FederationSettings, Invite, new_token
+from ppfed.federation import Exchange, FederationSettings, Invite, new_token
+from ppfed.images.types import ID_BYTES
+
+_ROW_BYTES = ID_BYTES + 8 + 32
+"""Of each image in the store, besides its pixels: id, label, digest."""
 
 _ASK_AGAIN = "Ask the coordinator for a new invite: ppfed coordinator invite NAME"
 
@@ -86,6 +91,8 @@ def admit(state: StateFolder, request: EnrolmentRequest, register_node: Callable
     if known is not None and known.node_key != node_key:
         raise InviteError(f"the invite of {owner.name} was used by another node key already", hint=_ASK_AGAIN)
     _compare(settings, _agreed_fingerprint(state, settings, owner.name), request)
+    if settings.exchange is Exchange.IMAGES:
+        _require_space(state, settings, owner.name, request)
     node_id = known.node_id if known is not None else register_node(owner.name, node_key)
     enrolled = Enrolled(
         node_key=node_key,
@@ -145,6 +152,24 @@ def _compare(settings: FederationSettings, fingerprint: str | None, request: Enr
         )
     if request.settings_digest != settings.digest():
         raise MismatchError("the invite is of other settings than this federation's", hint=_ASK_AGAIN)
+
+
+def _require_space(state: StateFolder, settings: FederationSettings, asking: str, request: EnrolmentRequest) -> None:
+    """Refuse images that the disk cannot hold besides what the others announced: a full disk ends the run for all."""
+    images = request.train_images * request.copies + request.held_out_images
+    for name, one in state.owners().enrolled().items():
+        if name != asking:
+            images += one.train_images * one.copies + one.held_out_images
+    height, width, channels = settings.shape
+    wanted_bytes = images * (height * width * channels + _ROW_BYTES)
+    stored_bytes = sum(path.stat().st_size for path in state.folder.glob("store/*/*/*.arrow"))
+    room_bytes = shutil.disk_usage(state.folder).free + stored_bytes
+    if wanted_bytes > room_bytes:
+        raise FederationError(
+            f"the coordinator has room for {room_bytes / 1e9:.1f} GB of images, and yours make it "
+            f"{wanted_bytes / 1e9:.1f} GB",
+            hint="Bring fewer images or copies, or ask the coordinator to free disk space; then join again.",
+        )
 
 
 def _class_difference(agreed: tuple[str, ...], offered: tuple[str, ...]) -> str:

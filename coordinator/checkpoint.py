@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,10 +46,15 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; the older one stays until the new one is whole."""
     fresh = folder / f"{checkpoint.rounds:06d}"
     fresh.mkdir(parents=True, exist_ok=True)
-    save_file({name: tensor.contiguous() for name, tensor in checkpoint.weights.items()}, fresh / _WEIGHTS)
-    save_file({name: tensor.contiguous() for name, tensor in checkpoint.momentum.items()}, fresh / _MOMENTUM)
+    _save(checkpoint.weights, fresh / _WEIGHTS)
+    _save(checkpoint.momentum, fresh / _MOMENTUM)
+    # Everything is on the disk before anything points to it, and the pointer before what it pointed to goes: a power
+    # failure must not leave a pointer to nothing.
+    _flush(fresh)
+    _flush(folder)
     record = None if checkpoint.record is None else checkpoint.record.model_dump()
     write_atomic(folder / _PROGRESS, json.dumps({"rounds": checkpoint.rounds, "record": record}))
+    _flush(folder)
     for old in folder.iterdir():
         if old.is_dir() and old != fresh:
             shutil.rmtree(old)
@@ -74,3 +81,16 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
             f"the checkpoint in {folder} is damaged ({type(error).__name__})",
             hint=f"Remove {folder} to train again from the start; received images are kept.",
         ) from None
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path)
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

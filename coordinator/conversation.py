@@ -10,13 +10,21 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
+import httpx
 from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from ppfed.errors import PPFedError
 
 _POLL_S = 0.25
 _LOST_CHECK_S = 2.0
+_FLOWER_ERRORS = (
+    ErrorCode.MESSAGE_UNAVAILABLE,
+    ErrorCode.REPLY_MESSAGE_UNAVAILABLE,
+    ErrorCode.NODE_UNAVAILABLE,
+)
+"""What the SuperLink says of an owner that is away; any other code was written at the owner."""
 
 
 class StopRequestedError(PPFedError):
@@ -36,12 +44,16 @@ class Reply:
         None where the owner, or Flower on its behalf, reported an error, or the question was lost.
     error : str
         Why there is no message.
+    owners_fault : bool
+        The owner itself made the error or sent what cannot be read; otherwise it may only have been away. An owner that
+        copies Flower's error is taken for one that is away: it gains the deadline, and no more.
     """
 
     owner: str
     question: str
     message: Message | None
     error: str = ""
+    owners_fault: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,15 +148,35 @@ class Conversation:
         """
         while self._asked and time.monotonic() < deadline:
             self.check_stop()
-            pulled = list(self._grid.pull_messages(list(self._asked)))
-            for message in pulled:
-                question = message.metadata.reply_to_message_id
-                asked = self._asked.pop(question, None)
-                if asked is not None:
-                    yield self._reply(asked.owner, question, message)
-            if not pulled:
+            answered = False
+            for question, asked in list(self._asked.items()):
+                # Whoever heard the answer before may have dropped the owner's others.
+                if question not in self._asked:
+                    continue
+                reply = self._pull(asked.owner, question)
+                if reply is not None:
+                    answered = True
+                    del self._asked[question]
+                    yield reply
+            if not answered:
                 yield from self._lost()
                 time.sleep(_POLL_S)
+
+    def _pull(self, owner: str, question: str) -> Reply | None:
+        """Pull the answer to one question, or return None if there is none yet.
+
+        Flower confirms, and so deletes, an answer before it reads it, and raises where it cannot: in a batch, one
+        owner's garbage would take the answers of others with it.
+        """
+        try:
+            pulled = list(self._grid.pull_messages([question]))
+            return self._reply(owner, question, pulled[0]) if pulled else None
+        except (httpx.HTTPError, OSError):
+            # The SuperLink, not an owner.
+            raise
+        except Exception as error:
+            # What an owner wrote makes Flower's parsers raise nearly anything, and their text may quote it.
+            return Reply(owner, question, None, f"unreadable answer ({type(error).__name__})", owners_fault=True)
 
     def _lost(self) -> Iterator[Reply]:
         """Give up questions that an owner forgot because it was restarted."""
@@ -159,9 +191,12 @@ class Conversation:
 
     def _reply(self, owner: str, question: str, message: Message) -> Reply:
         if message.has_error():
+            code = message.error.code
             reason = (message.error.reason or "")[:500]
-            return Reply(owner, question, None, f"error {message.error.code}: {reason}")
-        # Answers are matched by the question's id; the sender is checked besides.
+            return Reply(owner, question, None, f"error {code}: {reason}", owners_fault=code not in _FLOWER_ERRORS)
+        # Flower matched the answer to the question by its envelope; what the owner wrote inside has to agree.
         if self._owners.get(message.metadata.src_node_id) != owner:
-            return Reply(owner, question, None, "the answer came from another node")
+            return Reply(owner, question, None, "the answer came from another node", owners_fault=True)
+        if message.metadata.reply_to_message_id != question:
+            return Reply(owner, question, None, "the answer is to another question", owners_fault=True)
         return Reply(owner, question, message)

@@ -6,10 +6,11 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from coordinator.front_door import Traffic
 from coordinator.state import StateFolder, Status
-from ppfed.cli.console import live_bar, print_line
+from ppfed.cli.console import live_bar, print_line, printable
 from ppfed.enrolment import Phase
 
 _MB = 1e6
@@ -114,7 +115,7 @@ def status_report(state: StateFolder) -> dict[str, Any]:
 
 def status_tables(report: dict[str, Any]) -> list[Table]:
     """Lay the report out for a terminal."""
-    overview = Table(title=f"federation {report['federation']}", show_header=False, title_justify="left")
+    overview = Table(title=_text(f"federation {report['federation']}"), show_header=False, title_justify="left")
     overview.add_column(style="bold")
     overview.add_column(overflow="fold")
     rows = {
@@ -129,21 +130,21 @@ def status_tables(report: dict[str, Any]) -> list[Table]:
     }
     for key, value in rows.items():
         if value:
-            overview.add_row(key, value)
+            overview.add_row(key, _text(value))
     owners = Table(title=f"owners: {len(report['owners'])} of {report['owners_wanted']} invited", title_justify="left")
     for heading in ("owner", "key", "train", "held out", "sent"):
         owners.add_column(heading, justify="left" if heading in ("owner", "key") else "right")
     for one in report["owners"]:
         if one["joined"]:
             owners.add_row(
-                one["name"],
-                one["fingerprint"],
+                _text(one["name"]),
+                _text(one["fingerprint"]),
                 str(one["train_images"]),
                 str(one["held_out_images"]),
                 f"{one['bytes_sent'] / _MB:.1f} MB",
             )
         else:
-            owners.add_row(one["name"], "not joined yet", "", "", "")
+            owners.add_row(_text(one["name"]), "not joined yet", "", "", "")
     rounds = Table(title="last rounds", title_justify="left")
     for heading in ("round", "loss", "held-out loss", "accuracy", "owners", "seconds"):
         rounds.add_column(heading, justify="right")
@@ -157,6 +158,11 @@ def status_tables(report: dict[str, Any]) -> list[Table]:
             f"{record['seconds']:.1f}",
         )
     return [overview, owners, *([rounds] if report["rounds"] else [])]
+
+
+def _text(value: str) -> Text:
+    """Show text as it is: names and messages come from others, and are no markup."""
+    return Text(printable(value))
 
 
 def _number(value: float | None, form: str) -> str:

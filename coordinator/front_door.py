@@ -39,11 +39,18 @@ from ppfed.enrolment import (
     StatusReply,
     StatusRequest,
 )
-from ppfed.errors import FederationError, ServiceError
+from ppfed.errors import FederationError, InviteError, ServiceError
 from ppfed.federation import describe_invalid
 
 _MOST_JSON_BYTES = 4 << 20
+_MOST_STATUS_BYTES = 4 << 10
 _MOST_FLEET_BYTES = 80 << 20
+_BODY_TIMEOUT_S = 30.0
+_MOST_CONNECTIONS = 512
+_KEEP_ALIVE_S = 15
+"""An idle node asks every 3 s."""
+
+_AUDIT_EVERY_S = 60.0
 _ONLINE_S = 15.0
 _NODE_KEY_HEADER = "flwr-public-key"
 _KEPT_HEADERS = ("content-type", "accept", "content-encoding", "content-length")
@@ -92,6 +99,8 @@ class FrontDoor:
         self._ca = ca
         self._register_node = register_node
         self._admission = asyncio.Lock()
+        self._strangers = 0
+        self._next_strangers_line = 0.0
         self._client: httpx.AsyncClient | None = None
         self.traffic = Traffic(received_bytes=state.traffic())
         self._owner_of_key = {public_key_pem(one.node_key): name for name, one in state.owners().enrolled().items()}
@@ -112,18 +121,27 @@ class FrontDoor:
         ) as client:
             self._client = client
             yield
+        self._audit_strangers()
 
     async def _enrol(self, request: Request) -> Response:
         try:
             asked = EnrolmentRequest.model_validate_json(await _read(request, _MOST_JSON_BYTES))
         except (ValidationError, _TooLargeError) as error:
-            self._state.audit("refused", reason="malformed request")
+            self._count_stranger()
             reply = EnrolmentReply(
                 admitted=False,
                 message=f"the request is malformed: {describe_invalid(error)}",
                 hint="Owner and coordinator need the same version of ppfed.",
             )
             return _json(reply, 400)
+        except TimeoutError:
+            self._count_stranger()
+            return PlainTextResponse("the request took too long", 408)
+        try:
+            find_owner(self._state, asked.token)
+        except InviteError as error:
+            self._count_stranger()
+            return _json(EnrolmentReply(admitted=False, message=error.message, hint=error.hint), 403)
         async with self._admission:
             try:
                 owner = await asyncio.to_thread(admit, self._state, asked, self._register_node)
@@ -141,9 +159,9 @@ class FrontDoor:
 
     async def _status(self, request: Request) -> Response:
         try:
-            asked = StatusRequest.model_validate_json(await _read(request, _MOST_JSON_BYTES))
+            asked = StatusRequest.model_validate_json(await _read(request, _MOST_STATUS_BYTES))
             find_owner(self._state, asked.token)
-        except (ValidationError, _TooLargeError, FederationError):
+        except (ValidationError, _TooLargeError, TimeoutError, InviteError):
             return PlainTextResponse("forbidden", 403)
         status = self._state.status()
         reply = StatusReply(
@@ -156,17 +174,18 @@ class FrontDoor:
 
     async def _fleet(self, request: Request) -> Response:
         owner = self._owner_of_key.get(_node_key(request))
-        if owner is None or _FLEET_CALL.fullmatch(request.path_params["call"]) is None:
+        call = request.path_params["call"]
+        if owner is None or _FLEET_CALL.fullmatch(call) is None:
             return PlainTextResponse("this node key is not admitted, or there is no such call", 403)
-        self.traffic.last_seen[owner] = time.monotonic()
         client = self._client
         if client is None:
             return PlainTextResponse("starting", 503)
         headers = {
             name: value for name, value in request.headers.items() if name in _KEPT_HEADERS or name.startswith("flwr-")
         }
+        # Not the path as it came: what was checked is what is sent.
         forwarded = client.build_request(
-            "POST", request.url.path, headers=headers, content=self._counted(request, owner)
+            "POST", FLEET_PREFIX + call, headers=headers, content=self._counted(request, owner)
         )
         try:
             answer = await client.send(forwarded, stream=True)
@@ -177,10 +196,25 @@ class FrontDoor:
             return PlainTextResponse("the owner went away", 400)
         except httpx.TransportError:
             return PlainTextResponse("the SuperLink does not answer", 503)
+        if answer.is_success:
+            # The SuperLink checked the signature: a public key alone, which is no secret, makes nobody seem present.
+            self.traffic.last_seen[owner] = time.monotonic()
         kept = {name: value for name, value in answer.headers.items() if name in _KEPT_HEADERS}
         return StreamingResponse(
             answer.aiter_raw(), answer.status_code, headers=kept, background=BackgroundTask(answer.aclose)
         )
+
+    def _count_stranger(self) -> None:
+        """Count a request without a valid invite; anyone may send them, so they must not fill the audit trail."""
+        self._strangers += 1
+        if time.monotonic() >= self._next_strangers_line:
+            self._audit_strangers()
+
+    def _audit_strangers(self) -> None:
+        if self._strangers:
+            self._state.audit("refused", reason="malformed, or without a valid invite", requests=self._strangers)
+        self._strangers = 0
+        self._next_strangers_line = time.monotonic() + _AUDIT_EVERY_S
 
     async def _counted(self, request: Request, owner: str) -> AsyncIterator[bytes]:
         size = 0
@@ -208,6 +242,8 @@ class FrontDoorServer:
                 server_header=False,
                 date_header=False,
                 ws="none",
+                limit_concurrency=_MOST_CONNECTIONS,
+                timeout_keep_alive=_KEEP_ALIVE_S,
             )
         )
         self._thread = threading.Thread(target=self._run, name="front-door", daemon=True)
@@ -245,18 +281,21 @@ class FrontDoorServer:
 
 
 def _node_key(request: Request) -> bytes:
+    # Of several keys, the SuperLink might read another one than we do.
+    presented = request.headers.getlist(_NODE_KEY_HEADER)
     try:
-        return base64.b64decode(request.headers.get(_NODE_KEY_HEADER, ""), validate=True)
+        return base64.b64decode(presented[0], validate=True) if len(presented) == 1 else b""
     except ValueError:
         return b""
 
 
 async def _read(request: Request, most: int) -> bytes:
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > most:
-            raise _TooLargeError("it is too large")
+    async with asyncio.timeout(_BODY_TIMEOUT_S):
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > most:
+                raise _TooLargeError("it is too large")
     return bytes(body)
 
 

@@ -15,7 +15,7 @@ from ppfed import wire
 from ppfed.errors import DataError, FederationError, PeerDataError
 from ppfed.federation import FederationSettings
 from ppfed.images.source import Split
-from ppfed.store import ShardStore, read_shard, verify_shard
+from ppfed.store import ShardStore, read_shard, rows_per_shard, verify_shard
 
 _IN_FLIGHT = 2
 """Shards asked of an owner at once: the next is under way while one is stored, and memory stays bounded."""
@@ -102,7 +102,10 @@ class Intake:
         question = delivery.asked.pop(reply.question, None)
         if reply.message is None:
             self._state.audit("no answer", owner=reply.owner, reason=reply.error)
-            self._pause(reply.owner, delivery, question)
+            if reply.owners_fault:
+                self._fail(reply.owner, delivery, question, reply.error)
+            else:
+                self._pause(reply.owner, delivery, question)
             return
         delivery.last_heard = time.monotonic()
         try:
@@ -111,26 +114,33 @@ class Intake:
             else:
                 self._take_shard(reply.owner, delivery, question, reply.message.content)
         except PeerDataError as error:
-            delivery.failures += 1
             self._state.audit("refused", owner=reply.owner, reason=error.message)
-            if delivery.failures >= _MOST_FAILURES:
-                self._leave_out(reply.owner, error.message)
-            else:
-                self._pause(reply.owner, delivery, question)
+            self._fail(reply.owner, delivery, question, error.message)
             return
         self._ask_shards(reply.owner, delivery)
 
     def _take_manifest(self, owner: str, delivery: _Delivery, content: RecordDict) -> None:
         enrolled = self._owners[owner]
-        delivery.manifest = wire.unpack_manifest(content, self._settings, sum(_announced(enrolled).values()))
+        announced = announced_images(enrolled)
+        manifest = wire.unpack_manifest(content, self._settings, sum(announced.values()))
+        for split in Split:
+            # Ceiling division: all shards but the last are full.
+            wanted = -(-announced[split] // rows_per_shard(self._settings.shape))
+            listed = len(manifest.checksums[split])
+            if listed != wanted:
+                raise PeerDataError(
+                    f"the manifest lists {listed} shards of split {split}, and the {announced[split]} images that were "
+                    f"announced make {wanted}"
+                )
+        delivery.manifest = manifest
         store = ShardStore(self._state.store(owner))
         # What an earlier run received and this manifest does not list: the owner has prepared its images anew.
-        listed = {store.path(name.split, name.index) for name in delivery.manifest.names()}
-        for path in {path for split in Split for path in store.paths(split)} - listed:
+        kept = {store.path(name.split, name.index) for name in manifest.names()}
+        for path in {path for split in Split for path in store.paths(split)} - kept:
             path.unlink()
         delivery.missing = []
-        for name in delivery.manifest.names():
-            have = self._stored_rows(store, name, delivery.manifest.checksums[name.split][name.index])
+        for name in manifest.names():
+            have = self._stored_rows(store, name, manifest.checksums[name.split][name.index])
             if have is None:
                 delivery.missing.append(name)
             else:
@@ -155,8 +165,11 @@ class Intake:
         enrolled = self._owners[owner]
         checksum = delivery.manifest.checksums[name.split][name.index]
         shard = wire.unpack_shard(content, name, self._settings, enrolled.fingerprint, checksum)
-        if delivery.received[name.split] + len(shard) > _announced(enrolled)[name.split]:
-            raise PeerDataError("it sends more images than it announced")
+        full = rows_per_shard(self._settings.shape)
+        rows = min(full, announced_images(enrolled)[name.split] - name.index * full)
+        if len(shard) != rows:
+            # Shards of an image each would keep everyone waiting, each in time, for as long as the owner likes.
+            raise PeerDataError(f"shard {name.index} of split {name.split} holds {len(shard)} images, not {rows}")
         ShardStore(self._state.store(owner)).write(name.split, name.index, shard)
         delivery.received[name.split] += len(shard)
         self._state.audit("shard", owner=owner, split=str(name.split), index=name.index, images=len(shard))
@@ -177,6 +190,14 @@ class Intake:
                 delivery.paused = True
                 return
             delivery.asked[message_id] = name
+
+    def _fail(self, owner: str, delivery: _Delivery, question: wire.ShardName | None, reason: str) -> None:
+        """Give the owner another chance, or none."""
+        delivery.failures += 1
+        if delivery.failures >= _MOST_FAILURES:
+            self._leave_out(owner, reason)
+        else:
+            self._pause(owner, delivery, question)
 
     def _pause(self, owner: str, delivery: _Delivery, question: wire.ShardName | None) -> None:
         """Ask nothing of this owner until ``_chase`` sees it online."""
@@ -217,10 +238,13 @@ class Intake:
         self._report()
 
     def _report(self) -> None:
-        expected = sum(sum(_announced(one).values()) for name, one in self._owners.items() if name in self._deliveries)
+        expected = sum(
+            sum(announced_images(one).values()) for name, one in self._owners.items() if name in self._deliveries
+        )
         received = sum(delivery.received.total() for delivery in self._deliveries.values())
         self._on_progress(received, expected)
 
 
-def _announced(enrolled: Enrolled) -> dict[Split, int]:
+def announced_images(enrolled: Enrolled) -> dict[Split, int]:
+    """Images that an owner will send, each variant counted."""
     return {Split.TRAIN: enrolled.train_images * enrolled.copies, Split.HELD_OUT: enrolled.held_out_images}

@@ -14,7 +14,7 @@ from ppfed.images.size import parse_size
 
 _REQUIRED = ("exchange", "owners", "classes", "size")
 _ADDRESS = "localhost:9443"
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
+_LOOPBACK = {"localhost": "127.0.0.1", "127.0.0.1": "127.0.0.1", "::1": "[::1]"}
 
 
 def agree(folder: StateFolder, options: Mapping[str, Any]) -> None:
@@ -88,9 +88,16 @@ def make_plan(options: Mapping[str, Any]) -> Plan:
         ) from None
     address = str(options.get("address", _ADDRESS))
     host, port = split_address(address)
-    listen = str(options.get("listen") or (f"127.0.0.1:{port}" if host in _LOOPBACK else f"0.0.0.0:{port}"))
+    listen = str(options.get("listen") or _default_listen(host, port))
     split_address(listen)
     return Plan(settings=settings, address=address, listen=listen)
+
+
+def _default_listen(host: str, port: int) -> str:
+    if host in _LOOPBACK:
+        return f"{_LOOPBACK[host]}:{port}"
+    # An IPv6 address is not reached through IPv4's interfaces.
+    return f"[::]:{port}" if ":" in host else f"0.0.0.0:{port}"
 
 
 def split_address(address: str) -> tuple[str, int]:

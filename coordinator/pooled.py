@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 
+import numpy as np
 import torch
 
 from coordinator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
@@ -25,6 +26,12 @@ def pooled_images(
     """Put one split of all owners on the device that trains, in the order of owners and shards."""
     shards = [shard for store in stores for shard in store.shards(split)]
     return ImageTensors.from_shards(shards, settings.shape, device)
+
+
+def distinct_images(store: ShardStore, split: Split) -> int:
+    """Count the images of a split that have different ids: variants and repetitions are no images of their own."""
+    ids = [shard.images.ids for shard in store.shards(split)]
+    return len(np.unique(np.concatenate(ids), axis=0)) if ids else 0
 
 
 def train_pooled(

@@ -14,7 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from coordinator.conversation import Conversation, StopRequestedError
 from coordinator.intake import Intake
-from coordinator.pooled import pooled_images, train_pooled
+from coordinator.pooled import distinct_images, pooled_images, train_pooled
 from coordinator.rounds import Rounds, federated_averaging
 from coordinator.state import Enrolled, RoundRecord, StateFolder, Status
 from ppfed import wire
@@ -119,7 +119,8 @@ class _Run:
             self._set(images_received=received, images_expected=expected)
 
         complete = Intake(self._conversation, self._state, self._settings, self._owners, on_progress).run()
-        self._owners = {name: one for name, one in self._owners.items() if name in complete}
+        # The card speaks of what was delivered, not of what was announced.
+        self._owners = {name: self._delivered(name) for name in complete}
         self._set(phase=Phase.TRAINING)
         stores = [ShardStore(self._state.store(name)) for name in sorted(self._owners)]
         train = pooled_images(stores, Split.TRAIN, self._settings, self._device)
@@ -135,6 +136,15 @@ class _Run:
             self._device,
             self._conversation.check_stop,
             len(self._owners),
+        )
+
+    def _delivered(self, owner: str) -> Enrolled:
+        store = ShardStore(self._state.store(owner))
+        return self._owners[owner].model_copy(
+            update={
+                "train_images": distinct_images(store, Split.TRAIN),
+                "held_out_images": distinct_images(store, Split.HELD_OUT),
+            }
         )
 
     def end(self, phase: Phase, message: str) -> None:

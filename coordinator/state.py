@@ -17,11 +17,11 @@ import json
 import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TextIO
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
 
 from ppfed.atomic import write_atomic
 from ppfed.enrolment import Phase
@@ -29,6 +29,7 @@ from ppfed.errors import UsageError
 from ppfed.federation import FederationSettings, describe_invalid
 
 _LOOK_S = 0.5
+_TRAFFIC = TypeAdapter(dict[str, int])
 
 
 class Plan(BaseModel):
@@ -176,11 +177,23 @@ class StateFolder:
 
     # Owners: written by 'coordinator invite' and by the front door, which are different processes.
     def owners(self) -> OwnerList:
-        """Read the owners."""
+        """Read the owners.
+
+        Raises
+        ------
+        UsageError
+            If the file is damaged: who was admitted with which key cannot be guessed.
+        """
+        path = self.folder / "owners.json"
         try:
-            return OwnerList.model_validate_json((self.folder / "owners.json").read_bytes())
+            return OwnerList.model_validate_json(path.read_bytes())
         except FileNotFoundError:
             return OwnerList()
+        except ValidationError as error:
+            raise UsageError(
+                f"{path} is damaged: {describe_invalid(error)}",
+                hint="Restore it from a backup, or remove it and invite every owner again.",
+            ) from None
 
     def joined_at(self) -> dict[str, float]:
         """Return when each owner last joined, in seconds since the epoch."""
@@ -199,10 +212,14 @@ class StateFolder:
 
     # Status and audit trail.
     def status(self) -> Status:
-        """Read where the federation stands."""
+        """Read where the federation stands; a damaged file is put aside, as the checkpoint knows what matters."""
+        path = self.folder / "status.json"
         try:
-            return Status.model_validate_json((self.folder / "status.json").read_bytes())
+            return Status.model_validate_json(path.read_bytes())
         except FileNotFoundError:
+            return Status()
+        except ValidationError:
+            self._put_aside(path)
             return Status()
 
     def set_status(self, status: Status) -> None:
@@ -211,12 +228,15 @@ class StateFolder:
         write_atomic(self.folder / "status.json", stamped.model_dump_json(indent=2))
 
     def traffic(self) -> dict[str, int]:
-        """Read how many bytes each owner has sent through the front door."""
+        """Read how many bytes each owner has sent through the front door; a damaged file is put aside."""
+        path = self.folder / "traffic.json"
         try:
-            counted: dict[str, int] = json.loads((self.folder / "traffic.json").read_bytes())
+            return _TRAFFIC.validate_json(path.read_bytes())
         except FileNotFoundError:
             return {}
-        return counted
+        except ValidationError:
+            self._put_aside(path)
+            return {}
 
     def set_traffic(self, received_bytes: dict[str, int]) -> None:
         """Write how many bytes each owner has sent."""
@@ -228,6 +248,13 @@ class StateFolder:
         descriptor = os.open(self.folder / "audit.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
         with os.fdopen(descriptor, "a") as file:
             file.write(line + "\n")
+
+    def _put_aside(self, path: Path) -> None:
+        """Move a damaged file out of the way, so that it is reported once."""
+        # Another process may have done it, or have written a good one, in the meantime.
+        with suppress(FileNotFoundError):
+            path.replace(path.with_name(path.name + ".damaged"))
+            self.audit("warning", reason=f"{path.name} is damaged: it was put aside and is started afresh")
 
     # Running and stopping.
     @contextmanager

@@ -13,6 +13,9 @@ ENROL_PATH = "/v1/enrol"
 STATUS_PATH = "/v1/status"
 FLEET_PREFIX = "/v1/fleet/"
 
+MOST_IMAGES = 100_000_000
+"""In one split of one owner: more than any data set of labelled images, and few enough to count shards with."""
+
 
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -33,8 +36,8 @@ class EnrolmentRequest(_Message):
     width: int
     channels: Literal[1, 3]
     classes: tuple[ClassName, ...] = Field(max_length=65_536)
-    train_images: int = Field(ge=1)
-    held_out_images: int = Field(ge=0)
+    train_images: int = Field(ge=1, le=MOST_IMAGES)
+    held_out_images: int = Field(ge=0, le=MOST_IMAGES)
     copies: int = Field(default=1, ge=1, le=1000)
     ppfed_version: str = Field(max_length=64)
 

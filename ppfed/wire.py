@@ -6,8 +6,9 @@ peer sent before anything else sees it.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +21,12 @@ from torch import Tensor
 os.environ.setdefault("FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE", str(32 << 20))
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flwr.app.message.arraychunk import ArrayChunk
+from flwr.supercore.inflatable.inflatable_object import (
+    InflatableObject,
+    get_object_body,
+    get_object_children_ids_from_object_content,
+)
 
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import ModelError, PeerDataError
@@ -45,6 +52,16 @@ _MAX_SHARDS = 1_000_000
 _MAX_TEXT_CHARACTERS = 1 << 22
 _SHOWN_CHARACTERS = 1000
 _MOST_WEIGHT_BYTES = 1 << 30
+_MOST_CHUNKS = 4096
+_MOST_ARRAY_BYTES = 1 << 30
+_MOST_JOINS = 8
+"""How often one chunk may stand in the arrays of a message. Only arrays of one value throughout repeat a chunk, and the
+longest of them that makes sense, a shard of 64 MiB, has three chunks."""
+
+_MOST_WEIGHT = 1e6
+"""Largest value of a weight. Trained networks hold weights below 10 and running variances in the thousands at most;
+sums of larger values, though finite, overflow float32 in the layers and in the average, and end the run for all."""
+
 _RESULT_METRICS = {"num-examples", "train-loss", "correct", "held-out", "held-out-loss"}
 
 
@@ -122,6 +139,39 @@ class Farewell:
     card: str
     weights: dict[str, Tensor]
     curve: str = ""
+
+
+def _checked(
+    inflate: Callable[[bytes, dict[str, InflatableObject] | None], Array],
+) -> Callable[[type[Array], bytes, dict[str, InflatableObject] | None], Array]:
+    """Wrap Flower's ``Array.inflate`` so that an array is joined only once its size is known to be bearable.
+
+    An array lists its chunks by number, any of them any number of times, and Flower joins them before anyone sees the
+    message: a message of 1 MiB could fill the memory of whoever receives it. A chunk counts its uses in all arrays of
+    its message, as many small arrays would come to the same.
+    """
+
+    def checked(cls: type[Array], object_content: bytes, children: dict[str, InflatableObject] | None = None) -> Array:
+        ids = get_object_children_ids_from_object_content(object_content)
+        listed = json.loads(get_object_body(object_content, cls))["arraychunk_ids"]
+        if not isinstance(listed, list) or len(listed) > _MOST_CHUNKS:
+            raise ValueError(f"an array is not a list of {_MOST_CHUNKS} chunks at most")
+        size_bytes = 0
+        for position in listed:
+            chunk = (children or {})[ids[position]]
+            if not isinstance(chunk, ArrayChunk):
+                raise ValueError("an array is made of something else than chunks")
+            joins = chunk.__dict__["_joins"] = chunk.__dict__.get("_joins", 0) + 1
+            size_bytes += len(chunk.data)
+            if joins > _MOST_JOINS or size_bytes > _MOST_ARRAY_BYTES:
+                raise ValueError("an array repeats its chunks, or is larger than any that ppfed sends")
+        return inflate(object_content, children)
+
+    return checked
+
+
+# Both roles import this module before they receive anything. Flower offers no setting for it.
+Array.inflate = classmethod(_checked(Array.inflate))  # type: ignore[assignment,method-assign]
 
 
 def pack_request() -> RecordDict:
@@ -211,7 +261,7 @@ def pack_shard(name: ShardName, shard: Shard) -> RecordDict:
 def unpack_shard(
     content: RecordDict, name: ShardName, settings: FederationSettings, fingerprint: str, checksum: int
 ) -> Shard:
-    """Check and unpack a shard: split, index, shape, dtype, labels, cipher, fingerprint, checksum.
+    """Check and unpack a shard: split, index, shape, dtype, number, labels, cipher, fingerprint, checksum.
 
     Raises
     ------
@@ -243,11 +293,13 @@ def unpack_shard(
             f"images are {pixels.dtype} of shape {pixels.shape}, not uint8 (N, {height}, {width}, {channels})"
         )
     count = len(pixels)
+    if not 1 <= count <= rows_per_shard(settings.shape):
+        raise PeerDataError(f"a shard holds 1 to {rows_per_shard(settings.shape)} images, not {count}")
     if ids.dtype != np.uint8 or ids.shape != (count, ID_BYTES):
         raise PeerDataError("ids have another dtype or shape")
     if labels.dtype != np.int64 or labels.shape != (count,):
         raise PeerDataError("labels have another dtype or shape")
-    if count and not (labels.min() >= 0 and labels.max() < len(settings.classes)):
+    if not (labels.min() >= 0 and labels.max() < len(settings.classes)):
         raise PeerDataError("a label lies outside the class list")
     spec = CipherSpec(cipher.name, Scope(cipher.scope), cipher.colour_shuffle)
     shard = Shard(EncryptedImages(pixels, ids, spec, fingerprint), labels)
@@ -339,13 +391,15 @@ def unpack_weights(content: RecordDict, layout: Layout) -> dict[str, Tensor]:
     Raises
     ------
     PeerDataError
-        If it is not a float32 vector of the layout's length, or holds values that are not finite.
+        If it is not a float32 vector of the layout's length, or holds values that are not finite or beyond 1e6.
     """
     values = _numpy(_arrays(content, {_WEIGHTS}, _MOST_WEIGHT_BYTES)[_WEIGHTS])
     if values.dtype != np.float32:
         raise PeerDataError(f"the weights are {values.dtype}, not float32")
     if not np.isfinite(values).all():
         raise PeerDataError("the weights are not finite")
+    if values.size and max(values.max(), -values.min()) > _MOST_WEIGHT:
+        raise PeerDataError(f"the weights are larger than {_MOST_WEIGHT:g}")
     try:
         return unflatten(torch.tensor(values), layout)
     except ModelError as error:

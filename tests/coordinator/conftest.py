@@ -23,6 +23,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, validate_object_content
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
+from google.protobuf.message import DecodeError
 
 from clients.flower_executor import _public_reason
 from clients.owner_app import OwnerApp
@@ -62,6 +63,8 @@ class Faults:
         After how many seconds the answer can be pulled.
     mutate : callable
         Replaces the answer.
+    garble : callable
+        Whether Flower cannot read the answer; it raises what Flower was seen to raise, after it deleted the answer.
     offline : set of str
         Owners whose node Flower does not see.
     """
@@ -70,6 +73,7 @@ class Faults:
     drop: Callable[[str, Message], bool] = lambda _owner, _question: False
     delay_s: Callable[[str, Message], float] = lambda _owner, _question: 0.0
     mutate: Callable[[str, Message, Message], Message] = lambda _owner, _question, answer: answer
+    garble: Callable[[str, Message], bool] = lambda _owner, _question: False
     offline: set[str] = field(default_factory=set)
 
 
@@ -81,6 +85,7 @@ class LoopbackGrid(Grid):
         self._owners = {node: owner for owner, node in nodes.items()}
         self._apps = dict(apps)
         self._answers: dict[str, tuple[float, Message]] = {}
+        self._garbled: set[str] = set()
         self._count = 0
         self.faults = Faults()
         self.asked: list[tuple[str, str]] = []
@@ -108,7 +113,12 @@ class LoopbackGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         now = time.monotonic()
         ready = [one for one in message_ids if one in self._answers and self._answers[one][0] <= now]
-        return [self._answers.pop(one)[1] for one in ready]
+        answers = []
+        for one in ready:
+            answers.append(self._answers.pop(one)[1])
+            if one in self._garbled:
+                raise DecodeError("Error parsing message")
+        return answers
 
     def _push(self, message: Message) -> str:
         owner = self._owners[message.metadata.dst_node_id]
@@ -120,6 +130,8 @@ class LoopbackGrid(Grid):
         question = _travel(message)
         self.asked.append((owner, question.metadata.message_type))
         if owner not in self.faults.offline and not self.faults.drop(owner, question):
+            if self.faults.garble(owner, question):
+                self._garbled.add(question.metadata.message_id)
             answer = self.faults.mutate(owner, question, self._answer(owner, question))
             self._answers[question.metadata.message_id] = (
                 time.monotonic() + self.faults.delay_s(owner, question),
@@ -173,10 +185,12 @@ def make_federation(
     make_state: Callable[..., StateFolder],
     make_prepared: Callable[..., Prepared],
     fingerprint: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> Callable[..., SimpleNamespace]:
     """Make a federation whose owners have joined.
 
     ``owners`` says how many images each has: ``{"anna": ((12, 7), (6,))}`` is two shards to train on and one held out.
+    The largest shard is a full one.
     ``enrolled`` changes what an owner announced.
     """
 
@@ -188,6 +202,8 @@ def make_federation(
         **changes: Any,
     ) -> SimpleNamespace:
         shards = owners or {"anna": ((12, 7), (6,)), "bert": ((10,), (5,))}
+        full = max(rows for parts in shards.values() for part in parts for rows in part)
+        monkeypatch.setattr(intake, "rows_per_shard", lambda _shape: full)
         count = len(shards)
         state = make_state(name, **{"owners": count, "quorum": count, **changes})
         settings = state.plan().settings

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import datetime
+import shutil
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from pydantic import ValidationError
 
 from coordinator.admission import admit, find_owner, make_invite, public_key_pem
 from coordinator.pki import ensure_certificates
 from coordinator.state import StateFolder
-from ppfed.enrolment import EnrolmentRequest
+from ppfed.enrolment import MOST_IMAGES, EnrolmentRequest
 from ppfed.errors import FederationError, InviteError, MismatchError, UsageError
 from ppfed.federation import Invite, new_token
 
@@ -216,6 +219,53 @@ def test_an_invite_that_is_replaced_while_it_is_used_is_void(state: StateFolder,
     with pytest.raises(InviteError, match="replaced"):
         admit(state, request(old), meanwhile)
     assert find_owner(state, newer[0].token).enrolled is None
+
+
+@pytest.mark.parametrize("images", ["train_images", "held_out_images"])
+def test_no_owner_has_more_images_than_there_are(state: StateFolder, images: str) -> None:
+    invite = make_invite(state, "anna")
+    request(invite, **{images: MOST_IMAGES})
+    with pytest.raises(ValidationError, match=images):
+        request(invite, **{images: MOST_IMAGES + 1})
+
+
+# An image of 8x8x3 takes 192 bytes, and 52 for its id, label and digest.
+@pytest.mark.parametrize(
+    ("free_bytes", "stored_bytes", "brought", "good"),
+    [
+        (5000 * 244, 0, {"train_images": 2000, "held_out_images": 1000}, True),
+        (5000 * 244 - 1, 0, {"train_images": 2000, "held_out_images": 1000}, False),
+        (5000 * 244, 0, {"train_images": 1000, "copies": 2, "held_out_images": 1001}, False),
+        (4000 * 244, 1000 * 244, {"train_images": 2000, "held_out_images": 1000}, True),
+        (10**13, 0, {"train_images": MOST_IMAGES, "copies": 1000}, False),
+    ],
+)
+def test_images_that_the_disk_cannot_hold_are_refused(
+    make_state: Callable[..., StateFolder],
+    register: Registered,
+    monkeypatch: pytest.MonkeyPatch,
+    free_bytes: int,
+    stored_bytes: int,
+    brought: dict[str, int],
+    good: bool,
+) -> None:
+    """Those of the others count: they may not have been sent yet. Those on disk need no room any more."""
+    for exchange in ("images", "updates"):
+        state = make_state(exchange, exchange=exchange)
+        ensure_certificates(state.pki, "localhost", datetime.datetime.now(datetime.UTC))
+        admit(state, request(make_invite(state, "bert"), train_images=1500, held_out_images=500), register)
+        shard = state.store("bert") / "train" / "00000.arrow"
+        shard.parent.mkdir(parents=True)
+        shard.write_bytes(bytes(stored_bytes))
+        monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=free_bytes))
+        asked = request(make_invite(state, "anna"), KEYS[1], **brought)
+        if good or exchange == "updates":
+            admit(state, asked, register)
+        else:
+            with pytest.raises(FederationError, match="has room for") as caught:
+                admit(state, asked, register)
+            assert caught.value.hint
+            assert set(state.owners().enrolled()) == {"bert"}
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -123,3 +124,35 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
     assert files == ["000003/momentum.safetensors", "000003/weights.safetensors", "progress.json"]
     assert json.loads((tmp_path / "progress.json").read_text())["rounds"] == 3
+
+
+def test_weights_are_on_the_disk_before_anything_points_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(tmp_path, example(1))
+    steps: list[str] = []
+
+    def fsync(descriptor: int) -> None:
+        steps.append(str(Path(os.readlink(f"/proc/self/fd/{descriptor}")).relative_to(tmp_path)))
+
+    def write(path: Path, data: str) -> None:
+        assert (tmp_path / "000001").is_dir()
+        path.write_text(data)
+        steps.append(f"wrote {path.name}")
+
+    def remove(path: Path) -> None:
+        steps.append(f"removed {path.name}")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    monkeypatch.setattr(module, "write_atomic", write)
+    monkeypatch.setattr(module.shutil, "rmtree", remove)
+    save_checkpoint(tmp_path, example(2))
+    assert steps == [
+        "000002/weights.safetensors",
+        "000002/momentum.safetensors",
+        "000002",
+        ".",
+        "wrote progress.json",
+        ".",
+        "removed 000001",
+    ]

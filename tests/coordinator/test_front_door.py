@@ -320,6 +320,42 @@ def test_an_admitted_owner_stays_admitted_after_a_restart(
     assert len(upstream.requests) == 1
 
 
+def test_two_node_keys_are_none(client: httpx.Client, admitted: dict[str, str], upstream: Upstream) -> None:
+    """The SuperLink might go by the other one."""
+    for keys in ((NODE_KEY, STRANGER), (STRANGER, NODE_KEY), (NODE_KEY, NODE_KEY)):
+        headers = [pair for key in keys for pair in presented(key).items()]
+        assert client.post(PUSH, headers=headers).status_code == 403
+    assert upstream.requests == []
+
+
+def test_what_was_checked_is_what_is_sent(
+    door: FrontDoor, client: httpx.Client, admitted: dict[str, str], upstream: Upstream
+) -> None:
+    """A server in between may say that we live under a prefix: it is no part of what the SuperLink serves."""
+
+    async def ask() -> httpx.Response:
+        transport = httpx.ASGITransport(door.app, root_path="/v1/control")
+        async with (
+            door.app.router.lifespan_context(door.app),
+            httpx.AsyncClient(transport=transport, base_url="https://localhost") as inside,
+        ):
+            return await inside.post(f"/v1/control{PUSH}", headers=admitted)
+
+    assert asyncio.run(ask()).status_code == 200
+    assert [one.path for one in upstream.requests] == [PUSH]
+
+
+def test_a_public_key_without_its_signature_makes_nobody_seem_present(
+    client: httpx.Client, admitted: dict[str, str], upstream: Upstream, door: FrontDoor
+) -> None:
+    for upstream.status in (401, 403, 500):
+        client.post(PUSH, headers=admitted)
+        assert door.traffic.online() == set()
+    upstream.status = 200
+    client.post(PUSH, headers=admitted)
+    assert door.traffic.online() == {"anna"}
+
+
 # What passes.
 
 
@@ -510,6 +546,70 @@ def test_status_is_for_the_invited(client: httpx.Client, state: StateFolder) -> 
     for content in ({"token": new_token(bytes(32))}, {"token": "x"}, {}, {"token": invite.token, "more": 1}):
         refused = client.post(STATUS_PATH, json=content)
         assert (refused.status_code, refused.text) == (403, "forbidden")
+
+
+def test_too_large_a_status_request_is_refused(client: httpx.Client, state: StateFolder) -> None:
+    invite = make_invite(state, "anna")
+    body = json.dumps({"token": invite.token}).encode()
+    assert client.post(STATUS_PATH, content=body.ljust(4096)).status_code == 200
+    assert client.post(STATUS_PATH, content=body.ljust(4097)).status_code == 403
+
+
+@pytest.mark.parametrize(("path", "status"), [(ENROL_PATH, 408), (STATUS_PATH, 403)])
+def test_a_body_that_never_ends_is_not_waited_for(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch, path: str, status: int
+) -> None:
+    monkeypatch.setattr(front_door, "_BODY_TIMEOUT_S", 0.2)
+
+    def slowly() -> Iterator[bytes]:
+        yield b"{"
+        time.sleep(1.5)
+        yield b"}"
+
+    started = time.monotonic()
+    with contextlib.suppress(httpx.WriteError, httpx.RemoteProtocolError):
+        assert client.post(path, content=slowly()).status_code == status
+    assert time.monotonic() - started < 10
+
+
+def test_strangers_do_not_fill_the_audit_trail(
+    client: httpx.Client, state: StateFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    invite = make_invite(state, "anna")
+
+    def knock() -> None:
+        client.post(ENROL_PATH, content=b"{")
+        client.post(ENROL_PATH, json=request(invite, token=new_token(bytes(32))))
+
+    def lines() -> list[int]:
+        found = map(json.loads, (state.folder / "audit.jsonl").read_text().splitlines())
+        return [line["requests"] for line in found if line["event"] == "refused"]
+
+    for _ in range(5):
+        knock()
+    assert lines() == [1]
+    monkeypatch.setattr(front_door, "_AUDIT_EVERY_S", 0.0)
+    time_now = time.monotonic
+    monkeypatch.setattr(front_door, "time", SimpleNamespace(monotonic=lambda: time_now() + 61))
+    knock()
+    assert lines() == [1, 10, 1]
+
+
+def test_connections_are_limited(door: FrontDoor, certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(front_door, "_MOST_CONNECTIONS", 3)
+    port = free_port()
+    server = FrontDoorServer(door, "127.0.0.1", port, certificates)
+    server.start()
+    context = ssl.create_default_context(cafile=str(certificates.ca))
+    statuses = []
+    try:
+        with contextlib.ExitStack() as held:
+            for _ in range(4):
+                one = held.enter_context(httpx.Client(base_url=f"https://127.0.0.1:{port}", verify=context, timeout=20))
+                statuses.append(one.post(STATUS_PATH, json={}).status_code)
+    finally:
+        server.stop()
+    assert statuses == [403, 403, 503, 503]
 
 
 def test_an_owner_not_heard_of_lately_is_offline(door: FrontDoor, monkeypatch: pytest.MonkeyPatch) -> None:

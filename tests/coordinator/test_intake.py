@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from flwr.app import Message, RecordDict
@@ -197,6 +198,82 @@ def test_an_owner_that_keeps_sending_bad_data_is_left_out(
     assert events[-1] == "left out"
 
 
+@pytest.mark.parametrize("kind", [wire.MANIFEST, wire.SHARD])
+def test_an_owner_whose_answers_cannot_be_read_is_left_out(
+    make_federation: MakeFederation, audit: Audit, kind: str
+) -> None:
+    """Flower raises on them; the other owner's answers, ready at the same moment, are not lost with them."""
+    federation = make_federation(quorum=1, deadline_s=3.0, **IMAGES)
+    federation.faults.garble = lambda owner, question: owner == "anna" and question.metadata.message_type == kind
+    federation.faults.delay_s = lambda _owner, _question: 0.05
+    assert receive(federation) == ["bert"]
+    assert_arrived(federation, "bert")
+    assert asked(federation, wire.SHARD, "bert") == 2
+    reasons = [line["reason"] for line in audit(federation.state) if line["event"] == "no answer"]
+    assert reasons == ["unreadable answer (DecodeError)"] * 3
+
+
+def test_an_owner_that_keeps_reporting_errors_is_left_out(make_federation: MakeFederation, audit: Audit) -> None:
+    """It would be asked again and again until the deadline otherwise."""
+    from flwr.app.error import Error
+
+    federation = make_federation(quorum=1, deadline_s=3.0, **IMAGES)
+    federation.faults.mutate = lambda owner, question, answer: (
+        Message(Error(2, "broken"), reply_to=question) if owner == "anna" else answer
+    )
+    assert receive(federation) == ["bert"]
+    assert [line["event"] for line in audit(federation.state) if line.get("owner") == "anna"] == [
+        *["no answer"] * 3,
+        "left out",
+    ]
+
+
+def test_an_owner_that_is_away_is_not_counted_as_failing(make_federation: MakeFederation) -> None:
+    from flwr.app.error import Error
+
+    federation = make_federation(**IMAGES)
+    away = []
+
+    def lose(owner: str, question: Message, answer: Message) -> Message:
+        if owner == "anna" and len(away) < 5:
+            away.append(owner)
+            return Message(Error(5, "node unavailable"), reply_to=question)
+        return answer
+
+    federation.faults.mutate = lose
+    assert receive(federation) == ["anna", "bert"]
+    assert len(away) == 5
+
+
+def test_an_owner_cannot_answer_for_another(make_federation: MakeFederation, audit: Audit) -> None:
+    """The question's id inside an answer is the owner's to write; Flower matches by its envelope."""
+    federation = make_federation(quorum=1, **IMAGES)
+    questions: dict[str, Message] = {}
+
+    def forge(owner: str, question: Message, answer: Message) -> Message:
+        questions[owner] = question
+        if owner == "bert":
+            answer.metadata.__dict__["_reply_to_message_id"] = questions["anna"].metadata.message_id
+        return answer
+
+    federation.faults.mutate = forge
+    assert receive(federation) == ["anna"]
+    assert_arrived(federation, "anna")
+    blamed = {line["owner"] for line in audit(federation.state) if line["event"] == "no answer"}
+    assert blamed == {"bert"}
+
+
+def test_a_superlink_that_fails_is_not_blamed_on_an_owner(make_federation: MakeFederation) -> None:
+    federation = make_federation(**IMAGES)
+
+    def fail(_ids: Any) -> list[Message]:
+        raise httpx.ConnectError("gone")
+
+    federation.grid.pull_messages = fail
+    with pytest.raises(httpx.ConnectError):
+        receive(federation)
+
+
 def test_below_the_quorum_it_fails_and_says_what_to_do(make_federation: MakeFederation, nonsense: RecordDict) -> None:
     federation = make_federation(quorum=2, **IMAGES)
     federation.faults.mutate = send_nonsense(nonsense, wire.SHARD)
@@ -205,24 +282,35 @@ def test_below_the_quorum_it_fails_and_says_what_to_do(make_federation: MakeFede
     assert "what was received is kept" in caught.value.hint
 
 
-@pytest.mark.parametrize("field", ["train_images", "held_out_images"])
-def test_more_images_than_announced_are_refused(make_federation: MakeFederation, audit: Audit, field: str) -> None:
-    federation = make_federation(
-        {"anna": ((12, 7), (6,)), "bert": ((10,), (5,))}, enrolled={"anna": {field: 5}}, quorum=1, **IMAGES
-    )
+@pytest.mark.parametrize(
+    ("announced", "says"),
+    [
+        ({"train_images": 25}, "lists 2 shards of split train, and the 25 images"),
+        ({"train_images": 12}, "lists 2 shards of split train, and the 12 images"),
+        ({"copies": 2}, "lists 2 shards of split train, and the 38 images"),
+        ({"held_out_images": 0}, "lists 1 shards of split held-out, and the 0 images"),
+        # The sum fits, the parts do not: the card would speak of an accuracy on no images.
+        ({"train_images": 25, "held_out_images": 0}, "lists 2 shards of split train"),
+        ({"train_images": 20}, "shard 1 of split train holds 7 images, not 8"),
+        ({"train_images": 18}, "shard 1 of split train holds 7 images, not 6"),
+        ({"held_out_images": 5}, "shard 0 of split held-out holds 6 images, not 5"),
+    ],
+)
+def test_other_images_than_announced_are_refused(
+    make_federation: MakeFederation, audit: Audit, announced: dict[str, int], says: str
+) -> None:
+    federation = make_federation(enrolled={"anna": announced}, quorum=1, **IMAGES)
     assert receive(federation) == ["bert"]
-    assert "more images than it announced" in audit(federation.state)[-1]["reason"]
+    refused = [line["reason"] for line in audit(federation.state) if line["event"] == "refused"]
+    assert len(refused) == 3
+    assert all(says in reason for reason in refused)
 
 
-def test_held_out_images_are_not_passed_off_as_training_images(make_federation: MakeFederation) -> None:
-    """The sum fits, the parts do not: the card would speak of an accuracy on no images."""
-    federation = make_federation(
-        {"anna": ((12, 7), (6,)), "bert": ((10,), (5,))},
-        enrolled={"anna": {"train_images": 25, "held_out_images": 0}},
-        quorum=1,
-        **IMAGES,
-    )
+def test_an_owner_cannot_cut_its_images_into_crumbs(make_federation: MakeFederation, audit: Audit) -> None:
+    """Each crumb would be in time, and all of them would keep the others waiting for as long as it likes."""
+    federation = make_federation({"anna": ((4, 4, 4), (4,)), "bert": ((12,), (5,))}, quorum=1, **IMAGES)
     assert receive(federation) == ["bert"]
+    assert "lists 3 shards" in audit(federation.state)[-1]["reason"]
 
 
 def test_a_silent_owner_is_left_out_after_the_deadline(make_federation: MakeFederation, audit: Audit) -> None:

@@ -343,3 +343,14 @@ def test_a_finished_run_has_nothing_to_train(make_federation: MakeFederation) ->
     assert all(torch.equal(same[name], state[name]) for name in state)
     assert again[-1].accuracy == records[-1].accuracy
     assert not math.isnan(again[-1].held_out_loss or math.nan)
+
+
+def test_an_answer_that_cannot_be_read_costs_its_owner_the_round_and_nobody_else(
+    make_federation: MakeFederation, audit: Audit
+) -> None:
+    federation = make_federation(quorum=1, training={"rounds": 1})
+    federation.faults.garble = lambda owner, question: owner == "anna"
+    (record,), _ = run(federation)
+    assert record.owners == 1
+    reasons = [line["reason"] for line in audit(federation.state) if line["event"] == "no answer"]
+    assert reasons == ["unreadable answer (DecodeError)"] * 2

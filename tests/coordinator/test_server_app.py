@@ -19,9 +19,11 @@ from ppfed import wire
 from ppfed.enrolment import Phase
 from ppfed.errors import FederationError
 from ppfed.images.source import Split
+from ppfed.images.types import EncryptedImages
 from ppfed.model_folder import load_model
 from ppfed.network import build_network
 from ppfed.network_state import load_network_state, network_state
+from ppfed.store import Shard
 from ppfed.training import ImageTensors, Trainer, evaluate
 
 MakeFederation = Callable[..., SimpleNamespace]
@@ -264,9 +266,36 @@ def test_an_owner_left_out_of_the_intake_is_on_no_card_but_is_told(
     assert federation.apps["bert"].farewell is not None
 
 
+def test_the_card_counts_an_image_once(make_federation: MakeFederation) -> None:
+    """An owner announced three variants of each image, or sends the same image again and again: the ids tell."""
+    federation = make_federation(
+        {"anna": ((12, 12, 12), (6,)), "bert": ((12,), (4,))},
+        exchange="images",
+        enrolled={"anna": {"train_images": 12, "copies": 3}},
+    )
+    store = federation.prepared["anna"].store
+    first = next(store.shards(Split.TRAIN))
+    for index in (1, 2):
+        store.write(Split.TRAIN, index, first)
+    repeated = next(federation.prepared["bert"].store.shards(Split.HELD_OUT))
+    once = EncryptedImages(
+        repeated.images.pixels,
+        repeated.images.ids[[0, 0, 0, 1]],
+        repeated.images.cipher,
+        repeated.images.fingerprint,
+    )
+    federation.prepared["bert"].store.write(Split.HELD_OUT, 0, Shard(once, repeated.labels))
+    run_federation(federation.grid, federation.state, CPU)
+    card = load_model(federation.state.model, CPU).card
+    assert [(one.name, one.train_images, one.held_out_images) for one in card.owners] == [
+        ("anna", 12, 6),
+        ("bert", 12, 2),
+    ]
+
+
 def test_no_image_to_train_on_is_a_failure(make_federation: MakeFederation) -> None:
     federation = make_federation({"anna": ((), (4,))}, exchange="images", enrolled={"anna": {"train_images": 1}})
-    with pytest.raises(FederationError, match="no owner delivered an image"):
+    with pytest.raises(FederationError, match="lists 0 shards of split train"):
         run_federation(federation.grid, federation.state, CPU)
     assert federation.state.status().phase is Phase.FAILED
 

@@ -161,3 +161,31 @@ def test_an_old_stop_request_does_not_stop_a_new_coordinator(state: StateFolder)
 
 def test_the_owners_joining_times_are_the_ones_on_record(state: StateFolder) -> None:
     assert state.joined_at() == {}
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"owners": {"anna": {"name": "anna"}}}', "\x00" * 50])
+def test_a_damaged_list_of_owners_is_named_and_left_alone(state: StateFolder, content: str) -> None:
+    path = state.folder / "owners.json"
+    path.write_text(content)
+    with pytest.raises(UsageError, match=r"owners\.json is damaged") as caught:
+        state.owners()
+    assert "invite every owner again" in caught.value.hint
+    with pytest.raises(UsageError), state.changing_owners():
+        pass
+    assert path.read_text() == content
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"phase": "x"}', '{"anna": "x"}', "\x00" * 50])
+def test_a_damaged_status_or_traffic_is_started_afresh_and_said_once(state: StateFolder, content: str) -> None:
+    for name in ("status.json", "traffic.json"):
+        (state.folder / name).write_text(content)
+    for _ in range(3):
+        assert (state.status(), state.traffic()) == (Status(), {})
+    lines = [json.loads(line) for line in (state.folder / "audit.jsonl").read_text().splitlines()]
+    assert [(line["event"], line["reason"].split()[0]) for line in lines] == [
+        ("warning", "status.json"),
+        ("warning", "traffic.json"),
+    ]
+    assert (state.folder / "status.json.damaged").read_text() == content
+    state.set_traffic({"anna": 3})
+    assert state.traffic() == {"anna": 3}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -14,7 +15,9 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.app.message.arraychunk import ArrayChunk
+from flwr.supercore.constant import HEAD_BODY_DIVIDER
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, validate_object_content
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -61,9 +64,7 @@ def assert_same_weights(one: dict[str, torch.Tensor], other: dict[str, torch.Ten
 
 weights = st.dictionaries(
     st.text(min_size=1, max_size=20),
-    st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), max_size=6).map(
-        lambda values: torch.tensor(values, dtype=torch.float32)
-    ),
+    st.lists(st.floats(-1e6, 1e6, width=32), max_size=6).map(lambda values: torch.tensor(values, dtype=torch.float32)),
     max_size=4,
 )
 evaluations = st.integers(0, 50).flatmap(
@@ -96,7 +97,7 @@ def test_a_shard_request_round_trips(split: Split, index: int) -> None:
 
 @settings(max_examples=20, deadline=None)
 @given(
-    rows=st.integers(0, 4),
+    rows=st.integers(1, 4),
     shape=st.tuples(st.integers(1, 9), st.integers(1, 9), st.sampled_from([1, 3])),
     scope=st.sampled_from(Scope),
     shuffle=st.booleans(),
@@ -522,6 +523,9 @@ def test_records_that_flower_could_not_average_are_refused(change: Callable[[Rec
         np.array([1.0, np.nan], np.float32),
         np.array([np.inf], np.float32),
         np.array([-np.inf], np.float32),
+        np.array([0.0, 1.0001e6], np.float32),
+        np.array([0.0, -1.0001e6], np.float32),
+        np.array([3e38], np.float32),
         np.array([1.0], np.float64),
         np.array([1.0], np.float16),
         np.array([1.0], ">f4"),
@@ -530,7 +534,7 @@ def test_records_that_flower_could_not_average_are_refused(change: Callable[[Rec
         np.array([1 + 2j], np.complex64),
     ],
 )
-def test_weights_other_than_finite_float32_are_refused(values: Any) -> None:
+def test_weights_other_than_bounded_float32_are_refused(values: Any) -> None:
     record = ArrayRecord({"weights": Array(values)})
     for kind, more in (
         ("weights", {}),
@@ -575,6 +579,84 @@ def test_a_farewell_is_complete_only_if_it_says_so(completed: Any) -> None:
     arrived = wire.unpack_farewell(content, {})
     assert not arrived.completed
     assert arrived.message == "m" * 1000
+
+
+def test_a_shard_is_neither_empty_nor_more_than_full(
+    make_settings: MakeSettings, make_shard: MakeShard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire, "rows_per_shard", lambda _shape: 3)
+    for rows, good in ((0, False), (1, True), (3, True), (4, False)):
+        shard = make_shard(rows)
+        arguments = (NAME, make_settings(), shard.images.fingerprint, shard.checksum())
+        if good:
+            assert len(wire.unpack_shard(travel(wire.pack_shard(NAME, shard)), *arguments)) == rows
+        else:
+            with pytest.raises(PeerDataError, match=f"1 to 3 images, not {rows}"):
+                wire.unpack_shard(travel(wire.pack_shard(NAME, shard)), *arguments)
+
+
+# Arrays that would not fit into memory.
+
+
+def array_of(listed: list[int], chunks: list[bytes], shape: tuple[int, ...] = ()) -> tuple[str, dict[str, bytes]]:
+    """Deflate an array that lists its chunks as it likes; returns its id, and all objects."""
+    parts = {chunk.object_id: chunk.deflate() for chunk in (ArrayChunk(memoryview(one)) for one in chunks)}
+    meta = {"dtype": "uint8", "shape": shape, "stype": "numpy.ndarray", "arraychunk_ids": listed}
+    body = json.dumps(meta).encode()
+    content = b"Array %s %d" % (",".join(parts).encode(), len(body)) + HEAD_BODY_DIVIDER + body
+    validate_object_content(content)
+    return get_object_id(content), {**parts, get_object_id(content): content}
+
+
+@pytest.mark.parametrize(
+    ("listed", "good"),
+    [
+        ([0, 1, 0], True),
+        ([1] + [0] * 8, True),
+        ([1] + [0] * 9, False),
+        ([1] + [0] * 1_000_000, False),
+        ([0, -1] * 9, False),
+        ([2], False),
+        ([0.5], False),
+        ("00", False),
+        (None, False),
+    ],
+)
+def test_an_array_does_not_repeat_a_chunk_without_end(listed: Any, good: bool) -> None:
+    name, objects = array_of(listed, [b"a" * 10, b"b" * 5])
+    if good:
+        arrived = inflate_object_from_contents(name, objects)
+        assert isinstance(arrived, Array)
+        assert arrived.data == b"".join((b"a" * 10, b"b" * 5)[one] for one in listed)
+    else:
+        with pytest.raises((ValueError, LookupError, TypeError)):
+            inflate_object_from_contents(name, objects)
+
+
+def test_the_arrays_of_a_message_do_not_share_a_chunk_without_end() -> None:
+    arrays = {}
+    for position in range(9):
+        name, objects = array_of([0], [b"a" * 10], (position,))
+        arrays[name] = objects
+    record = ArrayRecord({f"{position}": npy(np.zeros(1)) for position in range(9)})
+    body = json.dumps({str(position): position for position in range(9)}).encode()
+    assert record.deflate().startswith(b"ArrayRecord ")
+    content = b"ArrayRecord %s %d" % (",".join(arrays).encode(), len(body)) + HEAD_BODY_DIVIDER + body
+    contents = {name: one for objects in arrays.values() for name, one in objects.items()}
+    with pytest.raises(ValueError, match="repeats its chunks"):
+        inflate_object_from_contents(get_object_id(content), {**contents, get_object_id(content): content})
+
+
+def test_an_array_has_not_too_many_bytes_or_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    name, objects = array_of(list(range(20)), [bytes([one]) * 10 for one in range(20)])
+    assert isinstance(inflate_object_from_contents(name, dict(objects)), Array)
+    with monkeypatch.context() as less:
+        less.setattr(wire, "_MOST_ARRAY_BYTES", 199)
+        with pytest.raises(ValueError, match="larger than any"):
+            inflate_object_from_contents(name, dict(objects))
+    monkeypatch.setattr(wire, "_MOST_CHUNKS", 19)
+    with pytest.raises(ValueError, match="19 chunks"):
+        inflate_object_from_contents(name, dict(objects))
 
 
 # Anything at all.

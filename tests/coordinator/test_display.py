@@ -1,0 +1,46 @@
+"""What ``coordinator status`` shows: text from others is shown as it is, and commands no terminal."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+
+from rich.console import Console
+
+from coordinator.display import status_report, status_tables
+from coordinator.state import Enrolled, Owner, StateFolder, Status, now_text
+from ppfed.enrolment import Phase
+
+HOSTILE = "[red]a[/red] [link=https://evil.example.org]b[/link] :smile: \x1b[2J [/nothing]"
+
+
+def test_text_of_others_is_no_markup_and_no_command(make_state: Callable[..., StateFolder]) -> None:
+    state = make_state()
+    with state.changing_owners() as owners:
+        for name in ("anna", "bert"):
+            enrolled = Enrolled(
+                node_key="key",
+                node_id=1,
+                fingerprint=HOSTILE,
+                train_images=3,
+                held_out_images=1,
+                copies=1,
+                at=now_text(),
+            )
+            owners[name] = Owner(
+                name=HOSTILE, token_sha256="", invited_at="", enrolled=enrolled if name == "anna" else None
+            )
+    state.set_status(Status(phase=Phase.FAILED, message=HOSTILE))
+    report = status_report(state)
+    for one in report["owners"]:
+        one["name"] = HOSTILE
+    report["federation"] = HOSTILE
+    file = io.StringIO()
+    console = Console(file=file, width=400, force_terminal=True, color_system="truecolor")
+    for table in status_tables(report):
+        console.print(table)
+    shown = file.getvalue()
+    # The title, the message, two names and a fingerprint.
+    assert shown.count("[red]a[/red] [link=https://evil.example.org]b[/link] :smile: ") == 5
+    assert "\x1b[2J" not in shown
+    assert "\x1b]8" not in shown
