@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import platformdirs
 import torch
 
@@ -183,7 +184,7 @@ def _answer_until_end(
     finished: float | None = None
     try:
         while app.farewell is None:
-            if executor.run_waiting_task():
+            if _answered(executor, node):
                 last_answer = time.monotonic()
                 continue
             node.require_running()
@@ -218,3 +219,12 @@ def _answer_until_end(
         return "" if app.farewell.completed else f"the federation ended without a model: {app.farewell.message}"
     finally:
         executor.close()
+
+
+def _answered(executor: FlowerExecutor, node: SuperNode) -> bool:
+    """Answer one message, if one waits; raises ServiceError where the SuperNode went away."""
+    try:
+        return executor.run_waiting_task()
+    except httpx.HTTPError as error:
+        node.require_running()
+        raise ServiceError(f"Flower's SuperNode does not answer: {error}", hint="Join again.") from None
