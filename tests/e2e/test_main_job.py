@@ -58,10 +58,10 @@ def _files_with(folder: Path, needles: list[bytes]) -> list[str]:
 
 @pytest.mark.parametrize("exchange", ["images", "updates"])
 def test_two_owners_train_and_nothing_secret_reaches_the_coordinator(federation, exchange, tmp_path):
-    # Small batches, so that a few rounds of 8x8 digits learn something.
-    fed = federation(exchange, "--rounds", "4", "--batch-size", "32", "--base-maps", "8")
-    # A canary that no cipher output, checkpoint or log contains by chance: 64 random bytes.
-    canary = np.random.default_rng(7).integers(0, 256, (8, 8), dtype=np.uint8)
+    # Larger and in small batches, so that a few rounds learn something.
+    fed = federation(exchange, "--rounds", "8", "--size", "16", "--batch-size", "32", "--base-maps", "8")
+    # A canary that no cipher output, checkpoint or log contains by chance: 256 random bytes, of the size that is trained on.
+    canary = np.random.default_rng(7).integers(0, 256, (16, 16), dtype=np.uint8)
     Image.fromarray(canary).save(tmp_path / "data" / "a" / "0" / "canary.png")
     watch = _ProcessWatch()
     watch.start()
@@ -74,9 +74,10 @@ def test_two_owners_train_and_nothing_secret_reaches_the_coordinator(federation,
 
     report = fed.status()
     assert report["phase"] == "finished"
-    assert len(report["rounds"]) == 4
-    # Ten classes: chance is 0.1, and 172 held-out images put three standard deviations of chance at 0.17.
-    assert report["accuracy"] > 0.17
+    assert len(report["rounds"]) == 8
+    # The demo reaches 0.95 and more with two rounds more; chance is 0.1, and three standard deviations of it, with 172
+    # held-out images, reach 0.17. Ids, and so masks, are fresh in each run.
+    assert report["accuracy"] > 0.5
     card = json.loads((fed.state / "model" / "card.json").read_text())
     assert [owner["name"] for owner in card["owners"]] == ["a", "b"]
     assert sum(owner["train_images"] + owner["held_out_images"] for owner in card["owners"]) == 1798
