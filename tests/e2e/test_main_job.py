@@ -60,7 +60,7 @@ def _files_with(folder: Path, needles: list[bytes]) -> list[str]:
 def test_two_owners_train_and_nothing_secret_reaches_the_coordinator(federation, exchange, tmp_path):
     # Larger and in small batches, so that a few rounds learn something.
     fed = federation(exchange, "--rounds", "8", "--size", "16", "--batch-size", "32", "--base-maps", "8")
-    # A canary that no cipher output, checkpoint or log contains by chance: 256 random bytes, of the size that is trained on.
+    # A canary that nothing contains by chance: 256 random bytes, of the size that is trained on.
     canary = np.random.default_rng(7).integers(0, 256, (16, 16), dtype=np.uint8)
     Image.fromarray(canary).save(tmp_path / "data" / "a" / "0" / "canary.png")
     watch = _ProcessWatch()
