@@ -19,7 +19,7 @@ from clients.preparation import MARKER, Prepared
 from clients.supernode import SuperNode, ensure_node_key
 from ppfed.enrolment import Phase
 from ppfed.errors import FederationError, ServiceError, UsageError
-from ppfed.federation import FederationSettings, Invite
+from ppfed.federation import Exchange, FederationSettings, Invite
 from ppfed.model_folder import ModelCard
 
 _POLL_S = 0.2
@@ -140,7 +140,7 @@ def serve(
 
 def what_leaves(settings: FederationSettings) -> str:
     """Say in one sentence what an owner sends in this federation."""
-    if settings.exchange.value == "images":
+    if settings.exchange is Exchange.IMAGES:
         return "every encrypted image and its label, once, to the coordinator's disk"
     return (
         f"in each of {settings.training.rounds} rounds, the network's weights after training on your encrypted images "

@@ -87,14 +87,14 @@ class Conversation:
         self._grid = grid
         self._nodes = dict(nodes)
         self._owners = {node: owner for owner, node in nodes.items()}
-        self.stop_requested = stop_requested
+        self._stop_requested = stop_requested
         self._joined_at = joined_at
         self._asked: dict[str, _Question] = {}
         self._next_lost_check = 0.0
 
     def check_stop(self) -> None:
         """Raise StopRequestedError if somebody asked to stop."""
-        if self.stop_requested():
+        if self._stop_requested():
             raise StopRequestedError("the coordinator was asked to stop")
 
     def online(self) -> set[str]:
@@ -137,17 +137,24 @@ class Conversation:
         """Owners that owe an answer."""
         return {asked.owner for asked in self._asked.values()}
 
-    def answers(self, deadline: float) -> Iterator[Reply]:
+    def answers(self, deadline: float, *, heed_stop: bool = True) -> Iterator[Reply]:
         """Yield answers as they come, until none is owed or the deadline (``time.monotonic``) has passed.
 
         More may be asked between answers.
+
+        Parameters
+        ----------
+        deadline : float
+        heed_stop : bool
+            False for the last words, which are said because of a request to stop too.
 
         Raises
         ------
         StopRequestedError
         """
         while self._asked and time.monotonic() < deadline:
-            self.check_stop()
+            if heed_stop:
+                self.check_stop()
             answered = False
             for question, asked in list(self._asked.items()):
                 # Whoever heard the answer before may have dropped the owner's others.

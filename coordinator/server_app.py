@@ -162,12 +162,8 @@ class _Run:
             self._conversation.forget(owner)
         for owner in sorted(self._conversation.online()):
             self._conversation.ask(owner, wire.FINISH, content, "finish", timeout_s)
-        stop_wanted, self._conversation.stop_requested = self._conversation.stop_requested, lambda: False
-        try:
-            for _ in self._conversation.answers(time.monotonic() + timeout_s):
-                pass
-        finally:
-            self._conversation.stop_requested = stop_wanted
+        for _ in self._conversation.answers(time.monotonic() + timeout_s, heed_stop=False):
+            pass
         for owner in self._conversation.waiting_for():
             self._state.audit("did not hear the end", owner=owner)
 

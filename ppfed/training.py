@@ -95,11 +95,7 @@ class ImageTensors:
     @classmethod
     def from_numpy(cls, pixels: UInt8Array, labels: Int64Array, device: torch.device) -> ImageTensors:
         """Put arrays on the device that trains; on the CPU the pixels are shared, not copied."""
-        with warnings.catch_warnings():
-            # Arrays mapped from disk are read-only. PyTorch warns about that though nothing here writes to them.
-            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-            images = torch.from_numpy(pixels).to(device)
-        return cls(images, torch.tensor(labels, dtype=torch.int64, device=device))
+        return cls(_shared(pixels).to(device), torch.tensor(labels, dtype=torch.int64, device=device))
 
     @classmethod
     def from_shards(cls, shards: Sequence[Shard], shape: tuple[int, int, int], device: torch.device) -> ImageTensors:
@@ -117,14 +113,21 @@ class ImageTensors:
         start = 0
         for shard in shards:
             stop = start + len(shard)
-            # Shards are mapped read-only, which PyTorch does not take: copied, but never more than one at a time.
-            images[start:stop] = torch.from_numpy(np.array(shard.images.pixels)).to(device)
-            labels[start:stop] = torch.from_numpy(np.array(shard.labels)).to(device)
+            images[start:stop] = _shared(shard.images.pixels)
+            labels[start:stop] = _shared(shard.labels)
             start = stop
         return cls(images, labels)
 
     def __len__(self) -> int:
         return len(self.labels)
+
+
+def _shared(values: UInt8Array | Int64Array) -> Tensor:
+    """See an array as a tensor without a copy; it is only read."""
+    with warnings.catch_warnings():
+        # Arrays mapped from disk are read-only. PyTorch warns about that though nothing here writes to them.
+        warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+        return torch.from_numpy(values)
 
 
 @dataclass(frozen=True)
