@@ -186,6 +186,8 @@ class _Run:
             classes=settings.classes,
             adaptation=settings.training.adaptation,
             base_maps=settings.training.base_maps,
+            features=settings.training.features,
+            adaptation_kind=settings.training.adaptation_kind,
             owners=tuple(
                 CardOwner(name=name, train_images=one.train_images, held_out_images=one.held_out_images)
                 for name, one in sorted(self._owners.items())

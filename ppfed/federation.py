@@ -5,19 +5,22 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import math
 import os
 import re
 from enum import StrEnum
-from itertools import pairwise
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+from ppfed.adaptation import AdaptationKind, InputFeatures
 from ppfed.augment import Augmentation
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import InviteError
-from ppfed.network import NetworkConfig
+from ppfed.network import ImageClassifier, NetworkConfig
+from ppfed.network_state import network_layout
 from ppfed.training import Schedule, TrainingConfig
 
 MAX_INVITE_BYTES = 1 << 20
@@ -71,7 +74,10 @@ class TrainingSettings(_Agreed):
     learning_rate: float = Field(default=0.2, gt=0, le=10)
     schedule: Schedule = Schedule.LINEAR
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    nesterov: bool = True
     adaptation: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(8, 32), max_length=16)
+    adaptation_kind: AdaptationKind = AdaptationKind.PIXEL
+    features: InputFeatures = InputFeatures.VALUES
     base_maps: int = Field(default=64, ge=1, le=1024)
     shift: int | None = Field(default=None, ge=0, le=4096)
     horizontal_flip: bool = True
@@ -154,6 +160,8 @@ class FederationSettings(_Agreed):
             channels=self.channels,
             adaptation=self.training.adaptation,
             base_maps=self.training.base_maps,
+            features=self.training.features,
+            adaptation_kind=self.training.adaptation_kind,
         )
 
     def training_config(self, seed_offset: int = 0) -> TrainingConfig:
@@ -165,6 +173,7 @@ class FederationSettings(_Agreed):
             learning_rate=settings.learning_rate,
             schedule=settings.schedule,
             label_smoothing=settings.label_smoothing,
+            nesterov=settings.nesterov,
             augmentation=self.augmentation(),
             seed=settings.seed + seed_offset,
         )
@@ -252,19 +261,9 @@ def describe_invalid(error: Exception) -> str:
 
 
 def count_weights(config: NetworkConfig) -> int:
-    """Count a network's weights and running statistics, without building it."""
-    maps = (config.channels, *config.adaptation)
-    stages = [config.base_maps << stage for stage in range(4)]
-    # Each convolution: maps in, maps out, side of the kernel.
-    convolutions = [(old, new, 1) for old, new in pairwise(maps)]
-    convolutions.append((maps[-1], config.base_maps, 7 if config.large_stem else 3))
-    for old, new in pairwise([config.base_maps, *stages]):
-        convolutions += [(old, new, 3), *[(new, new, 3)] * 3]
-        if old != new:
-            convolutions.append((old, new, 1))
-    # Batch norm follows each: scale, shift, running mean and variance.
-    normalised = sum(old * new * side**2 + 4 * new for old, new, side in convolutions)
-    return normalised + (stages[-1] + 1) * config.classes
+    """Count a network's weights and running statistics; no memory is taken for them."""
+    with torch.device("meta"):
+        return sum(math.prod(shape) for shape in network_layout(ImageClassifier(config)).values())
 
 
 def new_token(random_bytes: bytes) -> str:

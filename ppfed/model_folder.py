@@ -43,6 +43,7 @@ from pydantic_core import from_json
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
+from ppfed.adaptation import AdaptationKind, InputFeatures
 from ppfed.atomic import write_atomic
 from ppfed.ciphers.spec import CipherSpec
 from ppfed.errors import ModelError
@@ -98,7 +99,9 @@ class ModelCard(_Frozen):
         The network's outputs, in order.
     adaptation : tuple of int
     base_maps : int
-        These two as in ``NetworkConfig``.
+    features : InputFeatures
+    adaptation_kind : AdaptationKind
+        These four as in ``NetworkConfig``.
     owners : tuple of CardOwner
     rounds, local_epochs : int
     accuracy : float or None
@@ -128,6 +131,8 @@ class ModelCard(_Frozen):
     classes: tuple[ClassName, ...] = Field(min_length=2, max_length=65_536)
     adaptation: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(max_length=16)
     base_maps: int = Field(ge=1, le=1024)
+    features: InputFeatures = InputFeatures.VALUES
+    adaptation_kind: AdaptationKind = AdaptationKind.PIXEL
     owners: tuple[CardOwner, ...] = Field(max_length=10_000)
     rounds: int = Field(ge=0)
     local_epochs: int = Field(ge=1)
@@ -158,6 +163,8 @@ class ModelCard(_Frozen):
             channels=self.channels,
             adaptation=self.adaptation,
             base_maps=self.base_maps,
+            features=self.features,
+            adaptation_kind=self.adaptation_kind,
         )
 
     def cipher_spec(self) -> CipherSpec:

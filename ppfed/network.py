@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from ppfed.adaptation import AdaptationKind, InputFeatures, adaptation_network
+
 _LARGE_SIDE = 96
 _STAGES = 4
 _BLOCKS_PER_STAGE = 2
@@ -26,9 +28,13 @@ class NetworkConfig:
     channels : int
         1 or 3.
     adaptation : tuple of int
-        Feature maps of the adaptation network's 1x1 convolutions (paper, section 3.5: 8, 32); empty leaves it out.
+        Feature maps of the adaptation network's layers (paper, section 3.5: 8, 32); empty leaves it out.
     base_maps : int
         Feature maps of the first stage: 64 in ResNet-18, less for tests and small machines.
+    features : InputFeatures
+        What the network is shown of the pixel values.
+    adaptation_kind : AdaptationKind
+        Which adaptation network; the paper's is ``pixel``.
     """
 
     classes: int
@@ -37,6 +43,8 @@ class NetworkConfig:
     channels: int = 3
     adaptation: tuple[int, ...] = (8, 32)
     base_maps: int = 64
+    features: InputFeatures = InputFeatures.VALUES
+    adaptation_kind: AdaptationKind = AdaptationKind.PIXEL
 
     @property
     def large_stem(self) -> bool:
@@ -45,7 +53,7 @@ class NetworkConfig:
 
 
 class ImageClassifier(nn.Module):
-    """Normalisation, adaptation network, ResNet-18.
+    """Input features, adaptation network, ResNet-18.
 
     ResNet-18's parameters have the names and shapes of torchvision's, below ``resnet.``.
     """
@@ -53,7 +61,9 @@ class ImageClassifier(nn.Module):
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
         self.config = config
-        self.adaptation = adaptation_network(config.channels, config.adaptation)
+        self.adaptation = adaptation_network(
+            config.adaptation_kind, config.channels, config.adaptation, config.height, config.width
+        )
         maps = config.adaptation[-1] if config.adaptation else config.channels
         self.resnet = ResNet18(maps, config.classes, config.base_maps, large_stem=config.large_stem)
 
@@ -69,10 +79,7 @@ class ImageClassifier(nn.Module):
         float tensor, (N, classes)
             Logits.
         """
-        # NHWC memory seen as NCHW is PyTorch's channels_last: no copy. The negative-positive transform is a mirror
-        # about 127.5, so that is the zero of the network's input.
-        scaled = images.permute(0, 3, 1, 2).to(torch.float32) / 127.5 - 1.0
-        logits: Tensor = self.resnet(self.adaptation(scaled))
+        logits: Tensor = self.resnet(self.adaptation(self.config.features.of(images)))
         return logits
 
 
@@ -81,17 +88,6 @@ def build_network(config: NetworkConfig, seed: int) -> ImageClassifier:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return ImageClassifier(config).to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-
-def adaptation_network(channels: int, maps: tuple[int, ...]) -> nn.Sequential:
-    """1x1 convolutions with stride 1, batch norm and ReLU after each (paper, section 3.5).
-
-    The paper does not name an activation; without one the convolutions would fold into one linear map.
-    """
-    layers: list[nn.Module] = []
-    for old, new in zip((channels, *maps), maps, strict=False):
-        layers += [nn.Conv2d(old, new, kernel_size=1, bias=False), nn.BatchNorm2d(new), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers)
 
 
 class Shortcut(nn.Conv2d):

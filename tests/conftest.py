@@ -48,7 +48,7 @@ def make_settings() -> Callable[..., FederationSettings]:
             "batch_size": 8,
             "learning_rate": 0.05,
             "base_maps": 2,
-            "adaptation": (2,),
+            "adaptation": (2, 2),
             **changes.pop("training", {}),
         }
         settings = {

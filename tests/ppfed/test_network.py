@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from ppfed.network import NetworkConfig, Shortcut, adaptation_network, build_network
+from ppfed.network import NetworkConfig, Shortcut, build_network
 
 SMALL = NetworkConfig(classes=3, height=8, width=8, base_maps=4)
 
@@ -96,30 +96,6 @@ def test_parameter_count_of_the_cifar_network() -> None:
     # The adaptation network: 3*8 + 2*8 + 8*32 + 2*32 = 360; the stem then reads 32 maps: 29 * 64*9 = 16,704 more.
     adapted = NetworkConfig(classes=10, height=32, width=32)
     assert parameters(build_network(adapted, 0)) == 11_173_962 + 360 + 16_704
-
-
-def test_the_adaptation_network_is_the_papers() -> None:
-    layers = list(adaptation_network(3, (8, 32)))
-    assert [type(layer) for layer in layers] == [nn.Conv2d, nn.BatchNorm2d, nn.ReLU] * 2
-    shapes = [tuple(layer.weight.shape) for layer in layers if isinstance(layer, nn.Conv2d)]
-    assert shapes == [(8, 3, 1, 1), (32, 8, 1, 1)]
-    assert adaptation_network(3, (8, 32))(torch.zeros(2, 3, 5, 7)).shape == (2, 32, 5, 7)
-
-
-def test_adaptation_treats_all_positions_alike() -> None:
-    network = adaptation_network(3, (8, 32)).eval()
-    images = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
-    order = torch.randperm(36, generator=torch.Generator().manual_seed(1))
-    permuted = images.flatten(2)[..., order].view_as(images)
-    # A convolution may sum in another order at another place: 32-bit rounding, about 1e-7 of values of order 1.
-    torch.testing.assert_close(
-        network(permuted), network(images).flatten(2)[..., order].view(2, 32, 6, 6), atol=1e-5, rtol=0
-    )
-
-
-def test_no_adaptation_is_the_identity() -> None:
-    images = torch.randn(1, 3, 4, 4)
-    assert torch.equal(adaptation_network(3, ())(images), images)
 
 
 def test_a_negative_is_the_negative_of_the_input() -> None:
