@@ -120,7 +120,7 @@ class BlockWise(nn.Module):
         """(N, C, H, W) to (N, maps, H / 4, W / 4)."""
         blocks = nn.functional.pixel_unshuffle(features, BLOCK_SIDE).flatten(2)
         mapped = torch.einsum("nvb,bvm->nmb", blocks, self.weight)
-        return mapped.unflatten(2, self.shape)
+        return mapped.reshape(*mapped.shape[:2], *self.shape)
 
 
 class PositionMixing(nn.Module):
@@ -128,14 +128,13 @@ class PositionMixing(nn.Module):
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__()
-        self.shape = (rows, columns)
         # No order of the blocks is preferred at the start: the identity would say that they are not shuffled.
         self.weight = nn.Parameter(torch.empty(rows * columns, rows * columns))
         nn.init.orthogonal_(self.weight)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(N, maps, rows, columns) to the same shape."""
-        return (maps.flatten(2) @ self.weight).unflatten(2, self.shape)
+        return (maps.flatten(2) @ self.weight).reshape(maps.shape)
 
 
 def _pointwise(maps: tuple[int, ...]) -> list[nn.Module]:

@@ -144,7 +144,7 @@ def test_settings_reach_network_and_training(make_settings: MakeSettings) -> Non
     agreed = make_settings(training={"rounds": 3, "local_epochs": 2, "seed": 5, "shift": 1, "vertical_flip": True})
     network, training = agreed.network_config(), agreed.training_config(seed_offset=7)
     assert (network.classes, network.height, network.width, network.channels) == (2, 8, 8, 3)
-    assert (network.adaptation, network.base_maps) == ((2,), 2)
+    assert (network.adaptation, network.base_maps) == ((2, 2), 2)
     assert (training.epochs, training.batch_size, training.learning_rate) == (6, 8, 0.05)
     assert training.seed == 12
     assert training.augmentation == agreed.augmentation()
