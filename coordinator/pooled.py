@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from coordinator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from coordinator.state import RoundRecord, StateFolder
+from coordinator.state import RoundRecord
 from ppfed.federation import FederationSettings
 from ppfed.images.source import Split
 from ppfed.network import ImageClassifier
 from ppfed.network_state import load_network_state, network_state
 from ppfed.store import ShardStore
 from ppfed.training import ImageTensors, Trainer, evaluate
-
-_STOP_CHECK_S = 1.0
 
 
 def pooled_images(
@@ -36,18 +35,38 @@ def distinct_images(store: ShardStore, split: Split) -> int:
 
 def train_pooled(
     network: ImageClassifier,
-    train: ImageTensors,
+    images_of: Callable[[int], ImageTensors],
     held_out: ImageTensors,
     settings: FederationSettings,
-    state: StateFolder,
+    checkpoints: Path,
     device: torch.device,
-    check_stop: Callable[[], None],
+    on_step: Callable[[int, int], None],
     owners: int,
 ) -> Iterator[RoundRecord]:
-    """Train, going on from the last checkpoint; yields a record after each round (one pass over the images)."""
+    """Train, going on from the last checkpoint.
+
+    Parameters
+    ----------
+    network : ImageClassifier
+    images_of : callable
+        Returns the training images of a pass, counted from 0.
+    held_out : ImageTensors
+    settings : FederationSettings
+    checkpoints : Path
+        Folder of the last checkpoint.
+    device : torch.device
+    on_step : callable
+        Called after each step with the number of steps done in this pass, and of all its steps.
+    owners : int
+
+    Yields
+    ------
+    RoundRecord
+        After each round: one pass over the images.
+    """
     trainer = Trainer(network, settings.training_config(), device)
     done = 0
-    checkpoint = load_checkpoint(state.checkpoint)
+    checkpoint = load_checkpoint(checkpoints)
     if checkpoint is not None:
         done = checkpoint.rounds
         load_network_state(network, checkpoint.weights)
@@ -55,16 +74,9 @@ def train_pooled(
         if checkpoint.record is not None:
             # A crash may have come between the checkpoint and the status.
             yield checkpoint.record
-    last_check = time.monotonic()
-
-    def on_step(_step: int, _steps: int) -> None:
-        nonlocal last_check
-        if time.monotonic() - last_check > _STOP_CHECK_S:
-            last_check = time.monotonic()
-            check_stop()
-
-    started = time.monotonic()
-    for result in trainer.train_epochs(train, done, settings.training.epochs - done, on_step):
+    for epoch in range(done, settings.training.epochs):
+        started = time.monotonic()
+        (result,) = trainer.train_epochs(images_of(epoch), epoch, 1, on_step)
         evaluation = evaluate(network, held_out)
         record = RoundRecord(
             round=result.epoch + 1,
@@ -74,6 +86,5 @@ def train_pooled(
             seconds=time.monotonic() - started,
             owners=owners,
         )
-        save_checkpoint(state.checkpoint, Checkpoint(record.round, network_state(network), trainer.momentum(), record))
+        save_checkpoint(checkpoints, Checkpoint(record.round, network_state(network), trainer.momentum(), record))
         yield record
-        started = time.monotonic()

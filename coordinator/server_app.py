@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -30,6 +30,7 @@ from ppfed.training import pick_device
 
 STATE_VARIABLE = "PPFED_COORDINATOR_STATE"
 DEVICE_VARIABLE = "PPFED_COORDINATOR_DEVICE"
+_STOP_CHECK_S = 1.0
 _FAREWELL_S = 60.0
 _LAST_FAREWELL_S = 20.0
 
@@ -129,14 +130,26 @@ class _Run:
             raise FederationError("no owner delivered an image to train on")
         yield from train_pooled(
             network,
-            train,
+            lambda _epoch: train,
             held_out,
             self._settings,
-            self._state,
+            self._state.checkpoint,
             self._device,
-            self._conversation.check_stop,
+            self._check_stop_now_and_then(),
             len(self._owners),
         )
+
+    def _check_stop_now_and_then(self) -> Callable[[int, int], None]:
+        """Make a callable for every training step: it looks at the disk once a second at most."""
+        last_check = time.monotonic()
+
+        def on_step(_step: int, _steps: int) -> None:
+            nonlocal last_check
+            if time.monotonic() - last_check > _STOP_CHECK_S:
+                last_check = time.monotonic()
+                self._conversation.check_stop()
+
+        return on_step
 
     def _delivered(self, owner: str) -> Enrolled:
         store = ShardStore(self._state.store(owner))
@@ -173,6 +186,7 @@ class _Run:
 
     def _card(self) -> ModelCard:
         settings = self._settings
+        network = settings.network_config()
         rounds = self._status.rounds
         accuracy = rounds[-1].accuracy if rounds else None
         return ModelCard(
@@ -186,8 +200,9 @@ class _Run:
             classes=settings.classes,
             adaptation=settings.training.adaptation,
             base_maps=settings.training.base_maps,
-            features=settings.training.features,
-            adaptation_kind=settings.training.adaptation_kind,
+            features=network.features,
+            adaptation_kind=network.adaptation_kind,
+            mirrored_views=network.mirrored_views,
             owners=tuple(
                 CardOwner(name=name, train_images=one.train_images, held_out_images=one.held_out_images)
                 for name, one in sorted(self._owners.items())

@@ -7,12 +7,22 @@ moving an encrypted image equals encrypting the moved image under the equally mo
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 from torch import Tensor
 
 _PAPER_SHIFT = 4
 _PAPER_SIDE = 32
+
+
+class Padding(StrEnum):
+    """What a shift uncovers."""
+
+    FILL = "fill"
+    """One value everywhere."""
+    REFLECT = "reflect"
+    """The image mirrored at its border: encrypted pixels border on encrypted pixels, as everywhere else."""
 
 
 @dataclass(frozen=True)
@@ -43,13 +53,16 @@ class Augmentation:
         Largest shift in pixels, either way; None means 4 at a side of 32 pixels and in proportion elsewhere.
     horizontal_flip, vertical_flip : bool
         Whether images are flipped with probability 1/2.
+    padding : Padding
+        What a shift uncovers.
     fill : int
-        Value of the pixels that a shift uncovers, 0 to 255.
+        The value for padding ``fill``, 0 to 255.
     """
 
     shift: int | None = None
     horizontal_flip: bool = True
     vertical_flip: bool = False
+    padding: Padding = Padding.FILL
     fill: int = 0
 
     def draw(self, count: int, height: int, width: int, generator: torch.Generator) -> Placement:
@@ -74,7 +87,7 @@ class Augmentation:
         uint8 tensor, (N, H, W, C), on the device of ``images``
         """
         count, height, width, _ = images.shape
-        return place(images, self.draw(count, height, width, generator), self.fill)
+        return place(images, self.draw(count, height, width, generator), self.padding, self.fill)
 
     def _reach(self, side: int) -> int:
         return round(_PAPER_SHIFT * side / _PAPER_SIDE) if self.shift is None else self.shift
@@ -83,14 +96,16 @@ class Augmentation:
 NO_AUGMENTATION = Augmentation(shift=0, horizontal_flip=False)
 
 
-def place(images: Tensor, placement: Placement, fill: int = 0) -> Tensor:
-    """Flip, then shift; uncovered pixels become ``fill``.
+def place(images: Tensor, placement: Placement, padding: Padding = Padding.FILL, fill: int = 0) -> Tensor:
+    """Flip, then shift.
 
     Parameters
     ----------
     images : tensor of any dtype, (N, H, W, C)
     placement : Placement of N images
+    padding : Padding
     fill : int
+        What uncovered pixels become with padding ``fill``.
 
     Returns
     -------
@@ -98,20 +113,29 @@ def place(images: Tensor, placement: Placement, fill: int = 0) -> Tensor:
     """
     count, height, width, _ = images.shape
     device = images.device
-    rows, rows_inside = _source(height, placement.down.to(device), placement.upend.to(device))
-    columns, columns_inside = _source(width, placement.right.to(device), placement.mirror.to(device))
+    rows = _source(height, placement.down.to(device), placement.upend.to(device), padding)
+    columns = _source(width, placement.right.to(device), placement.mirror.to(device), padding)
     batch = torch.arange(count, device=device)[:, None, None]
-    moved = images[batch, rows[:, :, None], columns[:, None, :]]
-    uncovered = ~(rows_inside[:, :, None] & columns_inside[:, None, :])
+    moved = images[batch, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]]
+    if padding is Padding.REFLECT:
+        return moved
+    uncovered = ~(_inside(rows, height)[:, :, None] & _inside(columns, width)[:, None, :])
     return moved.masked_fill_(uncovered[..., None], fill)
 
 
-def _source(side: int, shift: Tensor, flip: Tensor) -> tuple[Tensor, Tensor]:
-    """For each new coordinate, (N, side): the old one, clamped, and whether it lay inside the image."""
+def _source(side: int, shift: Tensor, flip: Tensor, padding: Padding) -> Tensor:
+    """For each new coordinate, (N, side), the old one; outside of the image where nothing moves there."""
     old = torch.arange(side, device=shift.device) - shift[:, None]
-    inside = (old >= 0) & (old < side)
-    old = old.clamp(0, side - 1)
-    return torch.where(flip[:, None], side - 1 - old, old), inside
+    if padding is Padding.REFLECT:
+        # A wave that runs up and down between the first and the last pixel, both of which it meets once.
+        period = max(1, 2 * (side - 1))
+        old = old.remainder(period)
+        old = torch.minimum(old, period - old)
+    return torch.where(flip[:, None], side - 1 - old, old)
+
+
+def _inside(coordinates: Tensor, side: int) -> Tensor:
+    return (coordinates >= 0) & (coordinates < side)
 
 
 def _symmetric(reach: int, count: int, generator: torch.Generator) -> Tensor:

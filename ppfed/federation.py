@@ -16,7 +16,7 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ppfed.adaptation import AdaptationKind, InputFeatures
-from ppfed.augment import Augmentation
+from ppfed.augment import Augmentation, Padding
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import InviteError
 from ppfed.network import ImageClassifier, NetworkConfig
@@ -82,6 +82,8 @@ class TrainingSettings(_Agreed):
     shift: int | None = Field(default=None, ge=0, le=4096)
     horizontal_flip: bool = True
     vertical_flip: bool = False
+    padding: Padding = Padding.REFLECT
+    mirrored_views: bool = True
     seed: int = Field(default=0, ge=0, lt=2**31)
 
     @property
@@ -162,6 +164,8 @@ class FederationSettings(_Agreed):
             base_maps=self.training.base_maps,
             features=self.training.features,
             adaptation_kind=self.training.adaptation_kind,
+            # Where images are not mirrored in training, a mirror image is another picture.
+            mirrored_views=self.training.mirrored_views and self.training.horizontal_flip,
         )
 
     def training_config(self, seed_offset: int = 0) -> TrainingConfig:
@@ -181,7 +185,7 @@ class FederationSettings(_Agreed):
     def augmentation(self) -> Augmentation:
         """How images are augmented, by whoever trains."""
         settings = self.training
-        return Augmentation(settings.shift, settings.horizontal_flip, settings.vertical_flip)
+        return Augmentation(settings.shift, settings.horizontal_flip, settings.vertical_flip, settings.padding)
 
 
 class Invite(_Agreed):

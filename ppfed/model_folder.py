@@ -101,7 +101,8 @@ class ModelCard(_Frozen):
     base_maps : int
     features : InputFeatures
     adaptation_kind : AdaptationKind
-        These four as in ``NetworkConfig``.
+    mirrored_views : bool
+        These five as in ``NetworkConfig``.
     owners : tuple of CardOwner
     rounds, local_epochs : int
     accuracy : float or None
@@ -133,6 +134,7 @@ class ModelCard(_Frozen):
     base_maps: int = Field(ge=1, le=1024)
     features: InputFeatures = InputFeatures.VALUES
     adaptation_kind: AdaptationKind = AdaptationKind.PIXEL
+    mirrored_views: bool = False
     owners: tuple[CardOwner, ...] = Field(max_length=10_000)
     rounds: int = Field(ge=0)
     local_epochs: int = Field(ge=1)
@@ -165,6 +167,7 @@ class ModelCard(_Frozen):
             base_maps=self.base_maps,
             features=self.features,
             adaptation_kind=self.adaptation_kind,
+            mirrored_views=self.mirrored_views,
         )
 
     def cipher_spec(self) -> CipherSpec:

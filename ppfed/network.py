@@ -35,6 +35,8 @@ class NetworkConfig:
         What the network is shown of the pixel values.
     adaptation_kind : AdaptationKind
         Which adaptation network; the paper's is ``pixel``.
+    mirrored_views : bool
+        In evaluation mode, average the logits of the image and of its mirror image.
     """
 
     classes: int
@@ -45,6 +47,7 @@ class NetworkConfig:
     base_maps: int = 64
     features: InputFeatures = InputFeatures.VALUES
     adaptation_kind: AdaptationKind = AdaptationKind.PIXEL
+    mirrored_views: bool = False
 
     @property
     def large_stem(self) -> bool:
@@ -79,6 +82,11 @@ class ImageClassifier(nn.Module):
         float tensor, (N, classes)
             Logits.
         """
+        if self.training or not self.config.mirrored_views:
+            return self._classify(images)
+        return (self._classify(images) + self._classify(images.flip(2))) / 2
+
+    def _classify(self, images: Tensor) -> Tensor:
         logits: Tensor = self.resnet(self.adaptation(self.config.features.of(images)))
         return logits
 

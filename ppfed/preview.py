@@ -15,13 +15,14 @@ from matplotlib.figure import Figure
 from ppfed.atomic import write_atomic
 from ppfed.attacks.fold import keyless_view
 from ppfed.ciphers.registry import Cipher
-from ppfed.ciphers.spec import CipherSpec, Scope
+from ppfed.ciphers.spec import DEFAULT_CIPHER, CipherSpec, Scope, cipher_info
 from ppfed.errors import DataError, PPFedError
 from ppfed.images.sections import SectionedSource
 from ppfed.images.source import LoadReport, Split
 from ppfed.images.types import PlainImages, UInt8Array
 
 COLUMNS = ("plain", "encrypted", "what an attacker\nwithout the key sees\n(fold)")
+"""The last for NP alone: other ciphers do not keep a value's fold at its place."""
 
 _CELL_PX = 128
 """Small images are enlarged to at least this."""
@@ -91,11 +92,13 @@ def choose_samples(
 
 
 def contact_sheet(samples: Sequence[Sample], cipher: Cipher) -> Figure:
-    """Draw each sample plain, encrypted and as an attacker without the key sees it."""
+    """Draw each sample plain, encrypted and, for NP, as an attacker without the key sees it."""
     rows = [(sample.class_name, _views(sample.image, cipher)) for sample in samples]
     pitch = max(_PITCH_PX, _GAP_PX + max(view.shape[1] for _, views in rows for view in views))
     heights = [max(view.shape[0] for view in views) + _GAP_PX for _, views in rows]
     caption = [line for text in _caption(cipher) for line in textwrap.wrap(text, _CAPTION_CHARACTERS)]
+    columns = COLUMNS if _folds(cipher.spec) else COLUMNS[:-1]
+    # The caption needs the width of three columns.
     width = 2 * _MARGIN_PX + _LABEL_PX + len(COLUMNS) * pitch
     height = _HEADER_PX + sum(heights) + _LINE_PX * len(caption) + 2 * _MARGIN_PX
     figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
@@ -103,8 +106,8 @@ def contact_sheet(samples: Sequence[Sample], cipher: Cipher) -> Figure:
     def write(left: float, top: float, text: str, **style: Any) -> None:
         figure.text(left / width, 1 - top / height, text, fontsize=_FONT_PT, **style)
 
-    lefts = [_MARGIN_PX + _LABEL_PX + column * pitch for column in range(len(COLUMNS))]
-    for left, title in zip(lefts, COLUMNS, strict=True):
+    lefts = [_MARGIN_PX + _LABEL_PX + column * pitch for column in range(len(columns))]
+    for left, title in zip(lefts, columns, strict=True):
         write(left, _HEADER_PX - 6, title, va="bottom", weight="bold")
     top = _HEADER_PX
     for (class_name, views), row_height in zip(rows, heights, strict=True):
@@ -148,7 +151,14 @@ def _class_by_class(labels: Sequence[int], seed: int) -> list[int]:
 
 def _views(image: PlainImages, cipher: Cipher) -> list[UInt8Array]:
     encrypted = cipher.encrypt(image)
-    return [_enlarged(pixels[0]) for pixels in (image.pixels, encrypted.pixels, keyless_view(encrypted))]
+    views = [image.pixels, encrypted.pixels]
+    if _folds(cipher.spec):
+        views.append(keyless_view(encrypted))
+    return [_enlarged(pixels[0]) for pixels in views]
+
+
+def _folds(spec: CipherSpec) -> bool:
+    return spec.name == DEFAULT_CIPHER
 
 
 def _enlarged(pixels: UInt8Array) -> UInt8Array:
@@ -172,10 +182,14 @@ def _caption(cipher: Cipher) -> list[str]:
         f"Cipher: {spec}. Key: {cipher.fingerprint}.",
         "Visual obfuscation, not confidentiality: it hides images from a glance, not from an attacker.",
     ]
+    if not _folds(spec):
+        lines.append(f"Without the key anyone can tell: {cipher_info(spec.name).leaves}.")
     if spec.scope is Scope.FIXED:
         lines.append(
             "Fixed scope: one mask for all images, which an attacker recovers from ciphertexts alone and then sees "
             "far more than the fold."
+            if _folds(spec)
+            else "Fixed scope: one key stream for all images of a size; who knows some of them can recover the others."
         )
     return lines
 

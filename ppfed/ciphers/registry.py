@@ -1,15 +1,19 @@
-"""Which ciphers there are, and how to make one from a key and its public parameters."""
+"""How to make a cipher from a key and its public parameters. Which ciphers there are: ``ppfed.ciphers.spec``."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Protocol
 
+from ppfed.ciphers.etc import EtCCipher
+from ppfed.ciphers.learnable import ExtendedLearnableCipher, LearnableCipher
+from ppfed.ciphers.logistic_rc4 import LogisticRC4Cipher
 from ppfed.ciphers.negative_positive import NegativePositiveCipher
-from ppfed.ciphers.spec import CipherSpec
-from ppfed.errors import UsageError
+from ppfed.ciphers.spec import CipherSpec, cipher_info, cipher_names
 from ppfed.images.types import EncryptedImages, PlainImages, UInt8Array
 from ppfed.keys.master import MasterKey
+
+__all__ = ["Cipher", "CipherFactory", "cipher_info", "cipher_names", "make_cipher"]
 
 
 class Cipher(Protocol):
@@ -24,7 +28,13 @@ class Cipher(Protocol):
         """The public name of its key."""
 
     def encrypt(self, images: PlainImages, ids: UInt8Array | None = None) -> EncryptedImages:
-        """Encrypt a batch. ``ids`` are drawn fresh unless given; give them only to reproduce a known ciphertext."""
+        """Encrypt a batch. ``ids`` are drawn fresh unless given; give them only to reproduce a known ciphertext.
+
+        Raises
+        ------
+        UsageError
+            If the cipher cannot encrypt images of this shape.
+        """
 
     def decrypt(self, images: EncryptedImages) -> PlainImages:
         """Restore a batch bit for bit.
@@ -38,12 +48,16 @@ class Cipher(Protocol):
 
 CipherFactory = Callable[[MasterKey, CipherSpec], Cipher]
 
-_FACTORIES: dict[str, CipherFactory] = {"np-v1": NegativePositiveCipher}
-
-
-def cipher_names() -> tuple[str, ...]:
-    """Names of all registered ciphers."""
-    return tuple(_FACTORIES)
+_FACTORIES: dict[str, CipherFactory] = {
+    cipher.name: cipher
+    for cipher in (
+        NegativePositiveCipher,
+        LearnableCipher,
+        EtCCipher,
+        LogisticRC4Cipher,
+        ExtendedLearnableCipher,
+    )
+}
 
 
 def make_cipher(spec: CipherSpec, key: MasterKey) -> Cipher:
@@ -52,12 +66,6 @@ def make_cipher(spec: CipherSpec, key: MasterKey) -> Cipher:
     Raises
     ------
     UsageError
-        If no cipher of that name is registered.
+        If there is no cipher of that name, or it does not have the options that ``spec`` asks for.
     """
-    try:
-        factory = _FACTORIES[spec.name]
-    except KeyError:
-        raise UsageError(
-            f"there is no cipher {spec.name!r}", hint=f"Choose one of: {', '.join(cipher_names())}."
-        ) from None
-    return factory(key, spec)
+    return _FACTORIES[cipher_info(spec.name).name](key, spec)

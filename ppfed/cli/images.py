@@ -14,17 +14,13 @@ from typing import Annotated
 
 import typer
 
-from ppfed.ciphers.spec import CipherSpec, Scope
+from ppfed.ciphers.spec import DEFAULT_CIPHER, CipherSpec, Scope, cipher_info
 from ppfed.cli.console import progress_bar, stderr, stdout
-from ppfed.cli.options import KeyOption, load_key
+from ppfed.cli.options import CipherOption, KeyOption, ScopeOption, ShuffleOption, load_key
 from ppfed.errors import UsageError
 
 _SHOWN_BAD = 10
 
-_ScopeOption = Annotated[
-    Scope, typer.Option(help="image: a fresh mask for each image. fixed: the paper's one mask for all, which is weak.")
-]
-_ShuffleOption = Annotated[bool, typer.Option("--shuffle/--no-shuffle", help="Permute the colours of each pixel too.")]
 _SizeOption = Annotated[
     str | None,
     typer.Option(
@@ -40,8 +36,9 @@ def encrypt(
     ],
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder to make; must not exist, or be empty.")],
     key: KeyOption = None,
-    scope: _ScopeOption = Scope.IMAGE,
-    shuffle: _ShuffleOption = True,
+    cipher_name: CipherOption = DEFAULT_CIPHER,
+    scope: ScopeOption = Scope.IMAGE,
+    shuffle: ShuffleOption = None,
     size: _SizeOption = None,
     skip_bad: _SkipBadOption = False,
 ) -> None:
@@ -52,9 +49,9 @@ def encrypt(
     from ppfed.images.size import parse_size
 
     sides = None if size is None else parse_size(size)
-    spec = CipherSpec(scope=scope, colour_shuffle=shuffle)
+    spec = cipher_info(cipher_name).spec(scope, colour_shuffle=shuffle)
     cipher = make_cipher(spec, load_key(key))
-    _warn_of_fixed_scope(scope)
+    _warn_of_fixed_scope(spec)
     started = time.perf_counter()
     with _quiet_decoders():
         images = open_source(source)
@@ -103,8 +100,9 @@ def preview(
     ],
     out: Annotated[Path, typer.Option(metavar="FILE", help="PNG to write; shows plain images, so keep it private.")],
     key: KeyOption = None,
-    scope: _ScopeOption = Scope.IMAGE,
-    shuffle: _ShuffleOption = True,
+    cipher_name: CipherOption = DEFAULT_CIPHER,
+    scope: ScopeOption = Scope.IMAGE,
+    shuffle: ShuffleOption = None,
     size: _SizeOption = None,
     count: Annotated[int, typer.Option(min=1, max=100, help="Images to show.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Which ones.")] = 0,
@@ -119,8 +117,9 @@ def preview(
     sides = None if size is None else parse_size(size)
     if out.suffix.lower() != ".png":
         raise UsageError(f"{out} is not the name of a PNG file.", hint="Let it end in .png.")
-    cipher = make_cipher(CipherSpec(scope=scope, colour_shuffle=shuffle), load_key(key))
-    _warn_of_fixed_scope(scope)
+    spec = cipher_info(cipher_name).spec(scope, colour_shuffle=shuffle)
+    cipher = make_cipher(spec, load_key(key))
+    _warn_of_fixed_scope(spec)
     report = LoadReport()
     with _quiet_decoders():
         samples = choose_samples(open_source(source), size=sides, count=count, seed=seed, report=report)
@@ -137,13 +136,19 @@ def _quiet_decoders() -> Iterator[None]:
         yield
 
 
-def _warn_of_fixed_scope(scope: Scope) -> None:
-    if scope is Scope.FIXED:
-        stderr().print(
-            "[bold yellow]warning:[/] fixed scope uses one mask for all images, which anyone can recover from some "
-            "hundred encrypted images, without the key. Use it to compare with the paper, not to hide anything.",
-            soft_wrap=True,
-        )
+def _warn_of_fixed_scope(spec: CipherSpec) -> None:
+    if spec.scope is not Scope.FIXED:
+        return
+    weakness = (
+        "one mask for all images, which anyone can recover from some hundred encrypted images, without the key"
+        if spec.name == DEFAULT_CIPHER
+        else "one key stream for all images of a size: who knows some of them can recover the others, without the key"
+    )
+    stderr().print(
+        f"[bold yellow]warning:[/] fixed scope uses {weakness}. Use it to compare with published results, "
+        "not to hide anything.",
+        soft_wrap=True,
+    )
 
 
 def _print_notes(notes: Mapping[str, int]) -> None:

@@ -12,16 +12,34 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ppfed.ciphers.spec import Scope, cipher_info, cipher_names
 from ppfed.errors import PassphraseError, UsageError
 
 if TYPE_CHECKING:
     from ppfed.keys.master import MasterKey
 
 _VARIABLE = "PPFED_PASSPHRASE_FILE"
+_WITH_SHUFFLE = ", ".join(name for name in cipher_names() if cipher_info(name).colour_shuffle)
 
 KeyOption = Annotated[
     str | None,
     typer.Option("--key", envvar="PPFED_KEY_FILE", metavar="FILE", help="Key file; - reads it from standard input."),
+]
+
+CipherOption = Annotated[str, typer.Option("--cipher", metavar="NAME", help=f"One of: {', '.join(cipher_names())}.")]
+
+ScopeOption = Annotated[
+    Scope,
+    typer.Option(help="image: a fresh key stream for each image. fixed: as published, one for all, which is weak."),
+]
+
+ShuffleOption = Annotated[
+    bool | None,
+    typer.Option(
+        "--shuffle/--no-shuffle",
+        help=f"Permute the colours of each pixel too (only {_WITH_SHUFFLE}).",
+        show_default="shuffle, where the cipher has it",
+    ),
 ]
 
 

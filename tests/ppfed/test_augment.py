@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ppfed.augment import NO_AUGMENTATION, Augmentation, Placement, place
+from ppfed.augment import NO_AUGMENTATION, Augmentation, Padding, Placement, place
 from ppfed.ciphers.negative_positive import NegativePositiveCipher, NPStream, apply_stream
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.images.types import ID_BYTES, PlainImages, UInt8Array
@@ -42,7 +42,7 @@ fills = st.integers(0, 255)
 
 
 def placed(pixels: UInt8Array, placement: Placement, fill: int = 0) -> UInt8Array:
-    return place(torch.from_numpy(pixels.copy()), placement, fill).numpy()
+    return place(torch.from_numpy(pixels.copy()), placement, fill=fill).numpy()
 
 
 def placed_one_by_one(pixels: UInt8Array, placement: Placement, fill: int) -> UInt8Array:
@@ -90,7 +90,7 @@ def test_place_does_what_a_loop_over_images_does(data: st.DataObject, pixels: UI
 def test_a_call_places_what_it_draws(
     pixels: UInt8Array, seed: int, shift: int | None, mirror: bool, upend: bool, fill: int
 ) -> None:
-    augmentation = Augmentation(shift, mirror, upend, fill)
+    augmentation = Augmentation(shift, mirror, upend, fill=fill)
     images = torch.from_numpy(pixels)
     before = images.clone()
     first, second, drawn = (torch.Generator().manual_seed(seed) for _ in range(3))
@@ -98,7 +98,7 @@ def test_a_call_places_what_it_draws(
     result = augmentation(images, first)
 
     count, height, width, _ = images.shape
-    assert torch.equal(result, place(images, augmentation.draw(count, height, width, drawn), fill))
+    assert torch.equal(result, place(images, augmentation.draw(count, height, width, drawn), fill=fill))
     assert torch.equal(result, augmentation(images, second))
     assert result.dtype == torch.uint8
     assert result.shape == images.shape
@@ -153,3 +153,18 @@ def test_a_shift_uncovers_the_fill() -> None:
     one, no = torch.tensor([1]), torch.tensor([False])
     result = place(torch.full((1, 2, 2, 1), 9, dtype=torch.uint8), Placement(one, one * 0, no, no), fill=200)
     assert result.flatten().tolist() == [200, 200, 9, 9]
+
+
+@given(st.data(), batches())
+def test_reflection_is_numpys(data: st.DataObject, pixels: UInt8Array) -> None:
+    placement = data.draw(placements(len(pixels)))
+    height, width = pixels.shape[1:3]
+    found = place(torch.from_numpy(pixels.copy()), placement, Padding.REFLECT).numpy()
+    reach = MOST_SIDE + 2
+    for index, image in enumerate(pixels):
+        flipped = np.flip(image, axis=1) if placement.mirror[index] else image
+        flipped = np.flip(flipped, axis=0) if placement.upend[index] else flipped
+        # Padded on all sides by more than any shift, and cut out again where the shift says.
+        padded = np.pad(flipped, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
+        top, left = reach - int(placement.down[index]), reach - int(placement.right[index])
+        assert np.array_equal(found[index], padded[top : top + height, left : left + width])

@@ -111,6 +111,8 @@ TRAINING_CHANGES: dict[str, Any] = {
     "adaptation": (3,),
     "adaptation_kind": "block",
     "features": "fold",
+    "padding": "fill",
+    "mirrored_views": False,
     "base_maps": 3,
     "shift": 1,
     "horizontal_flip": False,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import subprocess
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import numpy as np
@@ -107,6 +108,17 @@ def test_a_negative_is_the_negative_of_the_input() -> None:
     network(255 - images)
     # Two roundings of v / 127.5, each by at most 2^-24 of a value below 2.
     torch.testing.assert_close(seen[0], -seen[1], atol=2**-22, rtol=0)
+
+
+def test_mirrored_views_average_an_image_and_its_mirror_image_outside_of_training() -> None:
+    images = random_images((3, 8, 8, 3))
+    plain, both = build_network(SMALL, 0), build_network(replace(SMALL, mirrored_views=True), 0)
+    assert torch.equal(plain.train()(images), both.train()(images))
+    plain.eval()
+    expected = (plain(images) + plain(images.flip(2))) / 2
+    assert torch.equal(both.eval()(images), expected)
+    assert torch.equal(both(images), both(images.flip(2)))
+    assert not torch.equal(plain(images), plain(images.flip(2)))
 
 
 @pytest.mark.parametrize(

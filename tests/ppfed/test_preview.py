@@ -11,7 +11,7 @@ from PIL import Image
 
 from ppfed.attacks.fold import keyless_view
 from ppfed.ciphers.registry import make_cipher
-from ppfed.ciphers.spec import CipherSpec, Scope
+from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info, cipher_names
 from ppfed.errors import DataError, PPFedError
 from ppfed.images.open import open_source
 from ppfed.images.source import LoadReport
@@ -96,6 +96,19 @@ def test_what_is_written_on_it(scope: Scope) -> None:
         assert said in text
     assert "visual obfuscation, not confidentiality" in text.lower()
     assert ("one mask for all images" in text) == (scope is Scope.FIXED)
+
+
+@pytest.mark.parametrize("scope", Scope)
+@pytest.mark.parametrize("name", [name for name in cipher_names() if name != "np-v1"])
+def test_other_ciphers_show_no_fold_but_say_what_they_leave(name: str, scope: Scope) -> None:
+    info = cipher_info(name)
+    image = PlainImages(np.random.default_rng(0).integers(0, 256, (1, 32, 32, 3), dtype=np.uint8))
+    figure = contact_sheet([Sample("cat", image)], make_cipher(info.spec(scope), KEY))
+    assert len(figure.axes) == 2
+    text = " ".join(written.get_text() for written in figure.texts).replace("\n", " ")
+    assert "fold" not in text
+    assert info.leaves in text
+    assert ("one key stream for all images" in text) == (scope is Scope.FIXED)
 
 
 def test_the_file_is_private(root: Path, tmp_path: Path) -> None:

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cryptography.hazmat.primitives.ciphers import Cipher as BlockCipher
-from cryptography.hazmat.primitives.ciphers import algorithms, modes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from ppfed.ciphers import negative_positive
+from ppfed.ciphers import keyed
 from ppfed.ciphers.negative_positive import NegativePositiveCipher
 from ppfed.ciphers.registry import cipher_names, make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import UsageError, WrongKeyError
 from ppfed.images.types import ID_BYTES, EncryptedImages, PlainImages, UInt8Array
 from ppfed.keys.master import MasterKey
+
+from .reference import fixed_nonce, hkdf, keystream
 
 VECTORS: list[dict[str, Any]] = json.loads((Path(__file__).parents[2] / "vectors" / "np-v1.json").read_text())
 
@@ -32,21 +30,10 @@ shapes = st.tuples(st.integers(1, 5), st.integers(1, 7), st.integers(1, 7), st.s
 batches = shapes.flatmap(lambda shape: arrays(np.uint8, shape)).map(PlainImages)
 
 
-def hkdf(secret: bytes, label: str, length: int = 32) -> bytes:
-    """RFC 5869 with an empty salt; one block of SHA-256 is enough."""
-    extracted = hmac.new(bytes(32), secret, hashlib.sha256).digest()
-    return hmac.new(extracted, label.encode() + b"\x01", hashlib.sha256).digest()[:length]
-
-
-def keystream(key: bytes, nonce: bytes, length: int) -> bytes:
-    return BlockCipher(algorithms.AES(key), modes.CTR(nonce + bytes(4))).encryptor().update(bytes(length))
-
-
 def reference(secret: bytes, spec: CipherSpec, image: UInt8Array, image_id: bytes) -> UInt8Array:
     """Encrypt one image value by value, as docs/cipher.md words it."""
     height, width, channels = image.shape
-    fixed = b"".join(side.to_bytes(4, "big") for side in image.shape)
-    nonce = fixed if spec.scope is Scope.FIXED else image_id
+    nonce = fixed_nonce(image.shape) if spec.scope is Scope.FIXED else image_id
     values = [int(value) for value in image.reshape(-1)]
     mask = keystream(hkdf(secret, f"ppfed/v1/np/{spec.scope}/mask"), nonce, len(values) // 8 + 1)
     values = [255 - v if mask[i // 8] >> (i % 8) & 1 else v for i, v in enumerate(values)]
@@ -122,7 +109,7 @@ def test_chunks_leave_no_trace(chunk_values: int, spec: CipherSpec, monkeypatch:
     images = PlainImages(np.random.default_rng(0).integers(0, 256, (5, 4, 5, 3), dtype=np.uint8))
     cipher = make_cipher(spec, MasterKey(bytes(32)))
     whole = cipher.encrypt(images)
-    monkeypatch.setattr(negative_positive, "_CHUNK_VALUES", chunk_values)
+    monkeypatch.setattr(keyed, "_CHUNK_VALUES", chunk_values)
     assert np.array_equal(cipher.encrypt(images, whole.ids).pixels, whole.pixels)
     assert np.array_equal(cipher.decrypt(whole).pixels, images.pixels)
 

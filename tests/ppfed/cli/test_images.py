@@ -11,7 +11,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from ppfed.ciphers.spec import CipherSpec, Scope
+from ppfed.ciphers.spec import CipherSpec, Scope, cipher_names
 from ppfed.cli import images
 from ppfed.errors import BadImagesError, PPFedError, UsageError, WrongKeyError
 from ppfed.images.png import read_encrypted_png
@@ -79,6 +79,36 @@ def test_options_reach_the_files(folder: Path, scope: Scope, shuffle: bool) -> N
     assert ("recover" in result.stderr) == (scope is Scope.FIXED)
 
 
+@pytest.mark.parametrize("scope", Scope)
+@pytest.mark.parametrize("name", [name for name in cipher_names() if name != "np-v1"])
+def test_every_cipher_there_and_back(folder: Path, name: str, scope: Scope) -> None:
+    result = run(
+        *("encrypt", "photos", "--key", "owner.key", "--out", "out"),
+        *("--cipher", name, "--scope", scope, "--size", "8x12"),
+    )
+    assert f"{name}, {scope} scope, key" in result.stdout
+    assert ("recover" in result.stderr) == (scope is Scope.FIXED)
+    image = read_encrypted_png(folder / "out" / "cat" / "0.png")
+    assert image.cipher == CipherSpec(name, scope, colour_shuffle=False)
+    run("decrypt", "out", "--key", "owner.key", "--out", "restored")
+    # What was encrypted is the resized image, which NP restores too.
+    run("encrypt", "photos", "--key", "owner.key", "--out", "other", "--size", "8x12")
+    run("decrypt", "other", "--key", "owner.key", "--out", "expected")
+    for path in (folder / "expected").rglob("*.png"):
+        restored = folder / "restored" / path.relative_to(folder / "expected")
+        assert np.array_equal(np.array(Image.open(path)), np.array(Image.open(restored)))
+
+
+def test_what_a_cipher_cannot_do_is_said(folder: Path) -> None:
+    start = ("encrypt", "photos", "--key", "owner.key", "--out", "out", "--cipher")
+    assert "le-v1" in fail(UsageError, *start, "le-v9").hint
+    assert "no colour shuffle" in fail(UsageError, *start, "le-v1", "--shuffle").message
+    # The photos are 6x8, and blocks 4x4.
+    assert "6x8" in fail(UsageError, *start, "etc-v1").message
+    assert not (folder / "out").exists()
+    run(*start, "etc-v1", "--no-shuffle", "--size", "8")
+
+
 def test_bad_images(folder: Path) -> None:
     (folder / "photos" / "cat" / "[bold]empty.png").touch()
     Image.fromarray(np.zeros((4, 4), np.uint16)).save(folder / "photos" / "dog" / "wide.png")
@@ -122,3 +152,4 @@ def test_preview(folder: Path) -> None:
         assert sheet.height > 3 * 96
     assert "warning" in run("preview", "photos", "--key", "owner.key", "--out", "a.png", "--scope", "fixed").stderr
     fail(UsageError, "preview", "photos", "--key", "owner.key", "--out", "sheet.pdf")
+    run("preview", "photos", "--key", "owner.key", "--out", "le.png", "--cipher", "le-v1", "--size", "8")

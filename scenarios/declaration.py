@@ -1,0 +1,355 @@
+"""What a scenario declares: a TOML file, checked and resolved into arms.
+
+A file names the published study it stands beside, a budget for each scale, and its arms. An arm whose ``owners`` or
+``partition`` is a list stands for one arm per combination::
+
+    [[arms]]
+    name = "updates, encrypted"
+    mode = "updates"
+    owners = [2, 5, 10]
+    partition = ["iid", "dirichlet-0.3"]
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import re
+import tomllib
+from enum import StrEnum
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from ppfed.adaptation import AdaptationKind, InputFeatures
+from ppfed.augment import Padding
+from ppfed.ciphers.spec import CipherSpec, Scope
+from ppfed.errors import UsageError
+from ppfed.federation import describe_invalid
+from ppfed.training import Schedule
+
+_SUFFIX = ".toml"
+_SLUG = re.compile(r"[^a-z0-9]+")
+
+
+class Scale(StrEnum):
+    """How much to spend."""
+
+    SMOKE = "smoke"
+    """Seconds an arm: shows that everything runs, and nothing about accuracy."""
+    SMALL = "small"
+    """Minutes an arm on one processor core: the order of the arms."""
+    PAPER = "paper"
+    """The published budget, for a GPU."""
+
+
+class Mode(StrEnum):
+    """Who trains on whose images."""
+
+    CENTRALIZED = "centralized"
+    """One party has all images, and trains."""
+    POOLED = "pooled"
+    """Owners send their encrypted images to a coordinator, which trains: exchange ``images``."""
+    UPDATES = "updates"
+    """Owners train, the coordinator averages: exchange ``updates``."""
+    GRADIENTS = "gradients"
+    """Owners send gradients, the coordinator steps: exchange ``gradients``."""
+    ALONE = "alone"
+    """Each owner trains on its own images, and shares nothing."""
+
+
+class AugmentationPlace(StrEnum):
+    """Where images are augmented."""
+
+    CLOUD = "cloud"
+    """After encryption, by whoever trains."""
+    CLIENT = "client"
+    """Before encryption, by the owner, anew for each pass."""
+    NONE = "none"
+
+
+class _Declared(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Published(_Declared):
+    """A number from the literature that stands beside an arm's.
+
+    Attributes
+    ----------
+    accuracy : float
+        In percent.
+    source : str
+        Where it stands.
+    """
+
+    accuracy: float = Field(ge=0, le=100)
+    source: str = Field(min_length=1, max_length=200)
+
+
+class Budget(_Declared):
+    """What a scale spends.
+
+    Attributes
+    ----------
+    images, held_out : int or None
+        Training and held-out images, the same number of each class; None uses all.
+    size : int
+        Side of the images in pixels; ``Arm.size`` overrides it.
+    epochs : int
+        Passes over the images, of every arm alike.
+    seeds : int
+        How many times each arm is run, unless ``--seeds`` says otherwise.
+    base_maps : int
+        Width of the network's first stage; 64 is ResNet-18.
+    batch_size, learning_rate, schedule, nesterov
+        As in ``TrainingConfig``.
+    """
+
+    images: int | None = Field(default=None, ge=20)
+    held_out: int | None = Field(default=None, ge=10)
+    size: int = Field(ge=4, le=1024)
+    epochs: int = Field(ge=1, le=10_000)
+    seeds: int = Field(default=1, ge=1, le=100)
+    base_maps: int = Field(ge=1, le=1024)
+    batch_size: int = Field(default=128, ge=4, le=65_536)
+    learning_rate: float = Field(default=0.2, gt=0, le=10)
+    schedule: Schedule = Schedule.LINEAR
+    nesterov: bool = True
+
+
+class Partition(_Declared):
+    """How images are dealt out to owners: ``iid``, ``dirichlet-ALPHA`` or ``shards-N`` in a scenario file.
+
+    Attributes
+    ----------
+    kind : str
+    alpha : float or None
+        Concentration of the Dirichlet distribution over owners, for each class.
+    shards : int or None
+        Shards per owner, each of images sorted by label.
+    """
+
+    kind: Literal["iid", "dirichlet", "shards"]
+    alpha: float | None = Field(default=None, gt=0, le=1e6)
+    shards: int | None = Field(default=None, ge=1, le=1000)
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read the text form.
+
+        Raises
+        ------
+        ValueError
+        """
+        kind, _, value = text.partition("-")
+        if kind == "iid" and not value:
+            return cls(kind="iid")
+        if kind == "dirichlet" and value:
+            return cls(kind="dirichlet", alpha=float(value))
+        if kind == "shards" and value:
+            return cls(kind="shards", shards=int(value))
+        raise ValueError(f"{text!r} is no partition; write iid, dirichlet-0.3 or shards-2")
+
+    def __str__(self) -> str:
+        value = {"iid": "", "dirichlet": f"-{self.alpha:g}" if self.alpha else "", "shards": f"-{self.shards}"}
+        return self.kind + value[self.kind]
+
+
+class Arm(_Declared):
+    """One configuration.
+
+    Attributes
+    ----------
+    name : str
+        Unique in the scenario.
+    group : str
+        Arms of a group stand together in tables and share a colour family.
+    mode : Mode
+    cipher : str
+        In the registry, or ``plain``: images are not encrypted (a control; no federation can be declared so).
+    scope : Scope
+    colour_shuffle : bool
+    adaptation : tuple of int
+        Feature maps of the adaptation network; empty leaves it out.
+    adaptation_kind : AdaptationKind
+    features : InputFeatures
+    augmentation : AugmentationPlace
+    padding : Padding
+        What a shift uncovers; the paper's zeros are ``fill``.
+    mirrored_views : bool
+        As in ``NetworkConfig``.
+    size : int or None
+        Side of the images in pixels, where it is not the budget's.
+    owners : int
+    partition : str
+        As ``Partition.parse`` reads it.
+    local_epochs : int
+        Passes between two averages; the number of all passes stays the budget's.
+    strategy : str
+        How a coordinator averages, as in ``TrainingSettings``.
+    wrong_key_owners : int
+        So many owners encrypt with a key of their own, and nobody notices.
+    label_smoothing : float
+    published : Published or None
+    """
+
+    name: str = Field(min_length=1, max_length=120)
+    group: str = Field(default="", max_length=80)
+    mode: Mode = Mode.CENTRALIZED
+    cipher: str = Field(default="np-v1", pattern=r"^[a-z0-9-]{1,32}$")
+    scope: Scope = Scope.IMAGE
+    colour_shuffle: bool = False
+    adaptation: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(8, 32), max_length=16)
+    adaptation_kind: AdaptationKind = AdaptationKind.PIXEL
+    features: InputFeatures = InputFeatures.VALUES
+    augmentation: AugmentationPlace = AugmentationPlace.CLOUD
+    padding: Padding = Padding.FILL
+    mirrored_views: bool = False
+    size: int | None = Field(default=None, ge=4, le=1024)
+    owners: int = Field(default=1, ge=1, le=1000)
+    partition: str = "iid"
+    local_epochs: int = Field(default=1, ge=1, le=1000)
+    strategy: str = Field(default="fedavg", pattern=r"^[a-z]{1,32}$")
+    wrong_key_owners: int = Field(default=0, ge=0, le=1000)
+    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    published: Published | None = None
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        Partition.parse(self.partition)
+        if self.mode is Mode.CENTRALIZED and self.owners != 1:
+            raise ValueError("a centralized arm has one owner")
+        if self.wrong_key_owners > self.owners:
+            raise ValueError("more owners have a wrong key than there are owners")
+        if self.wrong_key_owners and self.cipher == PLAIN:
+            raise ValueError("plain images have no key to be wrong")
+        if self.local_epochs != 1 and self.mode is not Mode.UPDATES:
+            raise ValueError("local epochs belong to mode 'updates'")
+        if self.augmentation is AugmentationPlace.CLIENT and self.mode is not Mode.CENTRALIZED:
+            raise ValueError("augmentation before encryption is compared in centralized arms only")
+        return self
+
+    @property
+    def slug(self) -> str:
+        """The name as part of a file name; unique in the scenario."""
+        return _SLUG.sub("-", self.name.lower()).strip("-")
+
+    @property
+    def spec(self) -> CipherSpec | None:
+        """The cipher's public parameters; None for plain images."""
+        return None if self.cipher == PLAIN else CipherSpec(self.cipher, self.scope, self.colour_shuffle)
+
+
+PLAIN = "plain"
+
+
+class Scenario(_Declared):
+    """A declared experiment.
+
+    Attributes
+    ----------
+    name : str
+        The file's name without its suffix.
+    title, question, notes : str
+        What it is, what it answers, and what a reader must know about it.
+    smoke, small, paper : Budget
+    arms : tuple of Arm
+        With lists of owners and partitions resolved.
+    """
+
+    name: str
+    title: str = Field(min_length=1, max_length=200)
+    question: str = Field(min_length=1, max_length=1000)
+    notes: str = Field(default="", max_length=5000)
+    smoke: Budget
+    small: Budget
+    paper: Budget
+    arms: tuple[Arm, ...] = Field(min_length=1, max_length=500)
+
+    @model_validator(mode="after")
+    def _consistent(self) -> Self:
+        slugs = [arm.slug for arm in self.arms]
+        twice = next((slug for slug in slugs if slugs.count(slug) > 1), None)
+        if twice is not None:
+            raise ValueError(f"two arms are named {twice!r}")
+        return self
+
+    def budget(self, scale: Scale) -> Budget:
+        """Return what a scale spends."""
+        budget: Budget = getattr(self, scale)
+        return budget
+
+    def digest(self, scale: Scale) -> str:
+        """SHA-256 of everything that decides the numbers at a scale, as 64 hex digits."""
+        content = self.model_dump(mode="json", include={"name": True, "arms": True, str(scale): True})
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def bundled() -> dict[str, Scenario]:
+    """Return the scenarios that come with ppfed, by name."""
+    folder = resources.files(__package__)
+    files = sorted((entry for entry in folder.iterdir() if entry.name.endswith(_SUFFIX)), key=lambda entry: entry.name)
+    return {
+        entry.name.removesuffix(_SUFFIX): parse(entry.name.removesuffix(_SUFFIX), entry.read_text("utf-8"))
+        for entry in files
+    }
+
+
+def load(name: str) -> Scenario:
+    """Read a scenario: a bundled name, or a file.
+
+    Raises
+    ------
+    UsageError
+        If there is no such scenario, or the file is no scenario.
+    """
+    known = bundled()
+    if name in known:
+        return known[name]
+    path = Path(name)
+    try:
+        return parse(path.stem, path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
+        raise UsageError(
+            f"there is no scenario {name!r}, and as a file it cannot be read: {reason}",
+            hint=f"Name a file, or one of: {', '.join(known)}.",
+        ) from None
+
+
+def parse(name: str, text: str) -> Scenario:
+    """Read the text of a scenario file.
+
+    Raises
+    ------
+    UsageError
+        Saying what is wrong with it.
+    """
+    try:
+        content = tomllib.loads(text)
+        content["arms"] = [arm for declared in content.get("arms", []) for arm in _resolved(declared)]
+        return Scenario.model_validate({**content, "name": name})
+    except tomllib.TOMLDecodeError as error:
+        raise UsageError(f"scenario {name!r} is not TOML: {error}", hint="See docs/scenarios.md.") from None
+    except (ValidationError, ValueError, TypeError, AttributeError) as error:
+        raise UsageError(
+            f"scenario {name!r} is malformed: {describe_invalid(error)}", hint="See docs/scenarios.md."
+        ) from None
+
+
+def _resolved(declared: dict[str, object]) -> list[dict[str, object]]:
+    """One arm for each combination of owners and partition, named after what was a list."""
+    owners, partition = declared.get("owners", 1), declared.get("partition", "iid")
+    all_owners = owners if isinstance(owners, list) else [owners]
+    all_partitions = partition if isinstance(partition, list) else [partition]
+    arms = []
+    for one, how in itertools.product(all_owners, all_partitions):
+        parts = [str(declared.get("name", ""))]
+        parts += [f"{one} owners"] if isinstance(owners, list) else []
+        parts += [str(how)] if isinstance(partition, list) else []
+        arms.append({**declared, "name": ", ".join(parts), "owners": one, "partition": how})
+    return arms

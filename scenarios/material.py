@@ -1,0 +1,173 @@
+"""The images of a scenario: read once, held by a run in a cache of its own."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from clients.preparation import HOLD_OUT_EVERY
+from ppfed.errors import BadImagesError, DataError
+from ppfed.images.open import open_source
+from ppfed.images.source import ImageSource, LoadReport, Split, no_progress
+from ppfed.images.types import Int64Array, PlainImages, UInt8Array
+
+CHANNELS = 3
+DIGITS = "scikit-learn's handwritten digits"
+
+
+@dataclass(frozen=True, eq=False)
+class Material:
+    """Images of one size with their labels.
+
+    Attributes
+    ----------
+    classes : tuple of str
+    train, held_out : PlainImages
+    train_labels, held_out_labels : int64 array
+    """
+
+    classes: tuple[str, ...]
+    train: PlainImages
+    train_labels: Int64Array
+    held_out: PlainImages
+    held_out_labels: Int64Array
+
+    def digest(self) -> str:
+        """SHA-256 of classes, pixels and labels, as 64 hex digits."""
+        digest = hashlib.sha256("\0".join(self.classes).encode())
+        for array in (self.train.pixels, self.train_labels, self.held_out.pixels, self.held_out_labels):
+            digest.update(repr(array.shape).encode())
+            digest.update(np.ascontiguousarray(array).data)
+        return digest.hexdigest()
+
+    def save(self, path: Path) -> None:
+        """Write it to a file that this user alone may read: these are plain images."""
+        temporary = path.with_suffix(".partial")
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+            np.savez(
+                file,
+                classes=np.array(self.classes),
+                train=self.train.pixels,
+                train_labels=self.train_labels,
+                held_out=self.held_out.pixels,
+                held_out_labels=self.held_out_labels,
+            )
+        temporary.replace(path)
+
+    @classmethod
+    def load(cls, path: Path) -> Material:
+        """Read what ``save`` wrote."""
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(
+                tuple(arrays["classes"].tolist()),
+                PlainImages(arrays["train"]),
+                arrays["train_labels"],
+                PlainImages(arrays["held_out"]),
+                arrays["held_out_labels"],
+            )
+
+
+def read_images(
+    data: Path, size: int, images: int | None, held_out: int | None, progress: Callable[[int], None] = no_progress
+) -> Material:
+    """Read a source: the first images of each class, resized to a square.
+
+    Parameters
+    ----------
+    data : Path
+        What ``open_source`` opens.
+    size : int
+        Side in pixels.
+    images, held_out : int or None
+        How many, the same number of each class; None takes all.
+    progress : callable
+        Called with the number of images read.
+
+    Raises
+    ------
+    DataError
+        If there are too few images, or some cannot be used.
+    """
+    source = open_source(data)
+    train, train_labels = _read(source, Split.TRAIN, size, progress)
+    if Split.HELD_OUT in source.counts:
+        test, test_labels = _read(source, Split.HELD_OUT, size, progress)
+    else:
+        apart = _rank_in_class(train_labels) % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1
+        test, test_labels = train[apart], train_labels[apart]
+        train, train_labels = train[~apart], train_labels[~apart]
+    classes = source.classes
+    rows = _first_of_each(train_labels, images, len(classes), f"{data} for training")
+    test_rows = _first_of_each(test_labels, held_out, len(classes), f"{data} held out")
+    return Material(
+        classes, PlainImages(train[rows]), train_labels[rows], PlainImages(test[test_rows]), test_labels[test_rows]
+    )
+
+
+def digits(size: int, images: int | None, held_out: int | None) -> Material:
+    """Take 1,797 handwritten digits that come with scikit-learn (UCI ML repository, 8x8 pixels, 17 grey levels).
+
+    Parameters as in ``read_images``; grey becomes red, green and blue.
+    """
+    loaded = load_digits()
+    grey = np.round(loaded.images * (255 / 16)).astype(np.uint8)
+    resized = [np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BILINEAR)) for one in grey]
+    pixels = np.repeat(np.stack(resized)[..., None], CHANNELS, axis=3)
+    labels = loaded.target.astype(np.int64)
+    apart = _rank_in_class(labels) % 5 == 4
+    rows = np.flatnonzero(~apart)[_first_of_each(labels[~apart], images, 10, DIGITS)]
+    test_rows = np.flatnonzero(apart)[_first_of_each(labels[apart], held_out, 10, DIGITS)]
+    return Material(
+        tuple(str(digit) for digit in range(10)),
+        PlainImages(pixels[rows]),
+        labels[rows],
+        PlainImages(pixels[test_rows]),
+        labels[test_rows],
+    )
+
+
+def _read(
+    source: ImageSource, split: Split, size: int, progress: Callable[[int], None]
+) -> tuple[UInt8Array, Int64Array]:
+    report = LoadReport()
+    batches = list(source.read(split, size=(size, size), channels=CHANNELS, report=report, progress=progress))
+    if report.bad:
+        raise BadImagesError(report.bad)
+    if not batches:
+        raise DataError(f"the split {split} has no images", hint="Name a folder with one sub-folder per class.")
+    return (
+        np.concatenate([batch.images.pixels for batch in batches]),
+        np.concatenate([batch.labels for batch in batches]),
+    )
+
+
+def _rank_in_class(labels: Int64Array) -> Int64Array:
+    """For each image, how many of its class came before it."""
+    rank = np.empty(len(labels), dtype=np.int64)
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        rank[rows] = np.arange(len(rows))
+    return rank
+
+
+def _first_of_each(labels: Int64Array, count: int | None, classes: int, what: str) -> Int64Array:
+    """Rows of the first ``count / classes`` images of each class, in their order."""
+    if count is None:
+        return np.arange(len(labels), dtype=np.int64)
+    each = count // classes
+    rarest = int(np.bincount(labels, minlength=classes).min())
+    if not 0 < each <= rarest:
+        raise DataError(
+            f"the scenario wants {count} images of {what}, {each} of each of {classes} classes, "
+            f"and the rarest class has {rarest}",
+            hint="Name larger data with --data, or a smaller scale with --scale.",
+        )
+    rows: Int64Array = np.flatnonzero(_rank_in_class(labels) < each)
+    return rows

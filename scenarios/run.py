@@ -1,0 +1,342 @@
+"""Runs a scenario: arms one after another or side by side, each in a process of its own.
+
+Everything lies in one folder::
+
+    run.json        what this run is (``RunRecord``)
+    results.jsonl   one line for each finished arm and seed
+    arms/           checkpoints and logs of arms at work
+    images/         the images, while there is work left
+    report.html     made at the end, and by 'ppfed scenario report'
+"""
+
+from __future__ import annotations
+
+import datetime
+import fcntl
+import hashlib
+import json
+import os
+import platform
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib import resources
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+from ppfed.errors import UsageError
+from ppfed.model_folder import installed_versions
+from ppfed.training import pick_device
+from scenarios import results
+from scenarios.arms import Progress
+from scenarios.declaration import Scale, Scenario
+from scenarios.material import DIGITS, Material, digits, read_images
+from scenarios.results import Identity, Result, RunRecord
+
+_PACKAGES = ("ppfed", "clients", "coordinator", "scenarios")
+_PRESENTATION = {"cli", "display", "report", "pictures", "statistics", "curves"}
+"""Modules and folders that decide how numbers look and not what they are."""
+
+_LOG_TAIL_LINES = 15
+_END_S = 20.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """An arm under a seed.
+
+    Attributes
+    ----------
+    arm : str
+        The arm's name.
+    slug : str
+    seed : int
+    """
+
+    arm: str
+    slug: str
+    seed: int
+
+
+@dataclass
+class Watcher:
+    """What a runner tells whoever watches; each may be replaced.
+
+    Attributes
+    ----------
+    started, finished, failed : callable
+        Called with the job, and with its result or the reason.
+    progressed : callable
+        Called with the job and its progress.
+    """
+
+    started: Callable[[Job], None] = field(default=lambda _job: None)
+    progressed: Callable[[Job, Progress], None] = field(default=lambda _job, _progress: None)
+    finished: Callable[[Job, Result], None] = field(default=lambda _job, _result: None)
+    failed: Callable[[Job, str], None] = field(default=lambda _job, _reason: None)
+
+
+class RunFolder:
+    """Where things lie."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def images(self, size: int) -> Path:
+        """Return the file of images of one size; plain, readable by this user alone, deleted when all arms are done."""
+        return self.folder / "images" / f"{size}.npz"
+
+    def arm(self, slug: str, seed: int) -> Path:
+        """Return the folder of checkpoints of an arm at work."""
+        return self.folder / "arms" / f"{slug}-seed-{seed}"
+
+    def log(self, slug: str, seed: int) -> Path:
+        """Return the file with what an arm's process printed."""
+        return results.log_path(self.folder, slug, seed)
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep a second runner out.
+
+        Raises
+        ------
+        UsageError
+            If one is at work.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / ".lock").open("w") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UsageError(
+                    f"another 'ppfed scenario run' is at work in {self.folder}", hint="Name another folder with --out."
+                ) from None
+            yield
+
+
+def open_run(
+    scenario: Scenario,
+    scale: Scale,
+    data: Path | None,
+    folder: Path,
+    device: str,
+    jobs: int,
+    progress: Callable[[int], None],
+) -> RunRecord:
+    """Begin a run in a folder, or go on with the one that is there.
+
+    Parameters
+    ----------
+    scenario : Scenario
+    scale : Scale
+    data : Path or None
+        Images; None takes scikit-learn's digits, at scale ``smoke`` only.
+    folder : Path
+    device : str
+        As ``pick_device`` takes it.
+    jobs : int
+        Arms side by side; they share the processor's cores.
+    progress : callable
+        Called with the number of images read.
+
+    Raises
+    ------
+    UsageError
+        If the folder holds another run: its results must not be mixed with these.
+    DataError
+        If the images cannot be used.
+    """
+    if data is None and scale is not Scale.SMOKE:
+        raise UsageError(
+            f"scale '{scale}' needs images", hint="Name a class folder, a CIFAR-10 root or an .npz file with --data."
+        )
+    known = RunRecord.read(folder)
+    if known is None and folder.exists() and any(path.name != ".lock" for path in folder.iterdir()):
+        raise UsageError(f"{folder} is not empty, and no run of a scenario", hint="Name another folder with --out.")
+    materials = _materials(scenario, scale, data, RunFolder(folder), progress)
+    first = materials[scenario.budget(scale).size]
+    content = hashlib.sha256("".join(materials[size].digest() for size in sorted(materials)).encode()).hexdigest()
+    identity = Identity(
+        settings=scenario.digest(scale), data=content, code=code_digest(), device=_device_name(pick_device(device))
+    )
+    if known is not None:
+        _require_same(known.identity, identity, folder)
+        return known
+    record = RunRecord(
+        scenario=scenario,
+        scale=scale,
+        identity=identity,
+        data_title=DIGITS if data is None else data.resolve().name,
+        classes=first.classes,
+        train_images=len(first.train),
+        held_out_images=len(first.held_out),
+        threads=max(1, (os.cpu_count() or 1) // jobs),
+        versions=installed_versions(),
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    )
+    record.write(folder)
+    return record
+
+
+def jobs_of(record: RunRecord, seeds: int | None) -> list[Job]:
+    """List all arms under all seeds, seed by seed: an interrupted run has whole tables of few seeds."""
+    count = record.scenario.budget(record.scale).seeds if seeds is None else seeds
+    return [Job(arm.name, arm.slug, seed) for seed in range(count) for arm in record.scenario.arms]
+
+
+class Runner:
+    """Runs what has no result yet.
+
+    Parameters
+    ----------
+    folder : RunFolder
+        With a ``run.json``; locked by the caller.
+    device : str
+    side_by_side : int
+        How many arms at once.
+    watcher : Watcher
+    """
+
+    def __init__(self, folder: RunFolder, device: str, side_by_side: int, watcher: Watcher) -> None:
+        self._folder = folder
+        self._device = device
+        self._side_by_side = side_by_side
+        self._watcher = watcher
+
+    def run(self, jobs: list[Job]) -> list[Job]:
+        """Run the jobs that have no result; return those that failed.
+
+        An interruption ends the processes; what they had done up to their last checkpoint is kept.
+        """
+        results.mend(self._folder.folder)
+        done = {(one.arm, one.seed) for one in results.read(self._folder.folder)}
+        waiting = [job for job in jobs if (job.arm, job.seed) not in done]
+        failed: list[Job] = []
+        messages: queue.Queue[tuple[Job, str, object]] = queue.Queue()
+        running: dict[Job, subprocess.Popen[bytes]] = {}
+        try:
+            while waiting or running:
+                while waiting and len(running) < self._side_by_side:
+                    job = waiting.pop(0)
+                    running[job] = self._start(job, messages)
+                    self._watcher.started(job)
+                job, kind, content = messages.get()
+                if kind == "progress" and isinstance(content, dict):
+                    self._watcher.progressed(job, Progress(**content))
+                elif kind == "result":
+                    self._keep(job, Result.model_validate(content))
+                elif kind == "error":
+                    failed.append(job)
+                    self._watcher.failed(job, str(content))
+                elif kind == "end":
+                    running.pop(job).wait()
+        finally:
+            for process in running.values():
+                process.terminate()
+            for process in running.values():
+                try:
+                    process.wait(_END_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+        if not failed and not waiting:
+            shutil.rmtree(self._folder.folder / "images", ignore_errors=True)
+        return failed
+
+    def _keep(self, job: Job, result: Result) -> None:
+        results.append(self._folder.folder, result)
+        shutil.rmtree(self._folder.arm(job.slug, job.seed), ignore_errors=True)
+        self._watcher.finished(job, result)
+
+    def _start(self, job: Job, messages: queue.Queue[tuple[Job, str, object]]) -> subprocess.Popen[bytes]:
+        self._folder.arm(job.slug, job.seed).mkdir(parents=True, exist_ok=True)
+        log_path = self._folder.log(job.slug, job.seed)
+        with log_path.open("ab") as log:
+            process = subprocess.Popen(
+                [
+                    *(sys.executable, "-m", "scenarios.worker"),
+                    *(str(self._folder.folder), job.slug, str(job.seed), self._device),
+                ],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                # Ctrl-C goes to the whole group; the runner alone decides what ends when.
+                start_new_session=True,
+            )
+        threading.Thread(target=_listen, args=(job, process, log_path, messages), daemon=True).start()
+        return process
+
+
+def _listen(
+    job: Job, process: subprocess.Popen[bytes], log: Path, messages: queue.Queue[tuple[Job, str, object]]
+) -> None:
+    """Pass on what an arm's process says, and that it ended."""
+    told = False
+    for line in process.stdout or ():
+        message = json.loads(line)
+        told = told or message["kind"] in {"result", "error"}
+        messages.put((job, message["kind"], message["content"]))
+    code = process.wait()
+    if not told:
+        tail = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
+        messages.put((job, "error", f"its process ended with {code}; the end of {log}:\n{tail}"))
+    messages.put((job, "end", None))
+
+
+def code_digest() -> str:
+    """SHA-256 of the source that decides numbers, and of the versions of what it stands on, as 64 hex digits."""
+    digest = hashlib.sha256()
+    for package in _PACKAGES:
+        root = Path(str(resources.files(package)))
+        for path in sorted(root.rglob("*.py")):
+            parts = path.relative_to(root).with_suffix("").parts
+            if not _PRESENTATION.intersection(parts):
+                digest.update("/".join((package, *parts)).encode() + b"\0" + path.read_bytes())
+    for package in ("torch", "numpy", "flwr"):
+        digest.update(f"{package} {version(package)}".encode())
+    return digest.hexdigest()
+
+
+def _materials(
+    scenario: Scenario, scale: Scale, data: Path | None, folder: RunFolder, progress: Callable[[int], None]
+) -> dict[int, Material]:
+    """Read the images in every size that an arm wants; the copies that an earlier start left are read instead."""
+    budget = scenario.budget(scale)
+    materials = {}
+    for size in {budget.size, *(arm.size for arm in scenario.arms if arm.size is not None)}:
+        path = folder.images(size)
+        if path.exists():
+            materials[size] = Material.load(path)
+            continue
+        material = (
+            digits(size, budget.images, budget.held_out)
+            if data is None
+            else read_images(data, size, budget.images, budget.held_out, progress)
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.chmod(0o700)
+        material.save(path)
+        materials[size] = material
+    return materials
+
+
+def _require_same(known: Identity, now: Identity, folder: Path) -> None:
+    differing = [name for name in Identity.model_fields if getattr(known, name) != getattr(now, name)]
+    if differing:
+        raise UsageError(
+            f"{folder} holds results of another run: {', '.join(differing)} differ, and they must not be mixed",
+            hint="Name another folder with --out, or remove this one. 'ppfed scenario report --compare' sets two runs "
+            "side by side.",
+        )
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return f"cuda: {torch.cuda.get_device_name(device)}"
+    return f"{device.type}: {platform.machine()}"

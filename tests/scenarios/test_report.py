@@ -1,0 +1,400 @@
+from __future__ import annotations
+
+import html.parser
+import math
+import re
+import statistics
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from ppfed.ciphers.spec import CipherSpec, Scope
+from ppfed.errors import DataError, UsageError
+from ppfed.model_folder import NOTICE
+from scenarios.declaration import Scale, Scenario
+from scenarios.report import compare, write_report
+from scenarios.report.outcome import Outcome
+from scenarios.report.pictures import cipher_pictures, drawn_image
+from scenarios.report.statistics import Accuracies, Finding, difference, half_width, plan, sampling_variance
+from scenarios.report.verdict import SMOKE, verdict
+from scenarios.results import CurveRow, Identity, Result, RunRecord, append
+
+HOSTILE = '<script>alert("x")</script> | `c` [l](javascript:x) $a$'
+ACCURACIES = st.floats(0, 1)
+
+ARMS = (
+    {"name": "plain", "group": "plain", "cipher": "plain", "published": {"accuracy": 92.98, "source": "table"}},
+    {"name": "NP", "group": "encrypted", "published": {"accuracy": 86.99, "source": "table"}},
+    {"name": "NP, fixed", "group": "encrypted", "scope": "fixed", "published": {"accuracy": 85.15, "source": "table"}},
+)
+REACHED = {"plain": (0.77, 0.78, 0.775), "NP": (0.72, 0.73, 0.728), "NP, fixed": (0.70, 0.71, 0.703)}
+
+
+class Page(html.parser.HTMLParser):
+    """Collects what a browser would see of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.row_headers: list[str] = []
+        self.text = ""
+        self._in_row_header = False
+        self.feed(path.read_text("utf-8"))
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        self._in_row_header = tag == "th" and dict(attrs).get("scope") == "row"
+        if self._in_row_header:
+            self.row_headers.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self._in_row_header = False
+
+    def handle_data(self, data: str) -> None:
+        self.text += data
+        if self._in_row_header:
+            self.row_headers[-1] += data
+
+
+def make_run(
+    folder: Path,
+    reached: dict[str, tuple[float, ...]] = REACHED,
+    arms: tuple[dict[str, object], ...] = ARMS,
+    scale: Scale = Scale.SMALL,
+    title: str = "A title",
+    code: str = "c" * 64,
+) -> Path:
+    folder.mkdir()
+    budget = {"size": 8, "epochs": 3, "base_maps": 4, "seeds": 3}
+    scenario = Scenario.model_validate(
+        {
+            "name": "x",
+            "title": title,
+            "question": "Which?",
+            "smoke": budget,
+            "small": budget,
+            "paper": budget | {"epochs": 300},
+            "arms": arms,
+        }
+    )
+    RunRecord(
+        scenario=scenario,
+        scale=scale,
+        identity=Identity(settings=scenario.digest(scale), data="d" * 64, code=code, device="cpu: x"),
+        data_title="digits",
+        classes=("a", "b"),
+        train_images=100,
+        held_out_images=2000,
+        threads=1,
+        versions={"torch": "2"},
+        created="2026-01-01T00:00:00+00:00",
+    ).write(folder)
+    for name, values in reached.items():
+        for seed, value in enumerate(values):
+            append(folder, make_result(name, seed, value))
+    return folder
+
+
+def make_result(name: str, seed: int, accuracy: float, **more: object) -> Result:
+    curve = tuple(
+        CurveRow(passes=one, train_loss=1 / one, held_out_loss=None, accuracy=accuracy * one / 3, seconds=1.0)
+        for one in (1, 2, 3)
+    )
+    content = {
+        "arm": name,
+        "seed": seed,
+        "accuracy": accuracy,
+        "held_out_images": 2000,
+        "curve": curve,
+        "seconds": 61.0,
+        "bytes_to_coordinator": 44_800_000,
+        "bytes_from_coordinator": 0,
+        "owner_images": (100,),
+        "parameters": 11_173_962,
+    }
+    return Result.model_validate(content | more)
+
+
+def cells(markdown: str, name: str) -> list[list[str]]:
+    return [
+        [cell.strip() for cell in line.strip("|").split(" | ")]
+        for line in markdown.splitlines()
+        if line.startswith(f"| {name} |")
+    ]
+
+
+def test_each_arm_stands_once_in_the_main_table_with_numbers_computed_independently(tmp_path: Path) -> None:
+    page, text = write_report(make_run(tmp_path / "run"))
+    main = re.search(r"<caption>All arms</caption>.*?</table>", page.read_text("utf-8"), re.DOTALL)
+    assert main is not None
+    for name, values in REACHED.items():
+        assert main[0].count(f'<th scope="row">{name}</th>') == 1
+        row = cells(text.read_text("utf-8"), name)[0]
+        mean = statistics.mean(values)
+        assert row[5] == f"{100 * mean:.2f} ± {100 * statistics.stdev(values):.2f} (3)"
+        half_seeds = stats.t.interval(0.95, 2, loc=0, scale=stats.sem(values))[1]
+        adjusted = (mean * 2000 + 2) / 2004
+        half = math.hypot(half_seeds, stats.norm.ppf(0.975) * math.sqrt(adjusted * (1 - adjusted) / 2004))
+        assert row[6] == f"{100 * (mean - half):.2f} to {100 * (mean + half):.2f}"
+        assert row[-3:] == ["1 min 1 s", "44.8 MB / 0 B", "11.17 M"]
+    gap = statistics.mean(REACHED["NP"]) - statistics.mean(REACHED["plain"])
+    assert cells(text.read_text("utf-8"), "NP")[0][9] == f"\N{MINUS SIGN}{-100 * gap:.2f}"
+
+
+def test_the_page_asks_nobody_for_anything(tmp_path: Path) -> None:
+    page = Page(write_report(make_run(tmp_path / "run"))[0])
+    for tag, attributes in page.tags:
+        assert tag not in {"script", "link", "iframe", "object", "embed", "base"}
+        for name in ("src", "href", "xlink:href", "srcset", "action", "data"):
+            value = attributes.get(name) or ""
+            assert value == "" or value.startswith(("data:image/png;base64,", "#"))
+    source = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "url(http" not in source
+    assert "@import" not in source
+    assert len(source) < 1_000_000
+    ids = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+    references = set(re.findall(r'(?:href="|url\()#([\w-]+)', source))
+    assert references <= set(ids)
+
+
+def test_pictures_have_words_and_tables_have_headers(tmp_path: Path) -> None:
+    page = Page(write_report(make_run(tmp_path / "run"))[0])
+    assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
+    assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
+    assert all(
+        attributes.get("aria-label") or attributes.get("aria-hidden") for tag, attributes in page.tags if tag == "svg"
+    )
+    assert NOTICE in page.text
+
+
+def test_names_from_files_are_text(tmp_path: Path) -> None:
+    arms = (ARMS[0], {**ARMS[1], "name": HOSTILE, "group": HOSTILE[:80]}, ARMS[2])
+    reached = {(HOSTILE if name == "NP" else name): values for name, values in REACHED.items()}
+    folder = make_run(tmp_path / "run", reached, arms, title=HOSTILE)
+    page, text = write_report(folder)
+    compared = compare(folder, folder, tmp_path / "out")
+    for path in (page, compared[0]):
+        parsed = Page(path)
+        assert "script" not in {tag for tag, _ in parsed.tags}
+        assert HOSTILE in parsed.row_headers
+    for path in (text, compared[1]):
+        markdown = path.read_text("utf-8")
+        assert "<script" not in markdown.replace("\\<script", "")
+        assert not re.search(r"(?<!\\)\]\(javascript", markdown)
+        for line in markdown.splitlines():
+            if "alert" in line and line.startswith("|"):
+                assert "\\|" in line
+
+
+def test_a_part_of_a_run_is_reported_and_what_is_missing_is_named(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", {"plain": REACHED["plain"], "NP": REACHED["NP"][:2]})
+    log = folder / "arms" / "np-seed-2.log"
+    log.parent.mkdir()
+    log.write_text("it broke")
+    page, text = write_report(folder)
+    markdown = text.read_text("utf-8")
+    assert "| NP | 2 | begun and not ended; see arms/np-seed-2.log |" in markdown
+    assert "| NP, fixed | 0, 1, 2 | not begun |" in markdown
+    assert "not complete: of 3 arms, 1 has results of 3 seeds" in markdown
+    assert "no result" in page.read_text("utf-8")
+
+
+def test_a_run_without_results_is_reported(tmp_path: Path) -> None:
+    _, text = write_report(make_run(tmp_path / "run", {}))
+    assert "No arm has finished yet" in text.read_text("utf-8")
+
+
+def test_one_seed_never_differs_beyond_chance(tmp_path: Path) -> None:
+    _, text = write_report(make_run(tmp_path / "run", {"plain": (0.9,), "NP": (0.5,), "NP, fixed": (0.49,)}))
+    markdown = text.read_text("utf-8")
+    assert "the spread over seeds is unknown" in markdown.replace("its spread over seeds", "the spread over seeds") or (
+        "how much seeds differ is then unknown" in markdown
+    )
+    table = [line for line in markdown.splitlines() if line.startswith("|")]
+    assert not any("beyond chance" in line for line in table)
+    assert any("open: one seed" in line for line in table)
+    assert any("cannot be told apart" in line for line in table)
+
+
+def test_a_smoke_run_claims_nothing(tmp_path: Path) -> None:
+    page, text = write_report(make_run(tmp_path / "run", scale=Scale.SMOKE))
+    for path in (page, text):
+        content = path.read_text("utf-8")
+        assert SMOKE in content
+        assert "beyond chance" not in content
+        assert "Most accurate" not in content
+
+
+def test_the_verdict_follows_the_numbers(tmp_path: Path) -> None:
+    as_published = " ".join(verdict(Outcome.read(make_run(tmp_path / "a"))))
+    turned = {"plain": REACHED["NP, fixed"], "NP": REACHED["NP"], "NP, fixed": REACHED["plain"]}
+    against = " ".join(verdict(Outcome.read(make_run(tmp_path / "b", turned))))
+    assert "3 stand in the published order" in as_published
+    assert "0 stand in the published order" in against
+    assert "3 do not" in against
+    assert "5.10 points below “plain”" not in against
+
+
+def test_published_numbers_with_another_budget_are_marked(tmp_path: Path) -> None:
+    _, small = write_report(make_run(tmp_path / "small"))
+    _, paper = write_report(make_run(tmp_path / "paper", scale=Scale.PAPER))
+    assert "another budget" in small.read_text("utf-8")
+    assert "passes 300, here 3" in small.read_text("utf-8")
+    assert "another budget" not in paper.read_text("utf-8")
+
+
+def test_owners_and_queries_have_tables(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", {"plain": (0.7,)})
+    append(folder, make_result("NP", 0, 0.4, owner_accuracies=(0.3, 0.5), query_accuracies={"wrong key": 0.1}))
+    markdown = write_report(folder)[1].read_text("utf-8")
+    assert "| NP | 1 | 40.00 | 30.00 | 50.00 |" in markdown
+    assert "| NP | wrong key | 10.00 (1) |" in markdown
+
+
+def test_what_is_no_run_is_refused(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nothing"):
+        with pytest.raises(UsageError, match="is not the folder of a scenario run"):
+            write_report(folder)
+    with pytest.raises(UsageError):
+        compare(make_run(tmp_path / "run"), tmp_path, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("name", "seed", "what"), [("strange", 0, "not declare"), ("NP", 1, "twice")])
+def test_results_that_do_not_belong_are_refused(tmp_path: Path, name: str, seed: int, what: str) -> None:
+    folder = make_run(tmp_path / "run")
+    append(folder, make_result(name, seed, 0.5))
+    with pytest.raises(DataError, match=what):
+        write_report(folder)
+
+
+def test_two_runs_side_by_side(tmp_path: Path) -> None:
+    higher = {name: tuple(value + 0.1 for value in values) for name, values in REACHED.items()}
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", higher, code="e" * 64)
+    markdown = compare(first, second, tmp_path / "out")[1].read_text("utf-8")
+    assert "The runs differ in code." in markdown
+    assert "B differs from A in 3 beyond chance" in markdown
+    assert cells(markdown, "NP")[0][3] == "+10.00"
+
+
+def test_runs_without_a_common_arm(tmp_path: Path) -> None:
+    others = tuple({**arm, "name": f"other {arm['name']}"} for arm in ARMS)
+    reached = {f"other {name}": values for name, values in REACHED.items()}
+    first, second = make_run(tmp_path / "a"), make_run(tmp_path / "b", reached, others)
+    page, text = compare(first, second, tmp_path / "out")
+    assert "nothing to compare" in text.read_text("utf-8")
+    assert set(Page(page).row_headers) >= {*REACHED, *reached}
+    assert cells(text.read_text("utf-8"), "NP")[0][-1].startswith("not declared in B")
+
+
+@given(st.lists(ACCURACIES, min_size=1, max_size=8), st.integers(20, 10_000))
+def test_an_interval_holds_the_mean_and_never_has_no_width(values: list[float], images: int) -> None:
+    low, high = Accuracies(dict(enumerate(values)), images).interval
+    assert 0 <= low <= statistics.fmean(values) + 1e-12  # rounding of the sum
+    assert statistics.fmean(values) - 1e-12 <= high <= 1
+    assert low < high
+
+
+@given(st.lists(st.tuples(ACCURACIES, ACCURACIES), min_size=2, max_size=8), st.integers(20, 10_000))
+def test_shared_seeds_are_compared_in_pairs(pairs: list[tuple[float, float]], images: int) -> None:
+    first, second = (Accuracies({seed: pair[side] for seed, pair in enumerate(pairs)}, images) for side in (0, 1))
+    found = difference(first, second)
+    gaps = [second_value - first_value for first_value, second_value in pairs]
+    assert found.paired
+    assert found.half_over_seeds == pytest.approx(stats.t.ppf(0.975, len(gaps) - 1) * stats.sem(gaps), abs=1e-9)
+    assert found.half >= (found.half_over_seeds or 0)
+    back = difference(second, first)
+    assert (back.value, back.half, back.finding) == (
+        pytest.approx(-found.value, abs=1e-12),
+        pytest.approx(found.half, rel=1e-9),
+        found.finding,
+    )
+
+
+def test_seeds_that_are_not_shared_are_compared_as_welch_does() -> None:
+    one, other = (0.70, 0.72, 0.71), (0.80, 0.84)
+    found = difference(Accuracies(dict(enumerate(one)), 10**6), Accuracies(dict(enumerate(other, start=9)), 10**6))
+    interval = stats.ttest_ind(other, one, equal_var=False).confidence_interval(0.95)
+    assert not found.paired
+    assert found.half_over_seeds == pytest.approx((interval.high - interval.low) / 2)
+
+
+@settings(max_examples=50)
+@given(st.lists(st.tuples(st.floats(0.4, 0.6), st.floats(0.4, 0.6)), min_size=2, max_size=5), st.integers(100, 100_000))
+def test_a_plan_separates_the_arms_and_one_seed_less_does_not(pairs: list[tuple[float, float]], images: int) -> None:
+    first, second = (Accuracies({seed: pair[side] for seed, pair in enumerate(pairs)}, images) for side in (0, 1))
+    found = difference(first, second)
+    planned = plan(found)
+    if planned is None or planned.seeds is None or found.deviation is None:
+        return
+    sampling = found.sampling if planned.images is None else found.sampling * images / planned.images
+
+    def half(seeds: int) -> float:
+        return half_width([(found.deviation**2 / seeds, seeds - 1.0)], sampling)
+
+    # More images are rounded up, which may save a seed at the boundary: hence the slack of a millionth.
+    assert half(planned.seeds) < abs(found.value) * (1 + 1e-6)
+    if planned.seeds > 2 and planned.images is None:
+        assert half(planned.seeds - 1) >= abs(found.value)
+
+
+def test_one_seed_within_the_error_of_the_images_needs_more_images() -> None:
+    found = difference(Accuracies({0: 0.80}, 1000), Accuracies({0: 0.81}, 1000))
+    assert found.finding is Finding.WITHIN
+    planned = plan(found)
+    assert planned is not None
+    assert planned.seeds is None
+    assert planned.images is not None
+    assert 1.96**2 * found.sampling * 1000 / planned.images == pytest.approx(0.01**2, rel=1e-3)  # 1.96 is rounded
+
+
+def test_the_sampling_error_falls_with_the_number_of_images() -> None:
+    assert sampling_variance(1.0, 20) > sampling_variance(1.0, 2000) > 0
+
+
+@pytest.mark.parametrize("side", [4, 8, 32])
+def test_the_drawn_picture_is_the_same_each_time(side: int) -> None:
+    picture = drawn_image(side)
+    assert picture.shape == (side, side, 3)
+    assert picture.dtype == np.uint8
+    assert np.array_equal(picture, drawn_image(side))
+
+
+def test_every_cipher_is_shown_once_and_an_unknown_one_says_so(tmp_path: Path) -> None:
+    arms = (*ARMS, {"name": "again", "scope": "fixed"}, {"name": "unknown", "cipher": "nobody-v9"})
+    outcome = Outcome.read(make_run(tmp_path / "run", {}, arms))
+    shown = {one.cipher: one for one in cipher_pictures(outcome.scenario, Scale.SMALL)}
+    fixed = shown[str(CipherSpec(scope=Scope.FIXED, colour_shuffle=False))]
+    fresh = shown[str(CipherSpec(colour_shuffle=False))]
+    assert len(shown) == 4
+    assert fixed.tiles[0].png == fixed.tiles[1].png
+    assert fresh.tiles[0].png != fresh.tiles[1].png
+    assert fresh.tiles[2].caption.endswith("the fold")
+    unknown = next(one for name, one in shown.items() if name.startswith("nobody-v9"))
+    assert not unknown.tiles
+    assert "there is no cipher" in unknown.problem
+
+
+def test_long_and_diverged_curves_keep_the_page_small(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", {})
+    for seed in (0, 1):
+        curve = tuple(
+            CurveRow(
+                passes=one,
+                train_loss=None if one > 290 else float(one) ** 3,
+                held_out_loss=None,
+                accuracy=0.5 + seed / 10,
+                seconds=1,
+            )
+            for one in range(1, 301)
+        )
+        for arm in REACHED:
+            append(folder, make_result(arm, seed, 0.5 + seed / 10, curve=curve))
+    page = write_report(folder)[0]
+    assert page.stat().st_size < 300_000
+    assert "nan" not in re.sub(r"data:image[^\"]*", "", page.read_text("utf-8")).lower().replace("finance", "")
