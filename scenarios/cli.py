@@ -138,6 +138,6 @@ def report(
             f"{len(folders)} folders were named",
             hint="Name one run, or two with --compare: ppfed scenario report --compare A B",
         )
-    paths = compare_runs(*folders, out or Path()) if compare else write_report(folders[0])
+    paths = compare_runs(folders[0], folders[1], out or Path()) if compare else write_report(folders[0])
     for path in paths:
         print_line(stdout(), str(path))

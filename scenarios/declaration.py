@@ -273,6 +273,10 @@ class Scenario(_Declared):
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         slugs = [arm.slug for arm in self.arms]
+        for arm in self.arms:
+            for scale in Scale:
+                if self.budget(scale).epochs % arm.local_epochs:
+                    raise ValueError(f"local_epochs of {arm.name!r} does not divide the passes at scale '{scale}'")
         twice = next((slug for slug in slugs if slugs.count(slug) > 1), None)
         if twice is not None:
             raise ValueError(f"two arms are named {twice!r}")

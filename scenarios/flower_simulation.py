@@ -1,8 +1,8 @@
 """The process that simulates a federation, and all that ppfed takes of Flower's simulation.
 
-Flower makes a virtual node for each owner and runs the ClientApp in a pool of Ray's processes, any owner in any of them.
-Nothing that an ``OwnerApp`` keeps between messages may therefore matter, and nothing does: an owner may be restarted
-between any two messages in the deployed system too.
+Flower makes a virtual node for each owner and runs the ClientApp in a pool of Ray's processes, any owner in any of
+them. Nothing that an ``OwnerApp`` keeps between messages may therefore matter, and nothing does: an owner may be
+restarted between any two messages in the deployed system too.
 
 Two things differ from the deployed system. An owner's limit of answers (``clients/answers.py``) protects it from a
 coordinator that is somebody else; here both are one, and a simulation that is killed often would run into it. And the
@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from coordinator.state import StateFolder
 from ppfed import wire
 from ppfed.enrolment import Phase
 from ppfed.errors import FederationError, PPFedError
+from ppfed.federation import count_weights
 from ppfed.training import Evaluation
 from scenarios.simulation import MessageRecord, SimulationFailure, SimulationSetup
 
@@ -44,7 +45,9 @@ _PARTITION_ID = "partition-id"
 _ARRIVAL_S = 300.0
 _PATIENCE_S = 2.0
 _POLL_S = 0.01
-_OWNERS_IN_MEMORY = 16
+_OWNERS_BYTES = 1 << 30
+"""How much of owners' images and networks each process of Ray's keeps for the next round."""
+
 _GPU_PARTS = 10_000
 """Ray divides a GPU into parts of this size at the smallest."""
 
@@ -74,7 +77,7 @@ class VirtualOwners(ClientApp):
         if message.metadata.message_type == wire.FINISH:
             return Message(wire.pack_request(), reply_to=message)
         try:
-            return _owner(self._folder, int(partition))(message, context)
+            return _owners(self._folder)(int(partition))(message, context)
         except Exception as error:
             traceback.print_exc()
             reason = error.message if isinstance(error, PPFedError) else f"{type(error).__name__}: {error}"
@@ -82,21 +85,23 @@ class VirtualOwners(ClientApp):
 
 
 # A message brings its VirtualOwners along, so this is what lasts in a process of Ray's. It saves time and no more.
-@functools.lru_cache(_OWNERS_IN_MEMORY)
-def _owner(folder: str, partition: int) -> ClientApp:
+@functools.lru_cache(1)
+def _owners(folder: str) -> Callable[[int], ClientApp]:
     state = StateFolder(Path(folder))
-    setup = SimulationSetup.read(state)
+    setup, settings = SimulationSetup.read(state), state.plan().settings
     torch.set_num_threads(setup.threads)
-    owner = setup.owners[partition]
-    return OwnerApp(
-        owner.name,
-        state.plan().settings,
-        owner.prepared(),
-        torch.device(setup.device),
-        # Never written: the farewell does not reach it.
-        state.folder / "models" / owner.name,
-        _NoDisplay(),
-    ).client_app()
+    images = sum(owner.train_images * owner.copies + owner.held_out_images for owner in setup.owners)
+    image_bytes = images * settings.height * settings.width * settings.channels // len(setup.owners)
+
+    @functools.lru_cache(max(1, _OWNERS_BYTES // (image_bytes + 4 * count_weights(settings.network_config()))))
+    def owner(partition: int) -> ClientApp:
+        one = setup.owners[partition]
+        # No model is written: the farewell does not reach this app.
+        model = state.folder / "models" / one.name
+        device = torch.device(setup.device)
+        return OwnerApp(one.name, settings, one.prepared(), device, model, _NoDisplay()).client_app()
+
+    return owner
 
 
 class _NoDisplay:
@@ -127,6 +132,7 @@ class ObservedGrid(Grid):
         self._owners: dict[int, str] = {}
         self._asked: dict[str, MessageRecord] = {}
         self._arrived: dict[str, Message] = {}
+        self._next_look = 0.0
         self.failure: FederationError | None = None
 
     def seat(self, names: list[str]) -> dict[str, int]:
@@ -199,12 +205,17 @@ class ObservedGrid(Grid):
         # Whoever waits looks at one question after another.
         deadline = time.monotonic() + _PATIENCE_S / max(1, len(self._asked))
         while True:
+            self._look()
+            if self._arrived or time.monotonic() > deadline:
+                return [self._arrived.pop(question) for question in wanted & self._arrived.keys()]
+            time.sleep(_POLL_S)
+
+    def _look(self) -> None:
+        # Flower goes through all of its messages to find those that are asked for.
+        if time.monotonic() >= self._next_look:
             for answer in self._grid.pull_messages(set(self._asked)):
                 self._take(answer)
-            if self._arrived or time.monotonic() > deadline:
-                break
-            time.sleep(_POLL_S)
-        return [self._arrived.pop(question) for question in wanted & self._arrived.keys()]
+            self._next_look = time.monotonic() + _POLL_S
 
     def _take(self, answer: Message) -> None:
         question = answer.metadata.reply_to_message_id
@@ -220,7 +231,10 @@ class ObservedGrid(Grid):
 
 
 def _content_bytes(content: RecordDict) -> int:
-    return sum(record.count_bytes() for record in content.values())
+    arrays = sum(record.count_bytes() for record in content.array_records.values())
+    # Flower cannot count an empty text, so the small records are written out.
+    others = [*content.metric_records.values(), *content.config_records.values()]
+    return arrays + sum(len(record.deflate()) for record in others)
 
 
 def _question_name(message: Message) -> str:

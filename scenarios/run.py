@@ -23,7 +23,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import resources
 from importlib.metadata import version
@@ -31,13 +31,14 @@ from pathlib import Path
 
 import torch
 
+from ppfed.atomic import write_atomic
 from ppfed.errors import UsageError
 from ppfed.model_folder import installed_versions
 from ppfed.training import pick_device
 from scenarios import results
 from scenarios.arms import Progress
 from scenarios.declaration import Scale, Scenario
-from scenarios.material import DIGITS, Material, digits, read_images
+from scenarios.material import DIGITS, Material, digits, read_images, source_digest
 from scenarios.results import Identity, Result, RunRecord
 
 _PACKAGES = ("ppfed", "clients", "coordinator", "scenarios")
@@ -92,6 +93,10 @@ class RunFolder:
     def images(self, size: int) -> Path:
         """Return the file of images of one size; plain, readable by this user alone, deleted when all arms are done."""
         return self.folder / "images" / f"{size}.npz"
+
+    def forget_images(self) -> None:
+        """Delete the copies of images; they are made again when they are needed."""
+        shutil.rmtree(self.folder / "images", ignore_errors=True)
 
     def arm(self, slug: str, seed: int) -> Path:
         """Return the folder of checkpoints of an arm at work."""
@@ -167,7 +172,11 @@ def open_run(
         settings=scenario.digest(scale), data=content, code=code_digest(), device=_device_name(pick_device(device))
     )
     if known is not None:
-        _require_same(known.identity, identity, folder)
+        try:
+            _require_same(known.identity, identity, folder)
+        except UsageError:
+            RunFolder(folder).forget_images()
+            raise
         return known
     record = RunRecord(
         scenario=scenario,
@@ -200,7 +209,7 @@ class Runner:
         With a ``run.json``; locked by the caller.
     device : str
     side_by_side : int
-        How many arms at once.
+        How many arms at once, each in a process that takes one after another.
     watcher : Watcher
     """
 
@@ -209,6 +218,7 @@ class Runner:
         self._device = device
         self._side_by_side = side_by_side
         self._watcher = watcher
+        self._events: queue.SimpleQueue[_Event] = queue.SimpleQueue()
 
     def run(self, jobs: list[Job]) -> list[Job]:
         """Run the jobs that have no result; return those that failed.
@@ -219,34 +229,39 @@ class Runner:
         done = {(one.arm, one.seed) for one in results.read(self._folder.folder)}
         waiting = [job for job in jobs if (job.arm, job.seed) not in done]
         failed: list[Job] = []
-        messages: queue.Queue[tuple[Job, str, object]] = queue.Queue()
-        running: dict[Job, subprocess.Popen[bytes]] = {}
+        at_work: dict[_Worker, Job] = {}
+        idle: list[_Worker] = []
         try:
-            while waiting or running:
-                while waiting and len(running) < self._side_by_side:
+            while waiting or at_work:
+                while waiting and len(at_work) < self._side_by_side:
+                    worker = idle.pop() if idle else _Worker(self._folder.folder, self._device, self._events)
                     job = waiting.pop(0)
-                    running[job] = self._start(job, messages)
+                    self._folder.arm(job.slug, job.seed).mkdir(parents=True, exist_ok=True)
+                    at_work[worker] = job
+                    worker.give(job)
                     self._watcher.started(job)
-                job, kind, content = messages.get()
-                if kind == "progress" and isinstance(content, dict):
-                    self._watcher.progressed(job, Progress(**content))
-                elif kind == "result":
-                    self._keep(job, Result.model_validate(content))
-                elif kind == "error":
+                event = self._events.get()
+                if event.worker not in at_work:
+                    # An idle process ended: the next arm gets another.
+                    idle = [worker for worker in idle if worker is not event.worker]
+                    continue
+                job = at_work[event.worker]
+                if event.kind == "progress" and isinstance(event.content, dict):
+                    self._watcher.progressed(job, Progress(**event.content))
+                    continue
+                del at_work[event.worker]
+                if event.kind != "end":
+                    idle.append(event.worker)
+                if event.kind == "result":
+                    self._keep(job, Result.model_validate(event.content))
+                else:
                     failed.append(job)
-                    self._watcher.failed(job, str(content))
-                elif kind == "end":
-                    running.pop(job).wait()
+                    self._watcher.failed(job, self._reason(job, event))
         finally:
-            for process in running.values():
-                process.terminate()
-            for process in running.values():
-                try:
-                    process.wait(_END_S)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-        if not failed and not waiting:
-            shutil.rmtree(self._folder.folder / "images", ignore_errors=True)
+            for worker in (*at_work, *idle):
+                worker.end()
+        if not failed:
+            self._folder.forget_images()
         return failed
 
     def _keep(self, job: Job, result: Result) -> None:
@@ -254,39 +269,58 @@ class Runner:
         shutil.rmtree(self._folder.arm(job.slug, job.seed), ignore_errors=True)
         self._watcher.finished(job, result)
 
-    def _start(self, job: Job, messages: queue.Queue[tuple[Job, str, object]]) -> subprocess.Popen[bytes]:
-        self._folder.arm(job.slug, job.seed).mkdir(parents=True, exist_ok=True)
-        log_path = self._folder.log(job.slug, job.seed)
-        with log_path.open("ab") as log:
-            process = subprocess.Popen(
-                [
-                    *(sys.executable, "-m", "scenarios.worker"),
-                    *(str(self._folder.folder), job.slug, str(job.seed), self._device),
-                ],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=log,
-                # Ctrl-C goes to the whole group; the runner alone decides what ends when.
-                start_new_session=True,
-            )
-        threading.Thread(target=_listen, args=(job, process, log_path, messages), daemon=True).start()
-        return process
+    def _reason(self, job: Job, event: _Event) -> str:
+        if event.kind == "error":
+            return str(event.content)
+        log = self._folder.log(job.slug, job.seed)
+        lines = log.read_text(errors="replace").splitlines() if log.exists() else []
+        tail = "\n".join(lines[-_LOG_TAIL_LINES:])
+        return f"its process ended with {event.content}, as it does where memory runs out; the end of {log}:\n{tail}"
 
 
-def _listen(
-    job: Job, process: subprocess.Popen[bytes], log: Path, messages: queue.Queue[tuple[Job, str, object]]
-) -> None:
-    """Pass on what an arm's process says, and that it ended."""
-    told = False
-    for line in process.stdout or ():
-        message = json.loads(line)
-        told = told or message["kind"] in {"result", "error"}
-        messages.put((job, message["kind"], message["content"]))
-    code = process.wait()
-    if not told:
-        tail = "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_TAIL_LINES:])
-        messages.put((job, "error", f"its process ended with {code}; the end of {log}:\n{tail}"))
-    messages.put((job, "end", None))
+@dataclass(frozen=True, eq=False)
+class _Event:
+    """What a process said; kind ``end`` with its exit status when it ended."""
+
+    worker: _Worker
+    kind: str
+    content: object
+
+
+class _Worker:
+    """A process that runs arms, one after another (``scenarios/worker.py``)."""
+
+    def __init__(self, folder: Path, device: str, events: queue.SimpleQueue[_Event]) -> None:
+        self._events = events
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "scenarios.worker", str(folder), device],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            # Ctrl-C goes to the whole group; the runner alone decides what ends when.
+            start_new_session=True,
+        )
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def give(self, job: Job) -> None:
+        """Let it run an arm."""
+        with suppress(BrokenPipeError):
+            # It ended; the thread that listens says so.
+            print(json.dumps({"slug": job.slug, "seed": job.seed}), file=self._process.stdin, flush=True)
+
+    def end(self) -> None:
+        """End the process, whatever it is at."""
+        self._process.terminate()
+        try:
+            self._process.wait(_END_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+
+    def _listen(self) -> None:
+        for line in self._process.stdout or ():
+            message = json.loads(line)
+            self._events.put(_Event(self, message["kind"], message["content"]))
+        self._events.put(_Event(self, "end", self._process.wait()))
 
 
 def code_digest() -> str:
@@ -306,9 +340,16 @@ def code_digest() -> str:
 def _materials(
     scenario: Scenario, scale: Scale, data: Path | None, folder: RunFolder, progress: Callable[[int], None]
 ) -> dict[int, Material]:
-    """Read the images in every size that an arm wants; the copies that an earlier start left are read instead."""
+    """Read the images in every size that an arm wants, or the copies of the same files that an earlier start left."""
     budget = scenario.budget(scale)
     materials = {}
+    source = "digits" if data is None else source_digest(data)
+    mark = folder.folder / "images" / "source"
+    if not mark.exists() or mark.read_text(encoding="utf-8") != source:
+        folder.forget_images()
+        mark.parent.mkdir(parents=True)
+        mark.parent.chmod(0o700)
+        write_atomic(mark, source)
     for size in {budget.size, *(arm.size for arm in scenario.arms if arm.size is not None)}:
         path = folder.images(size)
         if path.exists():
@@ -319,8 +360,6 @@ def _materials(
             if data is None
             else read_images(data, size, budget.images, budget.held_out, progress)
         )
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.parent.chmod(0o700)
         material.save(path)
         materials[size] = material
     return materials

@@ -49,7 +49,7 @@ _SETUP = "simulation.json"
 _FAILURE = "failure.json"
 _MESSAGES = "messages.jsonl"
 _RAY_FOLDER_PREFIX = "ppfed-ray-"
-_RAY_TOKEN_FILE = "token"
+_RAY_ACCESS = "ray.secret"
 _MOST_JOBS_ON_A_GPU = 4
 _OBJECT_STORE_BYTES = 256 << 20
 _MESSAGES_PER_JOB = 4
@@ -331,7 +331,7 @@ def _process(
     state: StateFolder, device: torch.device, ray_folder: Path, threads: int
 ) -> Iterator[subprocess.Popen[bytes]]:
     """Start the process that simulates; when the block ends, it and all of Ray's are gone."""
-    token = ray_folder / _RAY_TOKEN_FILE
+    token = ray_folder / _RAY_ACCESS
     # Ray listens on all interfaces and runs what it is sent.
     with open(os.open(token, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
         file.write(secrets.token_hex(32))

@@ -1,73 +1,85 @@
-"""The process that runs one arm: ``python -m scenarios.worker FOLDER ARM SEED DEVICE``.
+"""The process that runs arms: ``python -m scenarios.worker FOLDER DEVICE``.
 
-It writes one JSON object a line to its standard output: progress, and at the end a result or an error. It ends when its
-standard input does: a runner that was killed leaves no arm at work behind.
+It reads one arm a line from its standard input and writes one JSON object a line to its standard output: progress, and
+at the end of each arm a result or an error. It ends when its standard input does, whatever it is at: a runner that was
+killed leaves no arm at work behind.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import queue
 import sys
 import threading
 import traceback
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
+from typing import Any, TextIO
 
 import torch
 
 from ppfed.errors import PPFedError
 from ppfed.training import pick_device
-from scenarios.arms import ArmRun, Progress
+from scenarios.arms import ArmRun
 from scenarios.material import Material
 from scenarios.results import RunRecord
 from scenarios.run import RunFolder
 
-_ORPHANED = 3
-
 
 def main() -> int:
-    """Run the arm that the arguments name."""
-    _leave_with_the_runner()
+    """Run arms until the runner goes away."""
+    jobs = _jobs()
     # Whatever else prints, prints to the log; the protocol keeps the real standard output to itself.
     protocol = os.fdopen(os.dup(1), "w", buffering=1, encoding="utf-8")
-    os.dup2(2, 1)
+    folder, device = RunFolder(Path(sys.argv[1])), pick_device(sys.argv[2])
+    record = RunRecord.read(folder.folder)
+    if record is None:
+        raise AssertionError(f"{folder.folder} is no run")
+    torch.set_num_threads(record.threads)
+    while True:
+        job = jobs.get()
+        kind, content = _run(folder, record, job["slug"], job["seed"], device, partial(_say, protocol, "progress"))
+        _say(protocol, kind, content)
 
-    def say(kind: str, content: object) -> None:
-        protocol.write(json.dumps({"kind": kind, "content": content}) + "\n")
 
-    def tell(progress: Progress) -> None:
-        say("progress", asdict(progress))
-
-    folder, slug, seed, device = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), sys.argv[4]
+def _run(
+    folder: RunFolder, record: RunRecord, slug: str, seed: int, device: torch.device, say: Callable[[object], None]
+) -> tuple[str, object]:
+    log = os.open(folder.log(slug, seed), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    os.close(log)
     try:
-        record = RunRecord.read(folder)
-        if record is None:
-            raise AssertionError(f"{folder} is no run")
-        torch.set_num_threads(record.threads)
-        run = RunFolder(folder)
         arm = next(arm for arm in record.scenario.arms if arm.slug == slug)
         budget = record.scenario.budget(record.scale)
-        material = Material.load(run.images(arm.size or budget.size))
-        result = ArmRun(arm, budget, material, seed, run.arm(slug, seed), pick_device(device), tell).run()
+        material = Material.load(folder.images(arm.size or budget.size))
+        run = ArmRun(arm, budget, material, seed, folder.arm(slug, seed), device, lambda done: say(asdict(done)))
+        return "result", run.run().model_dump(mode="json")
     except PPFedError as error:
         traceback.print_exc()
-        say("error", str(error))
-        return 1
+        return "error", str(error)
     except Exception as error:
         traceback.print_exc()
-        say("error", f"internal error: {type(error).__name__}: {error}")
-        return 1
-    say("result", result.model_dump(mode="json"))
-    return 0
+        return "error", f"internal error: {type(error).__name__}: {error}"
 
 
-def _leave_with_the_runner() -> None:
-    def wait() -> None:
-        sys.stdin.buffer.read()
-        os._exit(_ORPHANED)
+def _say(protocol: TextIO, kind: str, content: object) -> None:
+    protocol.write(json.dumps({"kind": kind, "content": content}) + "\n")
 
-    threading.Thread(target=wait, daemon=True).start()
+
+def _jobs() -> queue.SimpleQueue[dict[str, Any]]:
+    jobs: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
+
+    def read() -> None:
+        for line in sys.stdin:
+            jobs.put(json.loads(line))
+        os._exit(0)
+
+    threading.Thread(target=read, daemon=True).start()
+    return jobs
 
 
 if __name__ == "__main__":

@@ -32,6 +32,13 @@ from scenarios.results import Result
 
 _DIGEST_SHOWN = 12
 _UNSEEN_SPREAD = "unknown"
+_SHOWN = {
+    *("name", "group", "mode", "owners", "partition", "local_epochs", "wrong_key_owners", "size", "published"),
+    *("cipher", "scope", "colour_shuffle", "adaptation", "adaptation_kind", "features"),
+    *("augmentation", "padding", "mirrored_views"),
+}
+"""Fields of an arm that have words of their own in the main table; others are named where they are not the default."""
+
 _BUDGET_WORDS = {
     "images": "training images",
     "held_out": "held-out images",
@@ -157,7 +164,7 @@ def accuracies(outcome: Outcome) -> Table:
 
 
 def _arm_row(outcome: Outcome, arm: Arm) -> Row:
-    described = (arm.name, who(outcome, arm), cipher(arm), adaptation(arm), str(arm.augmentation))
+    described = (arm.name, who(outcome, arm), cipher(arm), adaptation(arm), augmentation(arm))
     published = NOTHING if arm.published is None else f"{arm.published.accuracy:.2f} [{_source(outcome, arm)}]"
     found = outcome.results[arm.name]
     if not found:
@@ -193,14 +200,15 @@ def who(outcome: Outcome, arm: Arm) -> str:
         parts += [f"{arm.owners} owners", arm.partition]
     if arm.local_epochs > 1:
         parts.append(f"{arm.local_epochs} local passes")
-    if arm.strategy != Arm.model_fields["strategy"].default:
-        parts.append(arm.strategy)
     if arm.wrong_key_owners:
         parts.append(f"{arm.wrong_key_owners} with a wrong key")
-    if arm.label_smoothing:
-        parts.append(f"label smoothing {arm.label_smoothing:g}")
     if arm.size not in (None, outcome.budget.size):
         parts.append(f"{arm.size} pixels")
+    parts += [
+        f"{field.replace('_', ' ')} {getattr(arm, field)}"
+        for field, declared in Arm.model_fields.items()
+        if field not in _SHOWN and getattr(arm, field) != declared.default
+    ]
     return ", ".join(parts)
 
 
@@ -209,6 +217,16 @@ def cipher(arm: Arm) -> str:
     if arm.spec is None:
         return arm.cipher
     return f"{arm.cipher}, {arm.scope}{', shuffle' if arm.colour_shuffle else ''}"
+
+
+def augmentation(arm: Arm) -> str:
+    """Name the place of augmentation, and what is not as usual."""
+    parts = [str(arm.augmentation)]
+    if arm.padding != Arm.model_fields["padding"].default:
+        parts.append(f"padding {arm.padding}")
+    if arm.mirrored_views:
+        parts.append("mirrored views")
+    return ", ".join(parts)
 
 
 def adaptation(arm: Arm) -> str:

@@ -21,9 +21,7 @@ def some_labels(images: int, classes: int = 10, seed: int = 0) -> Int64Array:
 
 
 @settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.too_slow])
-@given(
-    st.sampled_from(HOWS), st.integers(1, 12), st.integers(200, 700), st.integers(2, 12), st.integers(0, 2**32 - 1)
-)
+@given(st.sampled_from(HOWS), st.integers(1, 12), st.integers(200, 700), st.integers(2, 12), st.integers(0, 2**32 - 1))
 def test_every_image_goes_to_exactly_one_owner(how: str, owners: int, images: int, classes: int, seed: int) -> None:
     labels = some_labels(images, classes, seed)
     parts = partition(labels, owners, Partition.parse(how), seed, fewest=1)
@@ -80,7 +78,7 @@ def test_no_owner_gets_fewer_than_stated(how: str) -> None:
 def test_what_cannot_be_met_is_an_error() -> None:
     with pytest.raises(DataError, match="too few for 10 owners with at least 10"):
         partition(some_labels(99), 10, Partition.parse("iid"), 0)
-    with pytest.raises(DataError, match="partition dirichlet-0.01 leaves some of 10 owners fewer than 100"):
+    with pytest.raises(DataError, match=r"partition dirichlet-0\.01 leaves some of 10 owners fewer than 100"):
         partition(some_labels(1000, 2), 10, Partition.parse("dirichlet-0.01"), 0, fewest=100)
 
 

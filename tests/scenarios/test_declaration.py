@@ -1,0 +1,138 @@
+"""Scenario files: what they resolve to, and how they are refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ppfed.ciphers.registry import cipher_names, make_cipher
+from ppfed.errors import UsageError
+from ppfed.keys.master import MasterKey
+from ppfed.network import build_network
+from scenarios.arms import ArmRun
+from scenarios.declaration import Arm, Mode, Partition, Scale, Scenario, bundled, load, parse
+from scenarios.material import digits
+
+BUDGETS = "\n".join(f"[{scale}]\nsize = 8\nepochs = 2\nbase_maps = 4" for scale in Scale)
+HEAD = 'title = "t"\nquestion = "q"\n'
+
+
+def declared(arms: str) -> Scenario:
+    return parse("mine", f"{HEAD}{BUDGETS}\n{arms}")
+
+
+def test_lists_become_arms() -> None:
+    scenario = declared(
+        '[[arms]]\nname = "u"\nmode = "updates"\nowners = [2, 5]\npartition = ["iid", "dirichlet-0.3"]\n'
+        '[[arms]]\nname = "c"\n'
+    )
+    found = [(arm.name, arm.owners, arm.partition) for arm in scenario.arms]
+    assert found == [
+        ("u, 2 owners, iid", 2, "iid"),
+        ("u, 2 owners, dirichlet-0.3", 2, "dirichlet-0.3"),
+        ("u, 5 owners, iid", 5, "iid"),
+        ("u, 5 owners, dirichlet-0.3", 5, "dirichlet-0.3"),
+        ("c", 1, "iid"),
+    ]
+
+
+@pytest.mark.parametrize("text", ["iid", "dirichlet-0.3", "dirichlet-100", "shards-2"])
+def test_a_partition_is_written_as_it_is_read(text: str) -> None:
+    assert str(Partition.parse(text)) == text
+
+
+@pytest.mark.parametrize("text", ["", "iid-3", "dirichlet", "dirichlet--1", "shards-0", "shards-x", "random"])
+def test_what_is_no_partition_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r"partition|greater|could not convert|invalid literal"):
+        Partition.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("arms", "reason"),
+    [
+        ("", "arms"),
+        ('[[arms]]\nname = "a"\n[[arms]]\nname = "A!"\n', "named 'a'"),
+        ('[[arms]]\nname = "a"\nowners = 2\n', "one owner"),
+        ('[[arms]]\nname = "a"\nmode = "pooled"\nwrong_key_owners = 2\n', "more owners"),
+        ('[[arms]]\nname = "a"\ncipher = "plain"\nwrong_key_owners = 1\n', "no key"),
+        ('[[arms]]\nname = "a"\nlocal_epochs = 2\n', "local epochs"),
+        ('[[arms]]\nname = "a"\nmode = "updates"\nlocal_epochs = 3\n', "does not divide"),
+        ('[[arms]]\nname = "a"\nmode = "pooled"\naugmentation = "client"\n', "centralized arms only"),
+        ('[[arms]]\nname = "a"\ncolour = "red"\n', "colour"),
+        ('[[arms]]\nname = "a"\npartition = "random"\n', "no partition"),
+        ("[[arms]\n", "not TOML"),
+        ("arms = 3\n", "malformed"),
+    ],
+)
+def test_a_malformed_scenario_is_refused_with_its_reason(arms: str, reason: str) -> None:
+    with pytest.raises(UsageError, match=reason) as caught:
+        parse("mine", f"{HEAD}{arms}" if arms.startswith("arms") else f"{HEAD}{BUDGETS}\n{arms}")
+    assert "docs/scenarios.md" in caught.value.hint
+
+
+def test_an_unknown_name_is_answered_with_the_known_ones(tmp_path: Path) -> None:
+    with pytest.raises(UsageError) as caught:
+        load(str(tmp_path / "nothing.toml"))
+    assert all(name in caught.value.hint for name in bundled())
+
+
+def test_a_file_is_read_like_a_bundled_one(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f'{HEAD}{BUDGETS}\n[[arms]]\nname = "c"\n')
+    assert load(str(path)) == declared('[[arms]]\nname = "c"\n')
+
+
+def test_the_digest_is_of_what_decides_numbers() -> None:
+    base = '[[arms]]\nname = "c"\n'
+    first = declared(base)
+    assert first.digest(Scale.SMOKE) == parse("mine", f"{HEAD}notes = 'n'\n{BUDGETS}\n{base}").digest(Scale.SMOKE)
+    assert first.digest(Scale.SMOKE) == declared(base).digest(Scale.SMOKE)
+    assert first.digest(Scale.SMOKE) != first.digest(Scale.SMALL)
+    assert first.digest(Scale.SMOKE) != declared(base + "colour_shuffle = true\n").digest(Scale.SMOKE)
+
+
+def test_the_bundled_scenarios_are_the_promised_ones() -> None:
+    promised = {"paper-table2", "paper-table3", "federated", "gradients", "wrong-key", "frontier", "options"}
+    assert set(bundled()) == promised
+
+
+def arms() -> list[tuple[str, Arm]]:
+    return [(name, arm) for name, scenario in bundled().items() for arm in scenario.arms]
+
+
+@pytest.mark.parametrize(("name", "arm"), arms(), ids=lambda value: value if isinstance(value, str) else value.slug)
+def test_every_bundled_arm_has_a_cipher_a_network_and_sound_settings(name: str, arm: Arm, tmp_path: Path) -> None:
+    scenario = bundled()[name]
+    for scale in Scale:
+        budget = scenario.budget(scale)
+        material = digits(arm.size or budget.size, 20, 10)
+        settings = ArmRun(arm, budget, material, 0, tmp_path, None, None).settings()  # type: ignore[arg-type]
+        assert settings.training.epochs == budget.epochs
+        assert settings.training.base_maps == budget.base_maps
+        if scale is Scale.SMOKE:
+            build_network(settings.network_config(), 0)
+            if arm.spec is not None:
+                assert arm.spec.name in cipher_names()
+                make_cipher(arm.spec, MasterKey.generate()).encrypt(material.train)
+
+
+def test_the_papers_tables_are_the_papers() -> None:
+    """Every number of the paper's tables 2 and 3, with the setting it belongs to."""
+    table2 = {arm.name: arm.published.accuracy for arm in bundled()["paper-table2"].arms if arm.published}
+    assert sorted(table2.values()) == [56.41, 58.59, 69.03, 82.51, 85.15, 86.16, 86.99, 92.98]
+    assert table2["NP, adaptation"] == 86.99
+    assert table2["NP + shuffle"] == 82.51
+    table3 = {arm.name: arm.published.accuracy for arm in bundled()["paper-table3"].arms if arm.published}
+    assert sorted(table3.values()) == [56.41, 85.15, 85.84, 86.99, 90.65, 92.94]
+    for scenario in ("paper-table2", "paper-table3"):
+        for arm in bundled()[scenario].arms:
+            if arm.published is not None:
+                assert arm.spec is None or arm.spec.scope == "fixed"
+                assert arm.padding == "fill"
+                assert not arm.mirrored_views
+                assert arm.features == "values"
+                assert arm.mode is Mode.CENTRALIZED
+        paper = bundled()[scenario].paper
+        assert (paper.epochs, paper.batch_size, paper.learning_rate, paper.base_maps) == (300, 128, 0.1, 64)
+        assert (paper.schedule, paper.images, paper.held_out) == ("paper", None, None)

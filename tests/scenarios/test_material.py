@@ -1,0 +1,86 @@
+"""The images of a scenario: which are taken, and that a cache keeps them as they are."""
+
+from __future__ import annotations
+
+import stat
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ppfed.errors import BadImagesError, DataError
+from scenarios.material import Material, digits, read_images
+
+
+@pytest.fixture
+def class_folder(tmp_path: Path) -> Path:
+    """Two classes of twenty images; the pixel value is the image's number."""
+    for label, name in enumerate(("cat", "dog")):
+        folder = tmp_path / "data" / name
+        folder.mkdir(parents=True)
+        for number in range(20):
+            pixels = np.full((8, 8, 3), 100 * label + number, dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / f"{number:02d}.png")
+    return tmp_path / "data"
+
+
+def test_every_tenth_image_is_held_out_where_no_split_is_given(class_folder: Path) -> None:
+    material = read_images(class_folder, 8, None, None)
+    assert material.classes == ("cat", "dog")
+    assert material.held_out.pixels[:, 0, 0, 0].tolist() == [9, 19, 109, 119]
+    assert len(material.train) == 36
+    assert set(material.train.pixels[:, 0, 0, 0].tolist()).isdisjoint({9, 19, 109, 119})
+
+
+def test_the_first_images_of_each_class_are_taken(class_folder: Path) -> None:
+    material = read_images(class_folder, 8, 6, 2)
+    assert material.train.pixels[:, 0, 0, 0].tolist() == [0, 1, 2, 100, 101, 102]
+    assert material.train_labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert material.held_out.pixels[:, 0, 0, 0].tolist() == [9, 109]
+
+
+def test_too_few_images_are_refused(class_folder: Path) -> None:
+    with pytest.raises(DataError, match="rarest class has 18"):
+        read_images(class_folder, 8, 100, None)
+
+
+def test_bad_images_are_named(class_folder: Path) -> None:
+    (class_folder / "cat" / "broken.png").write_bytes(b"no image")
+    with pytest.raises(BadImagesError, match=r"broken\.png"):
+        read_images(class_folder, 8, None, None)
+
+
+def test_digits_have_disjoint_splits_of_all_classes() -> None:
+    material = digits(16, 200, 100)
+    assert material.train.pixels.shape == (200, 16, 16, 3)
+    assert np.bincount(material.train_labels).tolist() == [20] * 10
+    assert np.bincount(material.held_out_labels).tolist() == [10] * 10
+    train = {image.tobytes() for image in material.train.pixels}
+    assert not train.intersection(image.tobytes() for image in material.held_out.pixels)
+
+
+def test_a_cache_is_private_and_keeps_everything(tmp_path: Path) -> None:
+    material = digits(8, 20, 10)
+    path = tmp_path / "8.npz"
+    material.save(path)
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert Material.load(path).digest() == material.digest()
+
+
+def test_the_digest_changes_with_one_pixel_and_with_one_label() -> None:
+    material = digits(8, 20, 10)
+    pixels, labels = material.train.pixels.copy(), material.train_labels.copy()
+    pixels[3, 4, 5, 1] ^= 1
+    labels[7] = (labels[7] + 1) % 10
+    first = material.digest()
+    assert digits(8, 20, 10).digest() == first
+    changed = [
+        Material(material.classes, type(material.train)(pixels), material.train_labels, *held_out(material)),
+        Material(material.classes, material.train, labels, *held_out(material)),
+    ]
+    assert first not in {one.digest() for one in changed}
+
+
+def held_out(material: Material) -> tuple:  # type: ignore[type-arg]
+    return material.held_out, material.held_out_labels

@@ -1,0 +1,295 @@
+"""The engine: results survive whatever happens to the processes, and are never mixed."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ppfed.errors import DataError, UsageError
+from scenarios import results
+from scenarios.declaration import Scale, Scenario, load
+from scenarios.results import Result, RunRecord
+from scenarios.run import RunFolder, Runner, Watcher, code_digest, jobs_of, open_run
+
+KILLS = int(os.environ.get("PPFED_TEST_KILLS", "4"))
+"""How often the run is killed; 'PPFED_TEST_KILLS=20' is the full proof."""
+
+PPFED = (sys.executable, "-c", "from ppfed.cli.main import main; main()")
+BUDGET = "size = 8\nepochs = 4\nbase_maps = 2\nbatch_size = 16\nimages = 100\nheld_out = 50\n"
+TINY = (
+    'title = "t"\nquestion = "q"\n'
+    + "".join(f"[{scale}]\n{BUDGET}" for scale in Scale)
+    + """
+[[arms]]
+name = "plain"
+cipher = "plain"
+
+[[arms]]
+name = "fresh"
+colour_shuffle = true
+
+[[arms]]
+name = "client"
+scope = "fixed"
+augmentation = "client"
+
+[[arms]]
+name = "alone"
+mode = "alone"
+owners = 2
+"""
+)
+
+
+@pytest.fixture
+def scenario_file(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+@pytest.fixture
+def tiny(scenario_file: Path) -> Scenario:
+    return load(str(scenario_file))
+
+
+def begin(scenario: Scenario, folder: Path, scale: Scale = Scale.SMOKE, data: Path | None = None) -> RunRecord:
+    return open_run(scenario, scale, data, folder, "cpu", 2, lambda _count: None)
+
+
+def run(scenario: Scenario, folder: Path, watcher: Watcher | None = None) -> list[str]:
+    record = begin(scenario, folder)
+    failed = Runner(RunFolder(folder), "cpu", 2, watcher or Watcher()).run(jobs_of(record, None))
+    return [job.slug for job in failed]
+
+
+def comparable(folder: Path) -> dict[tuple[str, int], Result]:
+    """Return all results but for the time they took."""
+    found = {}
+    for one in results.read(folder):
+        curve = tuple(row.model_copy(update={"seconds": 0.0}) for row in one.curve)
+        assert (one.arm, one.seed) not in found
+        found[one.arm, one.seed] = one.model_copy(update={"seconds": 0.0, "curve": curve})
+    return found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    (folder / "tiny.toml").write_text(TINY)
+    assert run(load(str(folder / "tiny.toml")), folder / "run") == []
+    return folder / "run"
+
+
+def test_every_arm_has_a_result_and_nothing_else_is_left(undisturbed: Path) -> None:
+    found = results.read(undisturbed)
+    assert {one.arm for one in found} == {"plain", "fresh", "client", "alone"}
+    for one in found:
+        assert [row.passes for row in one.curve] == [1, 2, 3, 4]
+        assert one.held_out_images == 50
+    assert not (undisturbed / "images").exists()
+    assert not [path for path in (undisturbed / "arms").iterdir() if path.is_dir()]
+
+
+def test_finished_arms_are_not_run_again(undisturbed: Path, tiny: Scenario) -> None:
+    before = (undisturbed / results.RESULTS_FILE).read_bytes()
+    started: list[str] = []
+    assert run(tiny, undisturbed, Watcher(started=lambda job: started.append(job.slug))) == []
+    assert started == []
+    assert (undisturbed / results.RESULTS_FILE).read_bytes() == before
+
+
+def test_more_seeds_are_added_to_what_is_there(tiny: Scenario, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    record = begin(tiny, folder)
+    jobs = [job for job in jobs_of(record, 2) if job.arm == "plain"]
+    runner = Runner(RunFolder(folder), "cpu", 2, Watcher())
+    assert runner.run(jobs[:1]) == []
+    first = results.read(folder)
+    assert begin(tiny, folder) == record
+    assert runner.run(jobs) == []
+    both = results.read(folder)
+    assert [one.seed for one in both] == [0, 1]
+    assert both[:1] == first
+    assert both[0].curve[0].train_loss != both[1].curve[0].train_loss
+
+
+@pytest.mark.slow
+def test_a_run_that_is_killed_again_and_again_ends_with_the_same_results(
+    undisturbed: Path, scenario_file: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "run"
+    command = [*PPFED, "scenario", "run", str(scenario_file), "--jobs", "2", "--out", str(folder), "--device", "cpu"]
+    randomness = random.Random(1)
+    killed = 0
+    while killed < KILLS:
+        runner = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        # From before the images are read to the last arm: an undisturbed run takes about twice the longest wait.
+        time.sleep(randomness.uniform(0.5, 12.0))
+        killed += runner.poll() is None
+        runner.kill()
+        runner.wait()
+        if killed == KILLS - 1 and (folder / results.RESULTS_FILE).exists():
+            # As if the power had failed in the middle of a line.
+            with (folder / results.RESULTS_FILE).open("a") as file:
+                file.write('{"arm": "pla')
+        if len(results.read(folder)) == len(results.read(undisturbed)):
+            break
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert killed
+    assert comparable(folder) == comparable(undisturbed)
+
+
+def processes_of(folder: Path) -> list[int]:
+    found = subprocess.run(["pgrep", "-f", f"scenarios.worker {folder}"], capture_output=True, text=True, check=False)
+    return [int(pid) for pid in found.stdout.split()]
+
+
+def wait_until(condition: Callable[[], bool], timeout_s: float = 60.0) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_arms_do_not_outlive_their_runner(how: signal.Signals, scenario_file: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    runner = subprocess.Popen(
+        [*PPFED, "scenario", "run", str(scenario_file), "--out", str(folder), "--device", "cpu"],
+        stderr=subprocess.PIPE,
+    )
+    wait_until(lambda: bool(processes_of(folder)))
+    runner.send_signal(how)
+    _, errors = runner.communicate(timeout=60)
+    wait_until(lambda: not processes_of(folder), 20.0)
+    if how is signal.SIGINT:
+        assert runner.returncode == 130
+        assert b"goes on from here" in errors
+        assert b"Traceback" not in errors
+
+
+def test_results_of_other_settings_data_or_code_are_refused(
+    undisturbed: Path, tiny: Scenario, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = {path: path.read_bytes() for path in undisturbed.iterdir() if path.is_file()}
+    first = tiny.arms[0].model_copy(update={"label_smoothing": 0.1})
+    changed = tiny.model_copy(update={"arms": (first, *tiny.arms[1:])})
+    with pytest.raises(UsageError, match="settings differ"):
+        begin(changed, undisturbed)
+    with pytest.raises(UsageError, match="settings, data differ"):
+        begin(tiny, undisturbed, Scale.SMALL, write_images(tmp_path / "data"))
+    with pytest.raises(UsageError, match="data differ"):
+        begin(tiny, undisturbed, data=write_images(tmp_path / "data"))
+    monkeypatch.setattr("scenarios.run.code_digest", lambda: "0" * 64)
+    with pytest.raises(UsageError, match="code differ"):
+        begin(tiny, undisturbed)
+    assert {path: path.read_bytes() for path in undisturbed.iterdir() if path.is_file()} == before
+
+
+def write_images(folder: Path) -> Path:
+    """Ten classes of 20 images: enough for the tiny scenario, and not the digits."""
+    randomness = np.random.default_rng(0)
+    for label in range(10):
+        (folder / str(label)).mkdir(parents=True, exist_ok=True)
+        for number in range(70):
+            pixels = randomness.integers(0, 256, (8, 8, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(folder / str(label) / f"{number}.png")
+    return folder
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(tiny: Scenario, tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("important")
+    with pytest.raises(UsageError, match="not empty"):
+        begin(tiny, tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"thesis.txt", "tiny.toml"}
+
+
+def test_scales_beyond_smoke_want_images(tiny: Scenario, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="needs images"):
+        begin(tiny, tmp_path / "run", Scale.SMALL)
+
+
+def test_two_runners_do_not_share_a_folder(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path / "run")
+    with folder.locked(), pytest.raises(UsageError, match="at work"), RunFolder(tmp_path / "run").locked():
+        pass
+
+
+def test_an_arm_that_fails_is_named_and_costs_no_other(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"
+    # Blocks of 4 pixels do not fit images of 6.
+    path.write_text(TINY.replace("size = 8", "size = 6").replace('name = "client"', 'name = "le"\ncipher = "le-v1"'))
+    reasons: list[str] = []
+    watcher = Watcher(failed=lambda _job, reason: reasons.append(reason))
+    assert run(load(str(path)), tmp_path / "run", watcher) == ["le"]
+    assert len(reasons) == 1
+    assert "4" in reasons[0]
+    assert {one.arm for one in results.read(tmp_path / "run")} == {"plain", "fresh", "alone"}
+    # What a second try needs is kept.
+    assert (tmp_path / "run" / "images").exists()
+
+
+def test_a_line_that_was_cut_off_is_no_result(undisturbed: Path, tmp_path: Path) -> None:
+    whole = (undisturbed / results.RESULTS_FILE).read_bytes()
+    copy = tmp_path / results.RESULTS_FILE
+    copy.write_bytes(whole[:-20])
+    assert results.read(tmp_path) == results.read(undisturbed)[:-1]
+    results.mend(tmp_path)
+    results.append(tmp_path, results.read(undisturbed)[-1])
+    assert copy.read_bytes() == whole
+
+
+def test_damage_elsewhere_is_no_cut(undisturbed: Path, tmp_path: Path) -> None:
+    lines = (undisturbed / results.RESULTS_FILE).read_bytes().splitlines(keepends=True)
+    (tmp_path / results.RESULTS_FILE).write_bytes(b'{"arm": 3}\n' + lines[1])
+    with pytest.raises(DataError, match="damaged"):
+        results.read(tmp_path)
+
+
+def test_the_code_digest_sees_what_trains_and_not_how_it_looks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "package"
+    (package / "report").mkdir(parents=True)
+    for name in ("__init__.py", "train.py", "display.py", "report/__init__.py"):
+        (package / name).write_text("")
+    monkeypatch.setattr("scenarios.run._PACKAGES", ("package",))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    first = code_digest()
+    (package / "report" / "__init__.py").write_text("colour = 'red'")
+    (package / "display.py").write_text("colour = 'red'")
+    assert code_digest() == first
+    (package / "train.py").write_text("rate = 1")
+    assert code_digest() != first
+
+
+def test_the_command_ends_with_a_report_and_names_what_failed(tmp_path: Path) -> None:
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY.replace("size = 8", "size = 6").replace('name = "client"', 'name = "le"\ncipher = "le-v1"'))
+    command = [*PPFED, "scenario", "run", str(path), "--out", str(tmp_path / "run"), "--jobs", "2", "--device", "cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "1 of 4 runs failed: le" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert "/run/report.html" in done.stdout
+    assert (tmp_path / "run" / "report.md").read_text() in done.stdout
+
+    again = subprocess.run([*PPFED, "scenario", "report", str(tmp_path / "run")], capture_output=True, check=True)
+    assert again.stdout.split() == [str(tmp_path / "run" / name).encode() for name in ("report.html", "report.md")]
+
+
+def test_an_unknown_scale_is_answered_with_the_known_ones(scenario_file: Path) -> None:
+    done = subprocess.run(
+        [*PPFED, "scenario", "run", str(scenario_file), "--scale", "huge"], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1
+    assert "smoke, small or paper" in done.stderr
