@@ -36,7 +36,7 @@ from scenarios.results import CurveRow, Result
 
 WRONG_KEY_QUERIES = "queries under the wrong key"
 
-_EXCHANGES = {Mode.UPDATES: Exchange.UPDATES}
+_EXCHANGES = {Mode.POOLED: Exchange.IMAGES, Mode.UPDATES: Exchange.UPDATES}
 _NO_AUGMENTATION = {"shift": 0, "horizontal_flip": False}
 _CLIENT_AUGMENTATION = 1 << 32
 """Added to the seed of augmentation at the client, so that it does not repeat the order of images."""
@@ -116,7 +116,7 @@ class ArmRun:
             return self._alone()
         if self._arm.mode in _EXCHANGES:
             return self._federated()
-        return self._pooled()
+        return self._centralized()
 
     def settings(self) -> FederationSettings:
         """Describe the arm as a federation."""
@@ -155,11 +155,11 @@ class ArmRun:
             training=training,
         )
 
-    def _pooled(self) -> Result:
+    def _centralized(self) -> Result:
         owners = self._owners()
-        epochs = self._budget.epochs
-        network, curve = self._train(self._images_of(owners), self._folder, 0, epochs, len(owners))
-        return self._result(network, curve, owners, self._pooled_bytes(), 0)
+        (rows,) = owners
+        network, curve = self._train(self._images_of(rows), self._folder, 0, self._budget.epochs)
+        return self._result(network, curve, owners, self._uploaded_bytes(), 0)
 
     def _alone(self) -> Result:
         owners = self._owners()
@@ -169,7 +169,7 @@ class ArmRun:
         network: ImageClassifier | None = None
         for number, rows in enumerate(owners):
             network, curve = self._train(
-                self._images_of([rows]), self._folder / f"owner-{number}", number * self._budget.epochs, total, 1
+                self._images_of(rows), self._folder / f"owner-{number}", number * self._budget.epochs, total
             )
             accuracies.append(_last_accuracy(curve))
             curves.append(curve)
@@ -211,7 +211,6 @@ class ArmRun:
         folder: Path,
         done_before: int,
         total: int,
-        owners: int,
     ) -> tuple[ImageClassifier, list[CurveRow]]:
         settings = self.settings()
         network = build_network(settings.network_config(), self._seed)
@@ -224,7 +223,7 @@ class ArmRun:
 
         held_out = self._held_out(experiment_key(self._seed))
         for record in train_pooled(
-            network, images_of, held_out, settings, folder / "checkpoint", self._device, on_step, owners
+            network, images_of, held_out, settings, folder / "checkpoint", self._device, on_step, 1
         ):
             row = _curve_row(record, 1)
             curve[row.passes] = row
@@ -298,25 +297,21 @@ class ArmRun:
         source = np.random.SeedSequence([self._seed, list(Split).index(split), epoch])
         return np.random.default_rng(source).integers(0, 256, (count, ID_BYTES), dtype=np.uint8)
 
-    def _images_of(self, owners: list[Int64Array]) -> Callable[[int], ImageTensors]:
+    def _images_of(self, rows: Int64Array) -> Callable[[int], ImageTensors]:
         """Return what each pass trains on: the same images, or, where the client augments, fresh ones."""
-        plain, labels = self._material.train, self._material.train_labels
+        plain, labels = self._material.train.pixels[rows], self._material.train_labels[rows]
+        key = experiment_key(self._seed)
+
+        def augmented(epoch: int) -> ImageTensors:
+            generator = epoch_generator(_CLIENT_AUGMENTATION + self._seed, epoch)
+            moved = Augmentation()(torch.from_numpy(plain), generator).numpy()
+            encrypted = self._encrypt(PlainImages(moved), key, Split.TRAIN, rows, epoch)
+            return ImageTensors.from_numpy(encrypted.pixels, labels, self._device)
+
         if self._arm.augmentation is AugmentationPlace.CLIENT:
-            (rows,) = owners
-            key = experiment_key(self._seed)
-
-            def augmented(epoch: int) -> ImageTensors:
-                generator = epoch_generator(_CLIENT_AUGMENTATION + self._seed, epoch)
-                moved = Augmentation()(torch.from_numpy(plain.pixels[rows]), generator).numpy()
-                encrypted = self._encrypt(PlainImages(moved), key, Split.TRAIN, rows, epoch)
-                return ImageTensors.from_numpy(encrypted.pixels, labels[rows], self._device)
-
             return augmented
-        parts = [
-            self._encrypt(PlainImages(plain.pixels[rows]), self._key_of(number), Split.TRAIN, rows).pixels
-            for number, rows in enumerate(owners)
-        ]
-        images = ImageTensors.from_numpy(np.concatenate(parts), labels[np.concatenate(owners)], self._device)
+        encrypted = self._encrypt(PlainImages(plain), key, Split.TRAIN, rows)
+        images = ImageTensors.from_numpy(encrypted.pixels, labels, self._device)
         return lambda _epoch: images
 
     def _held_out(self, key: MasterKey) -> ImageTensors:
@@ -337,7 +332,7 @@ class ArmRun:
         _write(store, Split.HELD_OUT, test, material.held_out_labels[held_out], settings)
         return Prepared(store, len(rows), len(held_out), copies=1, bad=0, notes={})
 
-    def _pooled_bytes(self) -> int:
+    def _uploaded_bytes(self) -> int:
         """Count what owners upload: pixels, ids and labels; anew for each pass where they augment."""
         height, width, channels = self._material.train.shape
         each = height * width * channels + ID_BYTES + 8

@@ -281,8 +281,8 @@ class _Server:
         return app
 
     def _run(self, grid: Grid) -> None:
-        # The owners rest while the coordinator trains. Threads are counted for each thread apart, and this is one.
-        torch.set_num_threads(self._setup.jobs * self._setup.threads)
+        # Torch counts for each thread apart, and Flower made this one.
+        torch.set_num_threads(self._setup.coordinator_threads)
         observed = ObservedGrid(grid, self._state)
         nodes = observed.seat([owner.name for owner in self._setup.owners])
         with self._state.changing_owners() as owners:
@@ -359,6 +359,6 @@ def _end_with_the_caller() -> None:
 
     def wait() -> None:
         sys.stdin.buffer.read()
-        os.killpg(0, signal.SIGKILL)
+        pass
 
     threading.Thread(target=wait, daemon=True).start()

@@ -42,6 +42,7 @@ from ppfed.services import flower_environment
 from ppfed.store import SHARD_BYTES, ShardStore
 
 _LOOK_S = 0.1
+_COMPLAINTS = ("refused", "no answer", "missed the deadline", "left out")
 _SIMULATED = "simulated"
 # Not -m: Ray finds classes by the name of their module.
 _CHILD = "from scenarios.flower_simulation import main; main()"
@@ -106,6 +107,8 @@ class SimulationSetup(BaseModel):
         Owners that work at the same time, each in a process of its own.
     threads : int
         Of each of these processes.
+    coordinator_threads : int
+        Of the coordinator; in exchange ``images`` the owners rest while it trains.
     ray_folder : Path
         Ray's sockets and logs, and the token without which it takes no orders.
     object_store_bytes : int
@@ -118,6 +121,7 @@ class SimulationSetup(BaseModel):
     device: str
     jobs: int
     threads: int
+    coordinator_threads: int
     ray_folder: Path
     object_store_bytes: int
 
@@ -214,6 +218,7 @@ def simulate(
     state = StateFolder(folder)
     _enrol(state, settings, owners)
     told = 0
+    audited = _audit_bytes(state)
     if state.status().phase is not Phase.FINISHED:
         threads = torch.get_num_threads()
         most = threads if device.type == "cpu" else _MOST_JOBS_ON_A_GPU
@@ -224,14 +229,16 @@ def simulate(
                 device=device.type,
                 jobs=jobs,
                 threads=max(1, threads // jobs),
+                coordinator_threads=threads,
                 ray_folder=ray_folder,
                 object_store_bytes=_OBJECT_STORE_BYTES + jobs * _MESSAGES_PER_JOB * _message_bytes(settings),
             ).write(state)
             with _process(state, device, ray_folder, max(1, threads // jobs)) as process:
-                while _running(process):
+                # Once the federation is finished, the process only tidies up Ray's, which end with it.
+                while _running(process) and state.status().phase is not Phase.FINISHED:
                     told = _tell(state, told, on_round)
                     time.sleep(_LOOK_S)
-        _require_success(state, process.returncode)
+        _require_success(state, process.returncode, audited)
     _tell(state, told, on_round)
     sent, received = _count_bytes(state)
     return SimulationResult(tuple(state.status().rounds), state.model, received, sent)
@@ -380,19 +387,33 @@ def _tell(state: StateFolder, told: int, on_round: Callable[[RoundRecord], None]
     return told
 
 
-def _require_success(state: StateFolder, code: int) -> None:
-    log = log_file(state)
+def _require_success(state: StateFolder, code: int, audited: int) -> None:
+    if state.status().phase is Phase.FINISHED:
+        return
     try:
         failure = SimulationFailure.model_validate_json((state.folder / _FAILURE).read_bytes())
     except FileNotFoundError:
-        if code == 0 and state.status().phase is Phase.FINISHED:
-            return
         how = f"was ended by signal {-code}" if code < 0 else f"ended with exit code {code}"
         failure = SimulationFailure(
-            message=f"the process that simulated the federation {how} in round {len(state.status().rounds) + 1}",
+            message=f"the process that simulated the federation {how} after {len(state.status().rounds)} rounds",
             hint="Where memory ran out, let fewer owners work at a time.",
         )
-    raise FederationError(failure.message, hint=f"{failure.hint}\nThe log is {log}.".strip())
+    message = "; ".join([failure.message, *_last_complaint(state, audited)])
+    raise FederationError(message, hint=f"{failure.hint}\nThe log is {log_file(state)}.".strip())
+
+
+def _audit_bytes(state: StateFolder) -> int:
+    path = state.folder / "audit.jsonl"
+    return path.stat().st_size if path.exists() else 0
+
+
+def _last_complaint(state: StateFolder, audited: int) -> list[str]:
+    """Find the last thing that the audit trail says of an owner behind its first ``audited`` bytes: the likely cause."""
+    with (state.folder / "audit.jsonl").open("ab+") as file:
+        file.seek(audited)
+        events = [json.loads(line) for line in file]
+    complaints = [event for event in events if event["event"] in _COMPLAINTS and "owner" in event]
+    return [f"{one['owner']}: {one.get('reason', one['event'])}" for one in complaints[-1:]]
 
 
 def _count_bytes(state: StateFolder) -> tuple[int, int]:

@@ -16,7 +16,7 @@ from ppfed.images.source import Split
 from ppfed.images.types import EncryptedImages, UInt8Array
 from ppfed.network import build_network
 from ppfed.training import ImageTensors, epoch_generator, evaluate
-from scenarios.arms import WRONG_KEY_QUERIES, ArmRun, Progress, experiment_key
+from scenarios.arms import ArmRun, Progress, experiment_key
 from scenarios.declaration import Arm, Budget
 from scenarios.material import Material, digits
 from scenarios.results import Result
@@ -70,15 +70,33 @@ def test_a_plain_centralized_arm_is_a_plain_training(material: Material, tmp_pat
     assert found.accuracy == evaluate(network, held_out).accuracy
 
 
-def test_pooling_the_images_of_owners_changes_their_order_and_nothing_else(material: Material, tmp_path: Path) -> None:
-    alone = arm_run(material, tmp_path)
-    pooled = arm_run(material, tmp_path, mode="pooled", owners=4, partition="dirichlet-0.5")
-    one = alone._images_of(alone._owners())(0)
-    four = pooled._images_of(pooled._owners())(0)
-    assert sorted(map(bytes, one.images.numpy())) == sorted(map(bytes, four.images.numpy()))
-    assert not torch.equal(one.images, four.images)
-    labels = {bytes(image): int(label) for image, label in zip(one.images.numpy(), one.labels, strict=True)}
-    assert [labels[bytes(image)] for image in four.images.numpy()] == four.labels.tolist()
+def stored(arm: ArmRun, split: Split) -> list[ImageTensors]:
+    """Return what each owner's store holds."""
+    owners, settings = arm._owners(), arm.settings()
+    parts = arm._held_out_parts(len(owners))
+    prepared = [arm._prepare(number, rows, parts[number], settings) for number, rows in enumerate(owners)]
+    return [ImageTensors.from_shards(list(one.store.shards(split)), settings.shape, CPU) for one in prepared]
+
+
+@pytest.mark.parametrize("split", Split)
+def test_owners_together_hold_what_a_centralized_arm_holds(material: Material, tmp_path: Path, split: Split) -> None:
+    centralized = arm_run(material, tmp_path / "a", scope="fixed", colour_shuffle=True)
+    pooled = arm_run(
+        material, tmp_path / "b", scope="fixed", colour_shuffle=True, mode="pooled", owners=4, partition="dirichlet-0.5"
+    )
+    if split is Split.TRAIN:
+        (rows,) = centralized._owners()
+        whole = centralized._images_of(rows)(0)
+    else:
+        whole = centralized._held_out(experiment_key(0))
+    parts = stored(pooled, split)
+    assert len(parts) == 4
+    # As multisets of (image, label).
+    expected = sorted(
+        (bytes(image), int(label)) for image, label in zip(whole.images.numpy(), whole.labels, strict=True)
+    )
+    found = [(bytes(i), int(la)) for part in parts for i, la in zip(part.images.numpy(), part.labels, strict=True)]
+    assert sorted(found) == expected
 
 
 def decrypted(pixels: UInt8Array, arm: ArmRun, epoch: int = 0) -> UInt8Array:
@@ -94,7 +112,7 @@ def test_a_client_augments_before_it_encrypts_and_anew_each_pass(
     material: Material, tmp_path: Path, scope: str
 ) -> None:
     arm = arm_run(material, tmp_path, scope=scope, augmentation="client", colour_shuffle=True)
-    images_of = arm._images_of(arm._owners())
+    images_of = arm._images_of(arm._owners()[0])
     plain = [decrypted(images_of(epoch).images.numpy(), arm, epoch) for epoch in (0, 1)]
     assert not np.array_equal(plain[0], plain[1])
     for pixels in plain:
@@ -112,27 +130,26 @@ def test_a_client_augments_before_it_encrypts_and_anew_each_pass(
 
 def test_a_pass_of_a_client_can_be_repeated(material: Material, tmp_path: Path) -> None:
     arms = [arm_run(material, tmp_path, augmentation="client") for _ in range(2)]
-    first, second = (arm._images_of(arm._owners())(2).images for arm in arms)
+    first, second = (arm._images_of(arm._owners()[0])(2).images for arm in arms)
     assert torch.equal(first, second)
 
 
 def test_one_owners_wrong_key_spoils_its_images_alone(material: Material, tmp_path: Path) -> None:
-    right = arm_run(material, tmp_path, mode="pooled", owners=4, scope="fixed")
-    wrong = arm_run(material, tmp_path, mode="pooled", owners=4, scope="fixed", wrong_key_owners=1)
-    owners = right._owners()
-    first, second = (arm._images_of(owners)(0).images for arm in (right, wrong))
-    size = len(owners[0])
-    assert torch.equal(first[size:], second[size:])
-    changed = (first[:size] != second[:size]).flatten(1).any(1)
-    assert bool(changed.all())
-    assert WRONG_KEY_QUERIES in wrong.run().query_accuracies
-    assert right.run().query_accuracies == {}
+    right = arm_run(material, tmp_path / "a", mode="pooled", owners=4, scope="fixed")
+    wrong = arm_run(material, tmp_path / "b", mode="pooled", owners=4, scope="fixed", wrong_key_owners=1)
+    first, second = stored(right, Split.TRAIN), stored(wrong, Split.TRAIN)
+    assert bool((first[0].images != second[0].images).flatten(1).any(1).all())
+    for one, other in zip(first[1:], second[1:], strict=True):
+        assert torch.equal(one.images, other.images)
+    # What accuracy is measured with is under the agreed key in both.
+    for one, other in zip(stored(right, Split.HELD_OUT), stored(wrong, Split.HELD_OUT), strict=True):
+        assert torch.equal(one.images, other.images)
 
 
 def test_held_out_images_are_the_same_in_every_arm_of_a_seed(material: Material, tmp_path: Path) -> None:
     key = experiment_key(0)
     first = arm_run(material, tmp_path)._held_out(key)
-    second = arm_run(material, tmp_path, mode="pooled", owners=4, adaptation=())._held_out(key)
+    second = arm_run(material, tmp_path, mode="alone", owners=4, adaptation=())._held_out(key)
     assert torch.equal(first.images, second.images)
     other = arm_run(material, tmp_path, seed=1)._held_out(experiment_key(1))
     assert not torch.equal(first.images, other.images)
@@ -146,9 +163,9 @@ def test_each_owner_alone_is_the_mean_of_owners(material: Material, tmp_path: Pa
     assert (result.bytes_to_coordinator, result.bytes_from_coordinator) == (0, 0)
 
 
-def test_the_bytes_of_pooled_images_are_counted(material: Material, tmp_path: Path) -> None:
+def test_the_bytes_of_uploaded_images_are_counted(material: Material, tmp_path: Path) -> None:
     each = 8 * 8 * 3 + 12 + 8
-    assert run(material, tmp_path / "a", mode="pooled", owners=2).bytes_to_coordinator == 300 * each
+    assert run(material, tmp_path / "a").bytes_to_coordinator == 300 * each
     client = run(material, tmp_path / "b", augmentation="client")
     assert client.bytes_to_coordinator == (3 * 200 + 100) * each
 

@@ -1,0 +1,45 @@
+"""Every bundled scenario runs at scale ``smoke``, from the command to the report."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scenarios import results
+from scenarios.declaration import Mode, bundled
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("name", list(bundled()))
+def test_a_bundled_scenario_runs(name: str, tmp_path: Path) -> None:
+    scenario = bundled()[name]
+    done = subprocess.run(
+        [
+            *(sys.executable, "-c", "from ppfed.cli.main import main; main()"),
+            *("scenario", "run", name, "--out", str(tmp_path / "run"), "--jobs", "2", "--device", "cpu"),
+        ],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+
+    found = {one.arm: one for one in results.read(tmp_path / "run")}
+    assert list(found) != []
+    assert set(found) == {arm.name for arm in scenario.arms}
+    for arm in scenario.arms:
+        one = found[arm.name]
+        # Each arm makes all passes over all images, and is measured on all that are held out.
+        assert one.curve[-1].passes == scenario.smoke.epochs
+        assert sum(one.owner_images) == scenario.smoke.images
+        assert one.held_out_images == scenario.smoke.held_out
+        assert (one.bytes_to_coordinator > 0) is (arm.mode is not Mode.ALONE)
+        assert (one.bytes_from_coordinator > 0) is (arm.mode not in {Mode.CENTRALIZED, Mode.ALONE})
+
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "These numbers say that everything runs, and nothing else." in page
+    assert all(arm.group in page for arm in scenario.arms)
