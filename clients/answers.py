@@ -1,4 +1,4 @@
-"""How often an owner has answered in exchange ``updates``; kept across restarts.
+"""How often an owner has answered in exchanges ``updates`` and ``gradients``; kept across restarts.
 
 Each answer tells the coordinator something about the owner's images. A coordinator that could ask again and again, with
 weights of its choosing, would learn more than the rounds that were agreed tell.
@@ -17,18 +17,21 @@ from ppfed.errors import DataError, PeerDataError
 from ppfed.federation import Invite
 
 MOST_ANSWERS = 5
-"""In one round: answers get lost, and a coordinator that is started again asks again."""
+"""To one question: answers get lost, and a coordinator that is started again asks again."""
 
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    version: Literal[1] = 1
+    version: Literal[2] = 2
     invite: str
     """SHA-256 of the invite's token: who joins with another invite agrees afresh."""
     round: int = Field(default=0, ge=0)
     """The last one answered; the evaluation at the end counts as one more round."""
-    answers: int = Field(default=0, ge=0)
+    answers: dict[int, int] = {}
+    """In that round: how often each of its questions was answered."""
+    steps: int | None = None
+    """Of each pass, as the coordinator first said it."""
 
 
 class AnswerLimit:
@@ -60,21 +63,47 @@ class AnswerLimit:
             ) from None
         self._record = record if record.invite == fresh.invite else fresh
 
-    def require(self, number: int) -> None:
-        """Refuse a round that must not be answered any more.
+    def require(self, number: int, question: int = 0) -> None:
+        """Refuse a question that must not be answered any more.
+
+        Parameters
+        ----------
+        number : int
+            The round.
+        question : int
+            Within the round; in exchange ``gradients`` the steps count from 1. A coordinator that was killed goes back
+            to its last checkpoint, which is never of an earlier round.
 
         Raises
         ------
         PeerDataError
-            If a later round was answered, or this one often enough.
+            If a later round was answered, or this question often enough.
         """
         if number < self._record.round:
             raise PeerDataError("the coordinator asked for a round before the last one that was answered")
-        if number == self._record.round and self._record.answers >= MOST_ANSWERS:
-            raise PeerDataError(f"the coordinator asked for a round that was answered {MOST_ANSWERS} times")
+        if number == self._record.round and self._record.answers.get(question, 0) >= MOST_ANSWERS:
+            what = "a step" if question else "a round"
+            raise PeerDataError(f"the coordinator asked for {what} that was answered {MOST_ANSWERS} times")
 
-    def count(self, number: int) -> None:
-        """Count an answer; it is on disk when this returns, so that the answer may leave."""
-        answers = self._record.answers if number == self._record.round else 0
-        self._record = self._record.model_copy(update={"round": number, "answers": answers + 1})
+    def require_steps(self, steps: int) -> None:
+        """Refuse another number of steps than the first answer was based on.
+
+        Otherwise a coordinator could cut the images in another way with each question, and learn from the differences.
+
+        Raises
+        ------
+        PeerDataError
+        """
+        if self._record.steps not in (None, steps):
+            raise PeerDataError("the coordinator changed the number of steps of a pass")
+
+    def count(self, number: int, question: int = 0, steps: int | None = None) -> None:
+        """Count an answer; it is on disk when this returns, so that the answer may leave.
+
+        ``steps`` is kept if it is the first.
+        """
+        answers = dict(self._record.answers) if number == self._record.round else {}
+        answers[question] = answers.get(question, 0) + 1
+        kept = steps if self._record.steps is None else self._record.steps
+        self._record = self._record.model_copy(update={"round": number, "answers": answers, "steps": kept})
         write_atomic(self._file, self._record.model_dump_json())

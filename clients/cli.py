@@ -66,7 +66,7 @@ def join(
     if augment_copies > 1 and settings.exchange is not Exchange.IMAGES:
         raise UsageError(
             "--augment-copies belongs to exchange 'images'",
-            hint="In exchange 'updates' you augment afresh in each epoch anyway: leave the option out.",
+            hint=f"In exchange '{settings.exchange}' you augment afresh in each epoch anyway: leave the option out.",
         )
     master = load_key(key)
     fingerprint = master.fingerprint
@@ -117,8 +117,9 @@ def _announce(console: Console, invite: Invite, source: ImageSource, data: Path,
     """Say what the owner is about to agree to."""
     from clients.join import what_leaves
     from clients.preparation import by_position
-    from ppfed.ciphers.spec import Scope
+    from ppfed.ciphers.spec import Scope, cipher_info
     from ppfed.cli.console import print_line
+    from ppfed.cli.options import fixed_scope_weakness
 
     settings = invite.federation
     lines = [
@@ -140,8 +141,9 @@ def _announce(console: Console, invite: Invite, source: ImageSource, data: Path,
         print_line(console, line)
     warning = "[bold red]warning:[/]"
     if settings.cipher.scope is Scope.FIXED:
-        console.print(f"{warning} one mask for all images is recovered from the ciphertexts alone.", soft_wrap=True)
-    if settings.channels > 1 and not settings.cipher.colour_shuffle:
+        console.print(f"{warning} fixed scope uses {fixed_scope_weakness(settings.cipher.spec)}.", soft_wrap=True)
+    shuffles = cipher_info(settings.cipher.name).colour_shuffle
+    if settings.channels > 1 and shuffles and not settings.cipher.colour_shuffle:
         console.print(
             f"{warning} without colour shuffle, structure and colours of an image are within reach of whoever has its "
             "ciphertext.",

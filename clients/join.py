@@ -47,7 +47,7 @@ class Summary:
     message : str
         Why there is no model; empty otherwise.
     bytes_out : int
-        Bytes of encrypted images or of weights handed to Flower.
+        Bytes of encrypted images, weights or gradients handed to Flower.
     seconds : float
         From joining to the end.
     """
@@ -142,6 +142,14 @@ def what_leaves(settings: FederationSettings) -> str:
     """Say in one sentence what an owner sends in this federation."""
     if settings.exchange is Exchange.IMAGES:
         return "every encrypted image and its label, once, to the coordinator's disk"
+    if settings.exchange is Exchange.GRADIENTS:
+        return (
+            f"in each of {settings.training.rounds} rounds, a gradient for each training step: over all your encrypted "
+            f"images in turn, at least {settings.training.min_local_batch} at a time; with each, the mean and variance "
+            "that every batch-norm layer saw, and the training loss; after each round, the loss on your held-out "
+            "images and how many of them were classified rightly; no image, but the gradient of a few images can be "
+            "turned back into them, encrypted as they are (docs/threat-model.md)"
+        )
     return (
         f"in each of {settings.training.rounds} rounds, the network's weights after training on your encrypted images "
         "and the training loss; with them, and once more at the end, the loss on your held-out images and how many of "

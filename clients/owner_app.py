@@ -1,11 +1,11 @@
 """The owner's ClientApp: answers the coordinator's messages from the encrypted store. It holds no key.
 
-It does what was agreed in the invite and nothing else: in exchange ``updates`` no message makes it send images.
+It does what was agreed in the invite and nothing else: in exchanges ``updates`` and ``gradients`` no message makes it
+send images.
 """
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,7 @@ from clients.preparation import Prepared
 from ppfed import wire
 from ppfed.errors import DataError, ModelError, PeerDataError
 from ppfed.federation import Exchange, FederationSettings, describe_invalid
+from ppfed.gradients import Turns, owner_offset, partial_gradient, step_generator, steps_of_pass
 from ppfed.images.source import Split
 from ppfed.model_folder import ModelCard, curve_from_json, write_model
 from ppfed.network import build_network
@@ -56,7 +57,7 @@ class OwnerApp:
         Where the final model is written.
     display : Display
     limit : AnswerLimit or None
-        Counts the rounds that are answered in exchange ``updates``; None does not.
+        Counts what is answered in exchanges ``updates`` and ``gradients``; None does not.
     """
 
     def __init__(
@@ -80,6 +81,8 @@ class OwnerApp:
         self._layout = network_layout(self._network)
         self._images: dict[Split, ImageTensors] = {}
         self._sent: set[wire.ShardName] = set()
+        self._pass = 0
+        self._losses: dict[int, tuple[float, int]] = {}
         self.bytes_out = 0
         self.farewell: wire.Farewell | None = None
         self.card: ModelCard | None = None
@@ -99,6 +102,10 @@ class OwnerApp:
         @app.train()
         def train(message: Message, _context: Context) -> Message:
             return Message(self._train(message.content), reply_to=message)
+
+        @app.train("gradient")
+        def gradient(message: Message, _context: Context) -> Message:
+            return Message(self._gradient(message.content), reply_to=message)
 
         @app.evaluate()
         def evaluate_weights(message: Message, _context: Context) -> Message:
@@ -142,7 +149,7 @@ class OwnerApp:
         evaluation = evaluate(self._network, self._tensors(Split.HELD_OUT))
         self._display.round_started(order.round, rounds, evaluation)
         # A fresh optimizer each round: momentum belongs to a path of weights that the average has left.
-        trainer = Trainer(self._network, self._settings.training_config(_seed_offset(self._owner)), self._device)
+        trainer = Trainer(self._network, self._settings.training_config(owner_offset(self._owner)), self._device)
         losses = [
             result.loss
             for result in trainer.train_epochs(
@@ -155,17 +162,68 @@ class OwnerApp:
         self.bytes_out += sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
         return wire.pack_round_result(wire.RoundResult(weights, self._prepared.train_images, losses[-1], evaluation))
 
+    def _gradient(self, content: RecordDict) -> RecordDict:
+        self._require(Exchange.GRADIENTS)
+        settings, images = self._settings.training, self._prepared.train_images
+        order = wire.unpack_gradient_order(content, settings.rounds, self._layout)
+        if order.steps < steps_of_pass(images, settings.batch_size):
+            raise PeerDataError("the coordinator counts fewer steps than this owner's images alone make")
+        turns = Turns(images, order.steps, settings.min_local_batch, owner_offset(self._owner))
+        if turns.part(order.step) is None:
+            raise PeerDataError("the coordinator asked for a step in which it is not this owner's turn")
+        question = order.step + 1
+        if self._limit is not None:
+            self._limit.require_steps(order.steps)
+            self._limit.require(order.round, question)
+        self._load_weights(order)
+        self._begin_pass(order.round)
+        config = self._settings.training_config(owner_offset(self._owner))
+        rows = turns.rows(order.step, config.seed, order.round - 1).to(self._device)
+        data = self._tensors(Split.TRAIN)
+        part = partial_gradient(
+            self._network,
+            config.augmentation(data.images[rows], step_generator(config.seed, order.round - 1, order.step)),
+            data.labels[rows],
+            torch.nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
+            micro_batch=settings.micro_batch,
+            batch_norm=settings.batch_norm,
+        )
+        if self._limit is not None:
+            self._limit.count(order.round, question, order.steps)
+        self.bytes_out += 4 * (part.gradient.numel() + 2 * part.moments.mean.numel())
+        self._losses[order.step] = part.loss, part.images
+        self._display.step(order.step + 1, order.steps)
+        return wire.pack_gradient(part)
+
+    def _begin_pass(self, number: int, evaluation: Evaluation | None = None) -> None:
+        """Show that one pass is over and another begins, once, whatever arrives of it first."""
+        if number == self._pass:
+            return
+        rounds = self._settings.training.rounds
+        if self._losses:
+            images = sum(count for _, count in self._losses.values())
+            loss = sum(loss * count for loss, count in self._losses.values()) / images
+            self._display.round_finished(self._pass, rounds, loss)
+        if number <= rounds:
+            self._display.round_started(number, rounds, evaluation or Evaluation(0, 0, float("nan")))
+        self._pass, self._losses = number, {}
+
     def _evaluate(self, content: RecordDict) -> RecordDict:
-        self._require(Exchange.UPDATES)
+        self._require(Exchange.UPDATES, Exchange.GRADIENTS)
         rounds = self._settings.training.rounds
         order = wire.unpack_round_order(content, rounds, self._layout)
+        if self._settings.exchange is Exchange.GRADIENTS:
+            if order.round == 1:
+                raise PeerDataError("the coordinator asked to measure weights before the first round")
         # Each round's average is measured when the next round trains on it: only the last needs a message of its own.
-        if order.round != rounds + 1:
+        elif order.round != rounds + 1:
             raise PeerDataError("the coordinator asked to measure weights before the last round")
         self._require_below_limit(order.round)
         self._load_weights(order)
         evaluation = evaluate(self._network, self._tensors(Split.HELD_OUT))
         self._count(order.round)
+        if self._settings.exchange is Exchange.GRADIENTS:
+            self._begin_pass(order.round, evaluation)
         return wire.pack_evaluation(evaluation)
 
     def _finish(self, content: RecordDict) -> RecordDict:
@@ -194,7 +252,7 @@ class OwnerApp:
         if self._limit is not None:
             self._limit.count(number)
 
-    def _load_weights(self, message: wire.RoundOrder | wire.Farewell) -> None:
+    def _load_weights(self, message: wire.RoundOrder | wire.GradientOrder | wire.Farewell) -> None:
         try:
             load_network_state(self._network, message.weights)
         except ModelError as error:
@@ -207,13 +265,9 @@ class OwnerApp:
             )
         return self._images[split]
 
-    def _require(self, exchange: Exchange) -> None:
-        if self._settings.exchange is not exchange:
+    def _require(self, *exchanges: Exchange) -> None:
+        if self._settings.exchange not in exchanges:
+            asked = " or ".join(f"'{one}'" for one in exchanges)
             raise PeerDataError(
-                f"the coordinator asked for exchange '{exchange}', and this owner agreed to '{self._settings.exchange}'"
+                f"the coordinator asked for exchange {asked}, and this owner agreed to '{self._settings.exchange}'"
             )
-
-
-def _seed_offset(owner: str) -> int:
-    """Give each owner an order of images of its own, the same in every run."""
-    return zlib.crc32(owner.encode()) & 0xFFFF

@@ -33,7 +33,6 @@ MARKER = ".ppfed-store"
 """A file that says: ppfed made this folder, and may delete it."""
 
 _RECORD = "prepared.json"
-_FEWEST_IMAGES = 2
 
 
 @dataclass(frozen=True)
@@ -180,10 +179,11 @@ def prepare(
     if report.bad and not skip_bad:
         _remove_store(folder)
         raise BadImagesError(report.bad)
-    if counted[Split.TRAIN] < _FEWEST_IMAGES:
+    fewest = settings.training.min_local_batch
+    if counted[Split.TRAIN] < fewest:
         _remove_store(folder)
         raise DataError(
-            f"{path} holds {counted[Split.TRAIN]} images to train on, and batch norm needs {_FEWEST_IMAGES} at least",
+            f"{path} holds {counted[Split.TRAIN]} images to train on, and training here needs {fewest} at least",
             hint="Name a folder with one sub-folder per class, with images in them.",
         )
     for writer in writers.values():

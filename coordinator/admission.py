@@ -91,6 +91,12 @@ def admit(state: StateFolder, request: EnrolmentRequest, register_node: Callable
     if known is not None and known.node_key != node_key:
         raise InviteError(f"the invite of {owner.name} was used by another node key already", hint=_ASK_AGAIN)
     _compare(settings, _agreed_fingerprint(state, settings, owner.name), request)
+    if request.train_images < settings.training.min_local_batch:
+        raise FederationError(
+            f"this federation needs {settings.training.min_local_batch} images to train on at least, and you have "
+            f"{request.train_images}",
+            hint="Bring more images.",
+        )
     if settings.exchange is Exchange.IMAGES:
         _require_space(state, settings, owner.name, request)
     node_id = known.node_id if known is not None else register_node(owner.name, node_key)

@@ -1,4 +1,4 @@
-"""Where training stood after the last finished round, so that a crash loses one round at most."""
+"""Where training stood, so that a crash loses one round at most, and in exchange ``gradients`` a minute."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from pydantic import BaseModel, ConfigDict, Field
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -22,29 +23,54 @@ _MOMENTUM = "momentum.safetensors"
 _PROGRESS = "progress.json"
 
 
+class PassSoFar(BaseModel):
+    """What was done of the next round, in exchange ``gradients``.
+
+    Attributes
+    ----------
+    steps : int
+    loss : float
+        Sum over the images of those steps.
+    images : int
+    seconds : float
+    owners : int
+        Most that took part in one of the steps.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    steps: int = Field(default=0, ge=0)
+    loss: float = 0.0
+    images: int = Field(default=0, ge=0)
+    seconds: float = 0.0
+    owners: int = Field(default=0, ge=0)
+
+
 @dataclass(frozen=True)
 class Checkpoint:
-    """State after ``rounds`` rounds.
+    """State after ``rounds`` rounds, and ``so_far`` of the next.
 
     Attributes
     ----------
     rounds : int
     weights : dict of str to tensor
     momentum : dict of str to tensor
-        The optimizer's buffers by parameter name; empty in exchange ``updates``.
+        The optimizer's buffers by parameter name; in exchange ``updates`` what the server's strategy remembers.
     record : RoundRecord or None
         Of the last round, as far as it was known: after a crash nobody else knows it.
+    so_far : PassSoFar
     """
 
     rounds: int
     weights: dict[str, Tensor]
     momentum: dict[str, Tensor]
     record: RoundRecord | None = None
+    so_far: PassSoFar = field(default_factory=PassSoFar)
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint; the older one stays until the new one is whole."""
-    fresh = folder / f"{checkpoint.rounds:06d}"
+    fresh = folder / _name(checkpoint.rounds, checkpoint.so_far)
     fresh.mkdir(parents=True, exist_ok=True)
     _save(checkpoint.weights, fresh / _WEIGHTS)
     _save(checkpoint.momentum, fresh / _MOMENTUM)
@@ -53,7 +79,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     _flush(fresh)
     _flush(folder)
     record = None if checkpoint.record is None else checkpoint.record.model_dump()
-    write_atomic(folder / _PROGRESS, json.dumps({"rounds": checkpoint.rounds, "record": record}))
+    progress = {"rounds": checkpoint.rounds, "record": record, "so_far": checkpoint.so_far.model_dump()}
+    write_atomic(folder / _PROGRESS, json.dumps(progress))
     _flush(folder)
     for old in folder.iterdir():
         if old.is_dir() and old != fresh:
@@ -74,13 +101,18 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         progress = json.loads((folder / _PROGRESS).read_bytes())
         rounds = int(progress["rounds"])
         record = None if progress["record"] is None else RoundRecord.model_validate(progress["record"])
-        kept = folder / f"{rounds:06d}"
-        return Checkpoint(rounds, load_file(kept / _WEIGHTS), load_file(kept / _MOMENTUM), record)
+        so_far = PassSoFar.model_validate(progress.get("so_far", {}))
+        kept = folder / _name(rounds, so_far)
+        return Checkpoint(rounds, load_file(kept / _WEIGHTS), load_file(kept / _MOMENTUM), record, so_far)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(
             f"the checkpoint in {folder} is damaged ({type(error).__name__})",
             hint=f"Remove {folder} to train again from the start; received images are kept.",
         ) from None
+
+
+def _name(rounds: int, so_far: PassSoFar) -> str:
+    return f"{rounds:06d}-{so_far.steps:09d}" if so_far.steps else f"{rounds:06d}"
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:

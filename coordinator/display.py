@@ -68,7 +68,11 @@ class Watch:
             done, total = status.images_received, status.images_expected or None
         else:
             done, total = len(status.rounds), settings.training.rounds
-        self._bar.update(self._task, description=str(status.phase), completed=done, total=total)
+        description = str(status.phase)
+        if status.phase is Phase.TRAINING and status.steps:
+            description += f", round {done + 1} of {total}, steps"
+            done, total = status.steps, status.steps_expected
+        self._bar.update(self._task, description=description, completed=done, total=total)
 
     def _say(self, line: str) -> None:
         print_line(self._console, line)
@@ -106,6 +110,8 @@ def status_report(state: StateFolder) -> dict[str, Any]:
         "images_received": status.images_received,
         "images_expected": status.images_expected,
         "rounds_wanted": settings.training.rounds,
+        "steps": status.steps,
+        "steps_expected": status.steps_expected,
         "rounds": [record.model_dump() for record in status.rounds],
         "accuracy": status.rounds[-1].accuracy if status.rounds else None,
         "model": str(state.model) if status.phase is Phase.FINISHED else None,
@@ -125,6 +131,7 @@ def status_tables(report: dict[str, Any]) -> list[Table]:
         "exchange": report["exchange"],
         "cipher": report["cipher"],
         "rounds": f"{len(report['rounds'])} of {report['rounds_wanted']}",
+        "steps": f"{report['steps']} of {report['steps_expected']} in this round" if report["steps"] else "",
         "accuracy": "" if report["accuracy"] is None else f"{report['accuracy']:.2%}",
         "model": report["model"] or "",
     }

@@ -8,8 +8,9 @@ from typing import Any
 from pydantic import ValidationError
 
 from coordinator.state import Plan, StateFolder
+from ppfed.ciphers.spec import cipher_info
 from ppfed.errors import UsageError
-from ppfed.federation import FederationSettings, TrainingSettings, describe_invalid, parse_classes
+from ppfed.federation import CipherSettings, FederationSettings, TrainingSettings, describe_invalid, parse_classes
 from ppfed.images.size import parse_size
 
 _REQUIRED = ("exchange", "owners", "classes", "size")
@@ -64,7 +65,7 @@ def make_plan(options: Mapping[str, Any]) -> Plan:
     if "adaptation" in training:
         default = TrainingSettings.model_fields["adaptation"].default
         training["adaptation"] = default if training["adaptation"] else ()
-    cipher = {name: options[name] for name in ("scope", "colour_shuffle") if name in options}
+    cipher = _cipher(options)
     agreed = {name: options[name] for name in ("channels", "fingerprint", "deadline_s") if name in options}
     try:
         settings = FederationSettings.model_validate(
@@ -86,11 +87,18 @@ def make_plan(options: Mapping[str, Any]) -> Plan:
             f"these settings make no federation: {describe_invalid(error)}",
             hint="See 'ppfed coordinator start --help'.",
         ) from None
+    cipher_info(settings.cipher.name).check(settings.cipher.spec, settings.shape)
     address = str(options.get("address", _ADDRESS))
     host, port = split_address(address)
     listen = str(options.get("listen") or _default_listen(host, port))
     split_address(listen)
     return Plan(settings=settings, address=address, listen=listen)
+
+
+def _cipher(options: Mapping[str, Any]) -> dict[str, Any]:
+    info = cipher_info(str(options.get("cipher", CipherSettings().name)))
+    shuffle = {"colour_shuffle": options.get("colour_shuffle", info.colour_shuffle)}
+    return {"name": info.name, **shuffle, **({"scope": options["scope"]} if "scope" in options else {})}
 
 
 def _default_listen(host: str, port: int) -> str:
@@ -119,6 +127,7 @@ def _options_of(plan: Plan) -> dict[str, Any]:
         "classes": ",".join(settings.classes),
         "size": f"{settings.height}x{settings.width}",
         "channels": settings.channels,
+        "cipher": settings.cipher.name,
         "scope": settings.cipher.scope,
         "colour_shuffle": settings.cipher.colour_shuffle,
         "quorum": settings.quorum,

@@ -12,10 +12,13 @@ import torch
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
+from coordinator.aggregation import make_strategy
 from coordinator.conversation import Conversation, StopRequestedError
+from coordinator.gradients import Gradients
 from coordinator.intake import Intake
 from coordinator.pooled import distinct_images, pooled_images, train_pooled
-from coordinator.rounds import Rounds, federated_averaging
+from coordinator.quorum import Quorum
+from coordinator.rounds import Rounds
 from coordinator.state import Enrolled, RoundRecord, StateFolder, Status
 from ppfed import wire
 from ppfed.enrolment import Phase
@@ -31,6 +34,7 @@ from ppfed.training import pick_device
 STATE_VARIABLE = "PPFED_COORDINATOR_STATE"
 DEVICE_VARIABLE = "PPFED_COORDINATOR_DEVICE"
 _STOP_CHECK_S = 1.0
+_STATUS_S = 1.0
 _FAREWELL_S = 60.0
 _LAST_FAREWELL_S = 20.0
 
@@ -91,20 +95,10 @@ class _Run:
         network = build_network(self._settings.network_config(), self._settings.training.seed)
         self._set(phase=Phase.INTAKE if self._settings.exchange is Exchange.IMAGES else Phase.TRAINING)
         self._conversation.wait_for(set(self._owners))
-        if self._settings.exchange is Exchange.IMAGES:
-            records = self._images(network)
-        else:
-            records = Rounds(
-                self._conversation,
-                self._state,
-                self._settings,
-                self._owners,
-                federated_averaging(self._settings),
-                network,
-            ).run()
+        records = self._images(network) if self._settings.exchange is Exchange.IMAGES else self._rounds(network)
         for record in records:
             kept = [one for one in self._status.rounds if one.round < record.round]
-            self._set(phase=Phase.TRAINING, rounds=[*kept, record])
+            self._set(phase=Phase.TRAINING, rounds=[*kept, record], steps=0)
         card = self._card()
         curve = _curve(self._status.rounds)
         write_model(self._state.model, network, card, curve)
@@ -114,6 +108,24 @@ class _Run:
             wire.Farewell(True, "", card.model_dump_json(), network_state(network), curve_to_json(curve)), _FAREWELL_S
         )
         self._set(phase=Phase.FINISHED)
+
+    def _rounds(self, network: ImageClassifier) -> Iterator[RoundRecord]:
+        quorum = Quorum(self._conversation, self._state, self._settings, self._owners)
+        if self._settings.exchange is Exchange.UPDATES:
+            return Rounds(quorum, self._state, self._settings, make_strategy(self._settings), network).run()
+        return Gradients(quorum, self._state, self._settings, network, self._device, self._show_steps()).run()
+
+    def _show_steps(self) -> Callable[[int, int], None]:
+        """Make a callable for every step of exchange ``gradients``: it writes to the disk once a second at most."""
+        last_write = 0.0
+
+        def on_step(step: int, steps: int) -> None:
+            nonlocal last_write
+            if time.monotonic() - last_write > _STATUS_S:
+                last_write = time.monotonic()
+                self._set(steps=step, steps_expected=steps)
+
+        return on_step
 
     def _images(self, network: ImageClassifier) -> Iterator[RoundRecord]:
         def on_progress(received: int, expected: int) -> None:

@@ -7,6 +7,7 @@
     flower/            Flower's own files         audit.jsonl     who did what, when
     store/OWNER/       encrypted images           checkpoint/     to go on from after a crash
     logs/              output of the services     model/          the result
+    steps.json         steps of a pass, in exchange ``gradients``
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TextIO
+from typing import Annotated, TextIO
 
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from ppfed.atomic import write_atomic
 from ppfed.enrolment import Phase
@@ -29,6 +30,7 @@ from ppfed.errors import UsageError
 from ppfed.federation import FederationSettings, describe_invalid
 
 _LOOK_S = 0.5
+_STEPS = TypeAdapter(Annotated[int, Field(ge=1)])
 _TRAFFIC = TypeAdapter(dict[str, int])
 
 
@@ -100,6 +102,9 @@ class Status(BaseModel):
     phase: Phase = Phase.WAITING
     message: str = ""
     rounds: list[RoundRecord] = []
+    steps: int = 0
+    """Done in the round that is under way; only exchange ``gradients`` counts them."""
+    steps_expected: int = 0
     images_received: int = 0
     images_expected: int = 0
     updated_at: str = ""
@@ -226,6 +231,24 @@ class StateFolder:
         """Write where the federation stands."""
         stamped = status.model_copy(update={"updated_at": now_text()})
         write_atomic(self.folder / "status.json", stamped.model_dump_json(indent=2))
+
+    def steps_of_pass(self, counted: int) -> int:
+        """Return how many steps a pass has in exchange ``gradients``: what was counted when training first began.
+
+        An owner may join again with another number of images, and owners refuse another number of steps.
+
+        Raises
+        ------
+        UsageError
+            If the file is damaged.
+        """
+        path = self.folder / "steps.json"
+        if not path.exists():
+            write_atomic(path, json.dumps(counted))
+        try:
+            return _STEPS.validate_json(path.read_bytes())
+        except ValidationError:
+            raise UsageError(f"{path} is damaged", hint="Restore it from a backup.") from None
 
     def traffic(self) -> dict[str, int]:
         """Read how many bytes each owner has sent through the front door; a damaged file is put aside."""

@@ -19,6 +19,7 @@ from ppfed.adaptation import AdaptationKind, InputFeatures
 from ppfed.augment import Augmentation, Padding
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import InviteError
+from ppfed.gradients import FEWEST_IMAGES, BatchNormMode
 from ppfed.network import ImageClassifier, NetworkConfig
 from ppfed.network_state import network_layout
 from ppfed.training import Schedule, TrainingConfig
@@ -42,6 +43,27 @@ class Exchange(StrEnum):
     """Encrypted images and their labels; the coordinator trains on them."""
     UPDATES = "updates"
     """Weights trained on encrypted images at the owner; images never leave."""
+    GRADIENTS = "gradients"
+    """One gradient a step, of encrypted images at the owner; the coordinator takes the step."""
+
+
+class ServerStrategy(StrEnum):
+    """How the coordinator makes one network of the owners' in exchange ``updates``: Flower's strategies."""
+
+    FEDAVG = "fedavg"
+    """Average weighted by image counts (McMahan et al., AISTATS 2017)."""
+    FEDAVGM = "fedavgm"
+    """The same with momentum (Hsu et al., 2019, arXiv 1909.06335)."""
+    FEDADAM = "fedadam"
+    """Adam on the average change (Reddi et al., ICLR 2021)."""
+    FEDYOGI = "fedyogi"
+    """Yogi on the average change (Reddi et al., ICLR 2021)."""
+
+
+_SETTINGS_OF = {
+    Exchange.UPDATES: ("strategy", "server_learning_rate", "server_momentum"),
+    Exchange.GRADIENTS: ("micro_batch", "min_local_batch", "batch_norm", "gradient_clip"),
+}
 
 
 class _Agreed(BaseModel):
@@ -65,7 +87,23 @@ class TrainingSettings(_Agreed):
     """How the federation trains; see ``TrainingConfig``.
 
     ``rounds`` times ``local_epochs`` passes are made over the images. In exchange ``images`` a round is one pass at
-    the coordinator.
+    the coordinator; in exchange ``gradients`` it is one pass of all owners together, and ``batch_size`` counts the
+    images of all owners in a step.
+
+    Attributes
+    ----------
+    strategy : ServerStrategy
+        Exchange ``updates``.
+    server_learning_rate, server_momentum : float or None
+        Of the strategy; None takes its default (``coordinator/aggregation.py``). ``fedavg`` has neither.
+    micro_batch : int
+        Exchange ``gradients``: most images whose gradient an owner computes at once; larger parts are accumulated.
+    min_local_batch : int
+        Exchange ``gradients``: fewest images over which an owner computes a gradient.
+    batch_norm : BatchNormMode
+        Exchange ``gradients``: what batch norm normalises with.
+    gradient_clip : float or None
+        Exchange ``gradients``: longest Euclidean norm of an owner's gradient.
     """
 
     rounds: int = Field(default=10, ge=1, le=100_000)
@@ -84,6 +122,13 @@ class TrainingSettings(_Agreed):
     vertical_flip: bool = False
     padding: Padding = Padding.REFLECT
     mirrored_views: bool = True
+    strategy: ServerStrategy = ServerStrategy.FEDAVG
+    server_learning_rate: float | None = Field(default=None, gt=0, le=10)
+    server_momentum: float | None = Field(default=None, ge=0, lt=1)
+    micro_batch: int = Field(default=256, ge=4, le=65_536)
+    min_local_batch: int = Field(default=FEWEST_IMAGES, ge=FEWEST_IMAGES, le=65_536)
+    batch_norm: BatchNormMode = BatchNormMode.LOCAL
+    gradient_clip: float | None = Field(default=None, gt=0, le=1e6)
     seed: int = Field(default=0, ge=0, lt=2**31)
 
     @property
@@ -104,7 +149,7 @@ class FederationSettings(_Agreed):
     quorum : int
         How many of them a round needs; one that misses the deadline is left out of it.
     deadline_s : float
-        How long a round, or a shard of images, may take, in seconds.
+        How long a round, a shard of images or a gradient may take, in seconds.
     classes : tuple of str
         Labels are positions in it.
     height, width, channels : int
@@ -133,8 +178,7 @@ class FederationSettings(_Agreed):
             raise ValueError("a class is named twice")
         if self.quorum > self.owners:
             raise ValueError("the quorum is larger than the number of owners")
-        if self.exchange is Exchange.IMAGES and self.training.local_epochs != 1:
-            raise ValueError("local epochs belong to exchange 'updates'; in exchange 'images' a round is one pass")
+        _require_exchange(self.exchange, self.training)
         weights = count_weights(self.network_config())
         if weights > MOST_WEIGHTS:
             raise ValueError(
@@ -262,6 +306,20 @@ def describe_invalid(error: Exception) -> str:
         where = ".".join(str(part) for part in first["loc"])
         return f"{where}: {first['msg']}" if where else first["msg"]
     return str(error)
+
+
+def _require_exchange(exchange: Exchange, training: TrainingSettings) -> None:
+    """Refuse settings that mean nothing in an exchange: whoever set them expects something of them."""
+    if exchange is not Exchange.UPDATES and training.local_epochs != 1:
+        raise ValueError(f"local epochs belong to exchange 'updates'; in exchange '{exchange}' a round is one pass")
+    for owner, names in _SETTINGS_OF.items():
+        for name in names:
+            if exchange is not owner and getattr(training, name) != TrainingSettings.model_fields[name].default:
+                raise ValueError(f"{name} belongs to exchange '{owner}', and this is '{exchange}'")
+    if training.strategy is ServerStrategy.FEDAVG and (
+        training.server_learning_rate is not None or training.server_momentum is not None
+    ):
+        raise ValueError("strategy fedavg has no server learning rate and no server momentum: choose another strategy")
 
 
 def count_weights(config: NetworkConfig) -> int:

@@ -8,7 +8,8 @@ that follows is that machine's step, up to rounding (docs/architecture.md).
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
@@ -106,6 +107,11 @@ def steps_of_pass(images: int, batch_size: int) -> int:
     return max(1, -(-images // batch_size))
 
 
+def owner_offset(owner: str) -> int:
+    """Give each owner an order of images, and a turn to begin with, of its own: the same in every run."""
+    return zlib.crc32(owner.encode()) & 0xFFFF
+
+
 def step_generator(seed: int, epoch: int, step: int) -> torch.Generator:
     """Randomness of one step's augmentation: a step that is asked for again is the same step."""
     # A trailing zero would not change what NumPy's SeedSequence makes of the numbers.
@@ -186,7 +192,7 @@ def partial_gradient(
             with autocast(images.device):
                 part = loss(_full(network(some)), wanted) * share
             part.backward()
-            total += part.detach()
+            total = total + part.detach()
             moments.append((len(some), measured.take()))
     gradient = torch.cat(
         [
@@ -210,7 +216,9 @@ def merge_moments(parts: Sequence[tuple[int, Moments]]) -> Moments:
     Moments of float64
     """
     total = sum(count for count, _ in parts)
-    mean = sum((one.mean.cpu().double() * (count / total) for count, one in parts), torch.zeros((), dtype=torch.float64))
+    mean = sum(
+        (one.mean.cpu().double() * (count / total) for count, one in parts), torch.zeros((), dtype=torch.float64)
+    )
     variance = torch.zeros_like(mean)
     for count, one in parts:
         variance += (one.variance.cpu().double() + (one.mean.cpu().double() - mean) ** 2) * (count / total)
@@ -250,19 +258,17 @@ def apply_step(
         own = part.gradient.double()
         norm = float(own.norm())
         if clip is not None and norm > clip:
-            own *= clip / norm
+            own = own * (clip / norm)
         gradient += own * (part.images / images)
     parameters = [one for _, one in trainer.network.named_parameters()]
-    for parameter, own in zip(parameters, gradient.split([one.numel() for one in parameters]), strict=True):
+    for parameter, own in zip(parameters, torch.split(gradient, [one.numel() for one in parameters]), strict=True):
         # Memory format as the parameter's, so that the optimizer's arithmetic runs in place.
         parameter.grad = torch.empty_like(parameter).copy_(own.reshape(parameter.shape))
     for group in trainer.optimizer.param_groups:
         group["lr"] = trainer.config.learning_rate_at(progress)
     trainer.optimizer.step()
     trainer.optimizer.zero_grad(set_to_none=True)
-    _move_statistics(
-        trainer.network, merge_moments([(part.images, part.moments) for part in parts]), images, values
-    )
+    _move_statistics(trainer.network, merge_moments([(part.images, part.moments) for part in parts]), images, values)
     return sum(part.loss * part.images for part in parts) / images
 
 
@@ -279,17 +285,19 @@ def values_per_image(network: nn.Module, shape: tuple[int, int, int]) -> dict[st
     dict of str to int
         By layer name.
     """
-    ghost = copy.deepcopy(network).to("meta").eval()
-    counts = dict.fromkeys(batch_norm_layers(ghost), 0)
+    # In training mode, as a network may do more when it predicts; but batch norm of one image would fail.
+    ghost = copy.deepcopy(network).to("meta").train()
+    layers = batch_norm_layers(ghost)
+    counts = dict.fromkeys(layers, 0)
 
-    def counter(name: str) -> object:
+    def counter(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
         def count(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             counts[name] += inputs[0].shape.numel() // inputs[0].shape[1]
 
         return count
 
-    for name, layer in batch_norm_layers(ghost).items():
-        layer.register_forward_pre_hook(counter(name))  # type: ignore[arg-type]
+    for name, layer in layers.items():
+        layer.eval().register_forward_pre_hook(counter(name))
     ghost(torch.zeros((1, *shape), dtype=torch.uint8, device="meta"))
     return counts
 
@@ -347,9 +355,7 @@ class _Measured:
             seen.clear()
         if not found:
             return Moments(torch.empty(0), torch.empty(0))
-        return Moments(
-            torch.cat([one.mean for one in found]).cpu(), torch.cat([one.variance for one in found]).cpu()
-        )
+        return Moments(torch.cat([one.mean for one in found]).cpu(), torch.cat([one.variance for one in found]).cpu())
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from flwr.supercore.inflatable.inflatable_object import (
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import ModelError, PeerDataError
 from ppfed.federation import FederationSettings
+from ppfed.gradients import Moments, PartialGradient
 from ppfed.images.source import Split
 from ppfed.images.types import ID_BYTES, EncryptedImages
 from ppfed.network_state import Layout, flatten, unflatten
@@ -40,13 +41,16 @@ from ppfed.training import Evaluation
 MANIFEST = "query.manifest"
 SHARD = "query.shard"
 TRAIN = "train"
+GRADIENT = "train.gradient"
 EVALUATE = "evaluate"
 FINISH = "query.finish"
 
 _ARRAYS = "arrays"
-_WEIGHTS = "weights"
+WEIGHTS = "weights"
 _CONFIG = "config"
 _METRICS = "metrics"
+_GRADIENT = "gradient"
+_MOMENTS = "moments"
 _NUMPY = "numpy.ndarray"
 _MAX_SHARDS = 1_000_000
 _MAX_TEXT_CHARACTERS = 1 << 22
@@ -62,6 +66,16 @@ _MOST_WEIGHT = 1e6
 """Largest value of a weight. Trained networks hold weights below 10 and running variances in the thousands at most;
 sums of larger values, though finite, overflow float32 in the layers and in the average, and end the run for all."""
 
+_MOST_GRADIENT = 1e4
+"""Largest value of a gradient. Gradients of a mean cross-entropy are below 100 where training goes well; a larger one
+would carry the weights out of the range that owners accept, and end the run for all."""
+
+_MOST_SQUARE = _MOST_WEIGHT / 2
+"""Largest mean square of what a batch-norm layer sees. A union's is no larger than its parts', and its unbiased
+variance at most double: running statistics stay in the range of weights."""
+
+_MOST_STEPS = 100_000_000
+_GRADIENT_METRICS = {"num-examples", "train-loss"}
 _RESULT_METRICS = {"num-examples", "train-loss", "correct", "held-out", "held-out-loss"}
 
 
@@ -96,6 +110,27 @@ class RoundOrder:
     """
 
     round: int
+    weights: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class GradientOrder:
+    """What the coordinator asks of an owner in a step.
+
+    Attributes
+    ----------
+    round : int
+        The pass, counted from 1.
+    step : int
+        Counted from 0.
+    steps : int
+        Of each pass.
+    weights : dict of str to float32 tensor
+    """
+
+    round: int
+    step: int
+    steps: int
     weights: dict[str, Tensor]
 
 
@@ -321,6 +356,75 @@ def unpack_round_order(content: RecordDict, rounds: int, layout: Layout) -> Roun
     return RoundOrder(number, unpack_weights(content, layout))
 
 
+def pack_gradient_order(order: GradientOrder) -> RecordDict:
+    """Coordinator to owner."""
+    config = ConfigRecord({"round": order.round, "step": order.step, "steps": order.steps})
+    return RecordDict({_ARRAYS: pack_weights(order.weights), _CONFIG: config})
+
+
+def unpack_gradient_order(content: RecordDict, rounds: int, layout: Layout) -> GradientOrder:
+    """Check and unpack. Raises PeerDataError."""
+    config = _config(content)
+    number, step, steps = (config.get(key) for key in ("round", "step", "steps"))
+    if not isinstance(number, int) or not 1 <= number <= rounds:
+        raise PeerDataError("the coordinator asked for a round that was not agreed")
+    if not isinstance(steps, int) or not isinstance(step, int) or not 0 <= step < steps <= _MOST_STEPS:
+        raise PeerDataError("the coordinator asked for a step that cannot exist")
+    return GradientOrder(number, step, steps, unpack_weights(content, layout))
+
+
+def pack_gradient(part: PartialGradient) -> RecordDict:
+    """Owner to coordinator: no image, but what a step needs of them."""
+    moments = torch.cat([part.moments.mean, part.moments.variance])
+    arrays = {
+        _GRADIENT: Array(part.gradient.to(torch.float32).contiguous().numpy()),
+        _MOMENTS: Array(moments.to(torch.float32).contiguous().numpy()),
+    }
+    metrics = MetricRecord({"num-examples": part.images, "train-loss": part.loss})
+    return RecordDict({_ARRAYS: ArrayRecord(arrays), _METRICS: metrics})
+
+
+def unpack_gradient(content: RecordDict, images: int, parameters: int, channels: int) -> PartialGradient:
+    """Check and unpack an owner's part of a step.
+
+    Parameters
+    ----------
+    content : RecordDict
+    images : int
+        How many images of this owner belong to the step.
+    parameters : int
+        Of the network.
+    channels : int
+        Of all its batch-norm layers.
+
+    Raises
+    ------
+    PeerDataError
+        If a length differs, a value is not finite or out of range, or a variance is negative.
+    """
+    metrics = _metrics(content)
+    if set(content) != {_ARRAYS, _METRICS} or set(metrics) != _GRADIENT_METRICS:
+        raise PeerDataError("the gradient comes with other records than it should")
+    if metrics["num-examples"] != images:
+        raise PeerDataError("the number of images is not that of this owner in this step")
+    arrays = _arrays(content, {_GRADIENT, _MOMENTS}, _MOST_WEIGHT_BYTES)
+    gradient = _vector(arrays[_GRADIENT], parameters, "the gradient")
+    moments = _vector(arrays[_MOMENTS], 2 * channels, "the batch-norm moments")
+    if gradient.size and max(gradient.max(), -gradient.min()) > _MOST_GRADIENT:
+        raise PeerDataError(f"the gradient is larger than {_MOST_GRADIENT:g}")
+    mean, variance = moments.astype(np.float64).reshape(2, channels)
+    if (variance < 0).any():
+        raise PeerDataError("the batch-norm moments hold a negative variance")
+    if (mean**2 + variance > _MOST_SQUARE).any():
+        raise PeerDataError("the batch-norm moments are out of range")
+    return PartialGradient(
+        torch.tensor(gradient),
+        Moments(torch.tensor(mean), torch.tensor(variance)),
+        images,
+        _number(metrics, "train-loss"),
+    )
+
+
 def pack_evaluation(evaluation: Evaluation) -> RecordDict:
     """Owner to coordinator."""
     return RecordDict({_METRICS: MetricRecord(_evaluation_metrics(evaluation))})
@@ -382,7 +486,7 @@ def unpack_farewell(content: RecordDict, layout: Layout) -> Farewell:
 def pack_weights(weights: Mapping[str, Tensor]) -> ArrayRecord:
     """Pack a network's state as one float32 vector; both ends know its layout from the agreed settings."""
     flat = flatten(weights) if weights else torch.empty(0)
-    return ArrayRecord({_WEIGHTS: Array(flat.contiguous().numpy())})
+    return ArrayRecord({WEIGHTS: Array(flat.contiguous().numpy())})
 
 
 def unpack_weights(content: RecordDict, layout: Layout) -> dict[str, Tensor]:
@@ -393,17 +497,35 @@ def unpack_weights(content: RecordDict, layout: Layout) -> dict[str, Tensor]:
     PeerDataError
         If it is not a float32 vector of the layout's length, or holds values that are not finite or beyond 1e6.
     """
-    values = _numpy(_arrays(content, {_WEIGHTS}, _MOST_WEIGHT_BYTES)[_WEIGHTS])
-    if values.dtype != np.float32:
-        raise PeerDataError(f"the weights are {values.dtype}, not float32")
-    if not np.isfinite(values).all():
-        raise PeerDataError("the weights are not finite")
+    values = _numpy(_arrays(content, {WEIGHTS}, _MOST_WEIGHT_BYTES)[WEIGHTS])
+    _require_finite(values, "the weights")
     if values.size and max(values.max(), -values.min()) > _MOST_WEIGHT:
         raise PeerDataError(f"the weights are larger than {_MOST_WEIGHT:g}")
     try:
         return unflatten(torch.tensor(values), layout)
     except ModelError as error:
         raise PeerDataError(error.message) from None
+
+
+def within_range(weights: Mapping[str, Tensor]) -> bool:
+    """Whether owners accept these weights: all are finite, and none beyond 1e6."""
+    flat = flatten(weights)
+    return bool((flat.abs() <= _MOST_WEIGHT).all())
+
+
+def _require_finite(values: npt.NDArray[Any], what: str) -> None:
+    if values.dtype != np.float32:
+        raise PeerDataError(f"{what} are {values.dtype}, not float32")
+    if not np.isfinite(values).all():
+        raise PeerDataError(f"{what} are not finite")
+
+
+def _vector(array: Array, length: int, what: str) -> npt.NDArray[np.float32]:
+    values = _numpy(array)
+    if values.shape != (length,):
+        raise PeerDataError(f"{what} has another length than it should")
+    _require_finite(values, f"values of {what}")
+    return values
 
 
 def _evaluation_metrics(evaluation: Evaluation) -> dict[str, int | float | list[int] | list[float]]:

@@ -36,7 +36,11 @@ from scenarios.results import CurveRow, Result
 
 WRONG_KEY_QUERIES = "queries under the wrong key"
 
-_EXCHANGES = {Mode.POOLED: Exchange.IMAGES, Mode.UPDATES: Exchange.UPDATES}
+_EXCHANGES = {
+    Mode.POOLED: Exchange.IMAGES,
+    Mode.UPDATES: Exchange.UPDATES,
+    Mode.GRADIENTS: Exchange.GRADIENTS,
+}
 _NO_AUGMENTATION = {"shift": 0, "horizontal_flip": False}
 _CLIENT_AUGMENTATION = 1 << 32
 """Added to the seed of augmentation at the client, so that it does not repeat the order of images."""
@@ -138,6 +142,8 @@ class ArmRun:
             padding=arm.padding,
             mirrored_views=arm.mirrored_views and arm.augmentation is not AugmentationPlace.NONE,
             base_maps=budget.base_maps,
+            strategy=arm.strategy,
+            batch_norm=arm.batch_norm,
             seed=self._seed,
             **augmentation,
         )

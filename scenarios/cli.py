@@ -66,6 +66,9 @@ def run_scenario(
             metavar="DIR",
         ),
     ] = None,
+    data_name: Annotated[
+        str | None, typer.Option("--data-name", help="What reports call the data; default: its folder's name.")
+    ] = None,
     scale: Annotated[str, typer.Option("--scale", help="smoke, small or paper: what to spend.")] = "smoke",
     seeds: Annotated[
         int | None, typer.Option("--seeds", min=1, help="Repetitions of each arm; default: the scenario's.")
@@ -93,7 +96,7 @@ def run_scenario(
     console = stderr()
     with folder.locked():
         with progress_bar("reading images", None) as advance:
-            record = open_run(declared, chosen, data, folder.folder, device, jobs, advance)
+            record = open_run(declared, chosen, data, folder.folder, device, jobs, advance, data_name)
         wanted = jobs_of(record, seeds)
         done = {(one.arm, one.seed) for one in results.read(folder.folder)}
         known = sum((job.arm, job.seed) in done for job in wanted)

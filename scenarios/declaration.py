@@ -28,7 +28,8 @@ from ppfed.adaptation import AdaptationKind, InputFeatures
 from ppfed.augment import Padding
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import UsageError
-from ppfed.federation import describe_invalid
+from ppfed.federation import ServerStrategy, describe_invalid
+from ppfed.gradients import BatchNormMode
 from ppfed.training import Schedule
 
 _SUFFIX = ".toml"
@@ -189,8 +190,9 @@ class Arm(_Declared):
         As ``Partition.parse`` reads it.
     local_epochs : int
         Passes between two averages; the number of all passes stays the budget's.
-    strategy : str
-        How a coordinator averages, as in ``TrainingSettings``.
+    strategy : ServerStrategy
+    batch_norm : BatchNormMode
+        These two as in ``TrainingSettings``.
     wrong_key_owners : int
         So many owners encrypt with a key of their own, and nobody notices.
     label_smoothing : float
@@ -213,7 +215,8 @@ class Arm(_Declared):
     owners: int = Field(default=1, ge=1, le=1000)
     partition: str = "iid"
     local_epochs: int = Field(default=1, ge=1, le=1000)
-    strategy: str = Field(default="fedavg", pattern=r"^[a-z]{1,32}$")
+    strategy: ServerStrategy = ServerStrategy.FEDAVG
+    batch_norm: BatchNormMode = BatchNormMode.LOCAL
     wrong_key_owners: int = Field(default=0, ge=0, le=1000)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
     published: Published | None = None
@@ -229,6 +232,10 @@ class Arm(_Declared):
             raise ValueError("plain images have no key to be wrong")
         if self.local_epochs != 1 and self.mode is not Mode.UPDATES:
             raise ValueError("local epochs belong to mode 'updates'")
+        if self.strategy is not ServerStrategy.FEDAVG and self.mode is not Mode.UPDATES:
+            raise ValueError("strategies belong to mode 'updates'")
+        if self.batch_norm is not BatchNormMode.LOCAL and self.mode is not Mode.GRADIENTS:
+            raise ValueError("shared batch norm belongs to mode 'gradients'")
         if self.augmentation is AugmentationPlace.CLIENT and self.mode is not Mode.CENTRALIZED:
             raise ValueError("augmentation before encryption is compared in centralized arms only")
         return self

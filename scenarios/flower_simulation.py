@@ -359,6 +359,6 @@ def _end_with_the_caller() -> None:
 
     def wait() -> None:
         sys.stdin.buffer.read()
-        pass
+        os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True).start()

@@ -134,6 +134,7 @@ def open_run(
     device: str,
     jobs: int,
     progress: Callable[[int], None],
+    data_name: str | None = None,
 ) -> RunRecord:
     """Begin a run in a folder, or go on with the one that is there.
 
@@ -150,6 +151,8 @@ def open_run(
         Arms side by side; they share the processor's cores.
     progress : callable
         Called with the number of images read.
+    data_name : str or None
+        What reports call the data; None takes the name of its folder.
 
     Raises
     ------
@@ -182,7 +185,7 @@ def open_run(
         scenario=scenario,
         scale=scale,
         identity=identity,
-        data_title=DIGITS if data is None else data.resolve().name,
+        data_title=data_name or (DIGITS if data is None else data.resolve().name),
         classes=first.classes,
         train_images=len(first.train),
         held_out_images=len(first.held_out),

@@ -398,7 +398,10 @@ def _require_success(state: StateFolder, code: int, audited: int) -> None:
             message=f"the process that simulated the federation {how} after {len(state.status().rounds)} rounds",
             hint="Where memory ran out, let fewer owners work at a time.",
         )
-    message = "; ".join([failure.message, *_last_complaint(state, audited)])
+    message = failure.message
+    complaint = _last_complaint(state, audited)
+    if complaint is not None and complaint[0] not in message:
+        message += "; " + ": ".join(complaint)
     raise FederationError(message, hint=f"{failure.hint}\nThe log is {log_file(state)}.".strip())
 
 
@@ -407,13 +410,13 @@ def _audit_bytes(state: StateFolder) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _last_complaint(state: StateFolder, audited: int) -> list[str]:
-    """Find the last thing that the audit trail says of an owner behind its first ``audited`` bytes: the likely cause."""
+def _last_complaint(state: StateFolder, audited: int) -> tuple[str, str] | None:
+    """Find the last owner that the audit trail complains of behind its first ``audited`` bytes, and why."""
     with (state.folder / "audit.jsonl").open("ab+") as file:
         file.seek(audited)
         events = [json.loads(line) for line in file]
     complaints = [event for event in events if event["event"] in _COMPLAINTS and "owner" in event]
-    return [f"{one['owner']}: {one.get('reason', one['event'])}" for one in complaints[-1:]]
+    return (complaints[-1]["owner"], complaints[-1].get("reason", complaints[-1]["event"])) if complaints else None
 
 
 def _count_bytes(state: StateFolder) -> tuple[int, int]:

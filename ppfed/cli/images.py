@@ -14,9 +14,9 @@ from typing import Annotated
 
 import typer
 
-from ppfed.ciphers.spec import DEFAULT_CIPHER, CipherSpec, Scope, cipher_info
+from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info
 from ppfed.cli.console import progress_bar, stderr, stdout
-from ppfed.cli.options import CipherOption, KeyOption, ScopeOption, ShuffleOption, load_key
+from ppfed.cli.options import CipherOption, KeyOption, ScopeOption, ShuffleOption, fixed_scope_weakness, load_key
 from ppfed.errors import UsageError
 
 _SHOWN_BAD = 10
@@ -139,13 +139,8 @@ def _quiet_decoders() -> Iterator[None]:
 def _warn_of_fixed_scope(spec: CipherSpec) -> None:
     if spec.scope is not Scope.FIXED:
         return
-    weakness = (
-        "one mask for all images, which anyone can recover from some hundred encrypted images, without the key"
-        if spec.name == DEFAULT_CIPHER
-        else "one key stream for all images of a size: who knows some of them can recover the others, without the key"
-    )
     stderr().print(
-        f"[bold yellow]warning:[/] fixed scope uses {weakness}. Use it to compare with published results, "
+        f"[bold yellow]warning:[/] fixed scope uses {fixed_scope_weakness(spec)}. Use it to compare with published results, "
         "not to hide anything.",
         soft_wrap=True,
     )

@@ -128,6 +128,19 @@ def test_labels_by_position_are_shown(
     ("exchange", "named"),
     [
         ("images", ["every encrypted image", "its label"]),
+        (
+            "gradients",
+            [
+                "a gradient for each training step",
+                "all your encrypted images",
+                "at least 2 at a time",
+                "every batch-norm layer",
+                "training loss",
+                "loss on your held-out images",
+                "classified rightly",
+                "no image, but the gradient of a few images can be turned back",
+            ],
+        ),
         ("updates", ["weights", "training loss", "loss on your held-out images", "classified rightly", "no image"]),
     ],
 )

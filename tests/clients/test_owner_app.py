@@ -21,6 +21,7 @@ from clients.preparation import Prepared
 from ppfed import wire
 from ppfed.errors import DataError, PeerDataError
 from ppfed.federation import FederationSettings, Invite, new_token
+from ppfed.gradients import PartialGradient, Turns, count_moments, owner_offset, step_generator
 from ppfed.images.source import Split
 from ppfed.model_folder import (
     CURVE_FILE,
@@ -32,11 +33,11 @@ from ppfed.model_folder import (
     load_model,
 )
 from ppfed.network import build_network
-from ppfed.network_state import network_layout, network_state
-from ppfed.training import Evaluation
+from ppfed.network_state import load_network_state, network_layout, network_state
+from ppfed.training import Evaluation, ImageTensors
 
 CPU = torch.device("cpu")
-ALL_TYPES = (wire.MANIFEST, wire.SHARD, wire.TRAIN, wire.EVALUATE, wire.FINISH)
+ALL_TYPES = (wire.MANIFEST, wire.SHARD, wire.TRAIN, wire.GRADIENT, wire.EVALUATE, wire.FINISH)
 
 
 class Shown:
@@ -104,6 +105,11 @@ def order(owner: SimpleNamespace, number: int = 1) -> RecordDict:
     return wire.pack_round_order(wire.RoundOrder(number, owner.weights))
 
 
+def step_order(owner: SimpleNamespace, number: int, step: int, steps: int = 3) -> RecordDict:
+    """19 images in batches of 8 make three steps."""
+    return wire.pack_gradient_order(wire.GradientOrder(number, step, steps, owner.weights))
+
+
 def card(settings: FederationSettings, fingerprint: str, **changes: Any) -> ModelCard:
     facts = {
         "federation": settings.name,
@@ -116,6 +122,7 @@ def card(settings: FederationSettings, fingerprint: str, **changes: Any) -> Mode
         "classes": settings.classes,
         "adaptation": settings.training.adaptation,
         "base_maps": settings.training.base_maps,
+        "mirrored_views": settings.network_config().mirrored_views,
         "owners": (CardOwner(name="anna", train_images=19, held_out_images=6),),
         "rounds": 2,
         "local_epochs": 1,
@@ -141,6 +148,7 @@ def contents(owner: SimpleNamespace, fingerprint: str) -> list[RecordDict]:
         wire.pack_shard_request(wire.ShardName(Split.TRAIN, 0)),
         wire.pack_shard_request(wire.ShardName(Split.HELD_OUT, 0)),
         order(owner),
+        step_order(owner, 1, 0),
         goodbye(owner, card(owner.settings, fingerprint).model_dump_json()),
         RecordDict(),
         # All at once.
@@ -170,16 +178,18 @@ def test_the_check_can_fail(make_owner: Callable[..., SimpleNamespace]) -> None:
 
 
 @pytest.mark.parametrize("message_type", [*ALL_TYPES, "query", "train.shard", "evaluate.shard", "query.more"])
-def test_in_updates_no_message_yields_images(
-    make_owner: Callable[..., SimpleNamespace], fingerprint: str, message_type: str
+@pytest.mark.parametrize("exchange", ["updates", "gradients"])
+def test_no_message_yields_images(
+    make_owner: Callable[..., SimpleNamespace], fingerprint: str, message_type: str, exchange: str
 ) -> None:
-    owner = make_owner(exchange="updates")
+    owner = make_owner(exchange=exchange)
     for content in contents(owner, fingerprint):
         try:
             answer = owner.ask(message_type, copy.deepcopy(content))
         except (PeerDataError, ValueError):
             continue
-        assert message_type in (wire.TRAIN, wire.EVALUATE, wire.FINISH)
+        wanted = wire.TRAIN if exchange == "updates" else wire.GRADIENT
+        assert message_type in (wanted, wire.EVALUATE, wire.FINISH)
         assert not holds_images(answer, owner.prepared)
     assert ("shard",) not in [line[:1] for line in owner.display.lines]
 
@@ -195,7 +205,7 @@ def test_in_updates_images_are_refused_by_name(make_owner: Callable[..., SimpleN
 @pytest.mark.parametrize("message_type", [wire.TRAIN, wire.EVALUATE])
 def test_in_images_nothing_is_trained(make_owner: Callable[..., SimpleNamespace], message_type: str) -> None:
     owner = make_owner(exchange="images")
-    with pytest.raises(PeerDataError, match="asked for exchange 'updates', and this owner agreed to 'images'"):
+    with pytest.raises(PeerDataError, match=r"asked for exchange 'updates'.*, and this owner agreed to 'images'"):
         owner.ask(message_type, order(owner))
 
 
@@ -314,6 +324,115 @@ def test_the_count_does_not_hold_the_token(make_owner: Callable[..., SimpleNames
     owner.ask(wire.TRAIN, order(owner))
     kept = (tmp_path / "answers.json").read_text()
     assert new_token(bytes([1]) * 32) not in kept
+
+
+def gradient_of(owner: SimpleNamespace, number: int, step: int, steps: int = 3) -> PartialGradient:
+    network = build_network(owner.settings.network_config(), 0)
+    parameters = sum(one.numel() for one in network.parameters())
+    images = Turns(19, steps, 2, owner_offset("anna")).count(step)
+    answer = owner.ask(wire.GRADIENT, step_order(owner, number, step, steps))
+    return wire.unpack_gradient(answer, images, parameters, count_moments(network))
+
+
+def test_a_gradient_is_of_the_steps_images(make_owner: Callable[..., SimpleNamespace]) -> None:
+    owner = make_owner(exchange="gradients")
+    parts = [gradient_of(owner, 1, step) for step in range(3)]
+    assert sum(part.images for part in parts) == 19
+    network = build_network(owner.settings.network_config(), 0)
+    load_network_state(network, owner.weights)
+    config = owner.settings.training_config(owner_offset("anna"))
+    data = ImageTensors.from_shards(list(owner.prepared.store.shards(Split.TRAIN)), (8, 8, 3), CPU)
+    for step, part in enumerate(parts):
+        rows = Turns(19, 3, 2, owner_offset("anna")).rows(step, config.seed, 0)
+        images = config.augmentation(data.images[rows], step_generator(config.seed, 0, step))
+        network.zero_grad()
+        torch.nn.functional.cross_entropy(network.train()(images), data.labels[rows]).backward()
+        by_hand = torch.cat([one.grad.reshape(-1) for one in network.parameters()])
+        # The same operations on the same numbers.
+        assert torch.equal(part.gradient, by_hand)
+    assert owner.app.bytes_out == 3 * 4 * (parts[0].gradient.numel() + 2 * parts[0].moments.mean.numel())
+
+
+def test_a_pass_is_shown_as_a_round(make_owner: Callable[..., SimpleNamespace]) -> None:
+    owner = make_owner(exchange="gradients")
+    losses = [gradient_of(owner, 1, step).loss for step in range(3)]
+    counts = [Turns(19, 3, 2, owner_offset("anna")).count(step) for step in range(3)]
+    owner.ask(wire.EVALUATE, order(owner, 2))
+    owner.ask(wire.GRADIENT, step_order(owner, 2, 0))
+    owner.ask(wire.EVALUATE, order(owner, 3))
+    kinds = [line[0] for line in owner.display.lines]
+    assert kinds == ["started", "step", "step", "step", "finished", "started", "step", "finished"]
+    assert owner.display.lines[0] == ("started", 1, 2, 0)
+    assert owner.display.lines[5] == ("started", 2, 2, 6)
+    loss = sum(one * count for one, count in zip(losses, counts, strict=True)) / 19
+    assert owner.display.lines[4][3] == pytest.approx(loss)
+
+
+@pytest.mark.parametrize(
+    ("number", "step", "steps", "reason"),
+    [
+        (0, 0, 3, "a round that was not agreed"),
+        (3, 0, 3, "a round that was not agreed"),
+        (1, 3, 3, "a step that cannot exist"),
+        (1, -1, 3, "a step that cannot exist"),
+        (1, 0, 2, "fewer steps than"),
+        (1, 0, 10**9, "a step that cannot exist"),
+    ],
+)
+def test_a_step_that_cannot_be_is_refused(
+    make_owner: Callable[..., SimpleNamespace], number: int, step: int, steps: int, reason: str
+) -> None:
+    owner = make_owner(exchange="gradients")
+    with pytest.raises(PeerDataError, match=reason):
+        owner.ask(wire.GRADIENT, step_order(owner, number, step, steps))
+    assert owner.app.bytes_out == 0
+
+
+def test_fewer_images_than_agreed_are_no_gradient(make_owner: Callable[..., SimpleNamespace]) -> None:
+    """However finely a coordinator wants to cut, an owner answers for so many images or not at all."""
+    owner = make_owner(exchange="gradients", training={"min_local_batch": 4})
+    turns = Turns(19, 1000, 4, owner_offset("anna"))
+    mine = [step for step in range(1000) if turns.part(step) is not None]
+    assert len(mine) == 19 // 4
+    for step in mine:
+        content = owner.ask(wire.GRADIENT, step_order(owner, 1, step, 1000))
+        assert content.metric_records["metrics"]["num-examples"] >= 4
+    for step in set(range(1000)) - set(mine):
+        with pytest.raises(PeerDataError, match="not this owner's turn"):
+            owner.ask(wire.GRADIENT, step_order(owner, 1, step, 1000))
+
+
+def test_the_number_of_steps_stays(make_owner: Callable[..., SimpleNamespace]) -> None:
+    owner = make_owner(exchange="gradients")
+    gradient_of(owner, 1, 0)
+    for one in (owner, make_owner(exchange="gradients")):
+        with pytest.raises(PeerDataError, match="changed the number of steps"):
+            one.ask(wire.GRADIENT, step_order(one, 2, 0, 4))
+
+
+def test_a_step_is_answered_some_times_and_no_more(make_owner: Callable[..., SimpleNamespace]) -> None:
+    owner = make_owner(exchange="gradients")
+    for _ in range(MOST_ANSWERS):
+        gradient_of(owner, 1, 0)
+    # A coordinator that was killed may go back within the round.
+    gradient_of(owner, 1, 2)
+    gradient_of(owner, 1, 1)
+    for one in (owner, make_owner(exchange="gradients")):
+        with pytest.raises(PeerDataError, match="a step that was answered 5 times"):
+            gradient_of(one, 1, 0)
+    gradient_of(owner, 2, 0)
+    with pytest.raises(PeerDataError, match="before the last one"):
+        gradient_of(owner, 1, 1)
+    for _ in range(MOST_ANSWERS):
+        owner.ask(wire.EVALUATE, order(owner, 3))
+    with pytest.raises(PeerDataError, match="a round that was answered 5 times"):
+        owner.ask(wire.EVALUATE, order(owner, 3))
+
+
+def test_nothing_is_measured_before_the_first_pass(make_owner: Callable[..., SimpleNamespace]) -> None:
+    owner = make_owner(exchange="gradients")
+    with pytest.raises(PeerDataError, match="before the first round"):
+        owner.ask(wire.EVALUATE, order(owner, 1))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"invite": "x", "round": -1}', '{"invite": "x", "more": 1}'])

@@ -389,10 +389,16 @@ def test_bad_images_may_be_left_out_and_are_counted(tmp_path: Path, make_setting
     assert made(data, make_settings(), tmp_path / "store", skip_bad=True).bad == 1
 
 
-def test_too_few_images_to_train_on_are_refused(tmp_path: Path, make_settings: MakeSettings) -> None:
-    data = class_folder(tmp_path / "data", {"cat": 1, "dog": 0})
+@pytest.mark.parametrize(
+    ("images", "changes"),
+    [(1, {}), (3, {"exchange": "gradients", "training": {"min_local_batch": 4}})],
+)
+def test_too_few_images_to_train_on_are_refused(
+    tmp_path: Path, make_settings: MakeSettings, images: int, changes: dict[str, Any]
+) -> None:
+    data = class_folder(tmp_path / "data", {"cat": images, "dog": 0})
     with pytest.raises(DataError, match="images to train on"):
-        made(data, make_settings(), tmp_path / "store")
+        made(data, make_settings(**changes), tmp_path / "store")
     assert not (tmp_path / "store").exists()
 
 

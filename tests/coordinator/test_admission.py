@@ -229,6 +229,14 @@ def test_no_owner_has_more_images_than_there_are(state: StateFolder, images: str
         request(invite, **{images: MOST_IMAGES + 1})
 
 
+def test_too_few_images_to_train_on_are_refused(make_state: Callable[..., StateFolder], register: Registered) -> None:
+    small = make_state("small", exchange="gradients", training={"min_local_batch": 11})
+    ensure_certificates(small.pki, "localhost", datetime.datetime.now(datetime.UTC))
+    with pytest.raises(FederationError, match="needs 11 images to train on at least, and you have 10"):
+        admit(small, request(make_invite(small, "anna")), register)
+    assert not small.owners().enrolled()
+
+
 # An image of 8x8x3 takes 192 bytes, and 52 for its id, label and digest.
 @pytest.mark.parametrize(
     ("free_bytes", "stored_bytes", "brought", "good"),

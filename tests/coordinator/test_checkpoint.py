@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from coordinator import checkpoint as module
-from coordinator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from coordinator.checkpoint import Checkpoint, PassSoFar, load_checkpoint, save_checkpoint
 from coordinator.state import RoundRecord
 from ppfed.errors import UsageError
 
@@ -48,6 +49,19 @@ def test_a_checkpoint_is_read_as_it_was_written(
     saved.weights["transposed"] = torch.arange(6.0).reshape(-1, columns).t()  # not contiguous
     save_checkpoint(tmp_path, saved)
     assert_equal(load_checkpoint(tmp_path), saved)
+
+
+def test_a_round_under_way_is_kept_beside_the_finished_one(tmp_path: Path) -> None:
+    save_checkpoint(tmp_path, example(2))
+    under_way = replace(example(2, seed=1), so_far=PassSoFar(steps=7, loss=0.1 + 0.2, images=12, seconds=3.5, owners=2))
+    save_checkpoint(tmp_path, under_way)
+    kept = load_checkpoint(tmp_path)
+    assert_equal(kept, under_way)
+    assert kept is not None
+    assert kept.so_far == under_way.so_far
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["000002-000000007"]
+    save_checkpoint(tmp_path, example(3))
+    assert_equal(load_checkpoint(tmp_path), example(3))
 
 
 def test_there_may_be_none(tmp_path: Path) -> None:

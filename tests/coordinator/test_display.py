@@ -44,3 +44,11 @@ def test_text_of_others_is_no_markup_and_no_command(make_state: Callable[..., St
     assert shown.count("[red]a[/red] [link=https://evil.example.org]b[/link] :smile: ") == 5
     assert "\x1b[2J" not in shown
     assert "\x1b]8" not in shown
+
+
+def test_steps_of_a_round_under_way_are_shown(make_state: Callable[..., StateFolder]) -> None:
+    state = make_state(exchange="gradients")
+    state.set_status(Status(phase=Phase.TRAINING, steps=3, steps_expected=7))
+    file = io.StringIO()
+    Console(file=file, width=200).print(status_tables(status_report(state))[0])
+    assert "3 of 7 in this round" in file.getvalue()

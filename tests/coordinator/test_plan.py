@@ -19,6 +19,7 @@ OPTIONS: dict[str, Any] = {
     **NEEDED,
     "name": "zoo",
     "channels": 1,
+    "cipher": "logistic-rc4-v1",
     "scope": "fixed",
     "colour_shuffle": False,
     "fingerprint": "0123456789abcdef",
@@ -26,9 +27,17 @@ OPTIONS: dict[str, Any] = {
     "local_epochs": 2,
     "batch_size": 64,
     "learning_rate": 0.3,
+    "strategy": "fedavgm",
+    "server_learning_rate": 0.5,
+    "server_momentum": 0.8,
     "schedule": "paper",
     "adaptation": False,
+    "adaptation_kind": "block",
+    "features": "fold",
     "base_maps": 16,
+    "label_smoothing": 0.1,
+    "padding": "fill",
+    "mirrored_views": False,
     "vertical_flip": True,
     "horizontal_flip": False,
     "seed": 4,
@@ -36,6 +45,15 @@ OPTIONS: dict[str, Any] = {
     "deadline_s": 30.0,
     "address": "gpu.example.org:9443",
     "listen": "0.0.0.0:9000",
+}
+SERVER = ("server_learning_rate", "server_momentum")
+GRADIENTS: dict[str, Any] = {
+    **NEEDED,
+    "exchange": "gradients",
+    "batch_norm": "shared",
+    "micro_batch": 64,
+    "min_local_batch": 8,
+    "gradient_clip": 2.5,
 }
 
 
@@ -56,12 +74,27 @@ def test_options_become_settings() -> None:
     settings, training = plan.settings, plan.settings.training
     assert (settings.name, settings.exchange, settings.owners, settings.quorum) == ("zoo", Exchange.UPDATES, 3, 3)
     assert (settings.classes, settings.shape) == (("cat", "dog"), (24, 32, 1))
-    assert (settings.cipher.scope, settings.cipher.colour_shuffle) == (Scope.FIXED, False)
+    cipher = settings.cipher
+    assert (cipher.name, cipher.scope, cipher.colour_shuffle) == ("logistic-rc4-v1", Scope.FIXED, False)
+    assert (training.strategy, training.server_learning_rate, training.server_momentum) == ("fedavgm", 0.5, 0.8)
     assert (settings.fingerprint, settings.deadline_s) == ("0123456789abcdef", 30.0)
     assert (training.rounds, training.local_epochs, training.batch_size, training.seed) == (7, 2, 64, 4)
     assert (training.learning_rate, training.schedule, training.base_maps) == (0.3, "paper", 16)
     assert (training.adaptation, training.vertical_flip, training.horizontal_flip) == ((), True, False)
+    assert (training.adaptation_kind, training.features, training.label_smoothing) == ("block", "fold", 0.1)
+    assert (training.padding, training.mirrored_views) == ("fill", False)
     assert (plan.address, plan.listen) == ("gpu.example.org:9443", "0.0.0.0:9000")
+
+
+def test_options_of_gradients_become_settings() -> None:
+    training = make_plan(GRADIENTS).settings.training
+    assert (training.batch_norm, training.micro_batch, training.min_local_batch) == ("shared", 64, 8)
+    assert training.gradient_clip == 2.5
+
+
+def test_colour_shuffle_is_on_where_the_cipher_has_it() -> None:
+    assert make_plan(NEEDED).settings.cipher.colour_shuffle
+    assert not make_plan({**NEEDED, "cipher": "le-v1"}).settings.cipher.colour_shuffle
 
 
 @pytest.mark.parametrize(("owners", "quorum"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (10, 6)])
@@ -98,6 +131,18 @@ def test_only_a_federation_that_is_not_local_listens_on_all_interfaces(address: 
         {"quorum": 4},
         {"exchange": "pixels"},
         {"exchange": "images", "local_epochs": 2},
+        {"exchange": "gradients", "local_epochs": 2},
+        {"strategy": "fedprox"},
+        {"exchange": "gradients", "strategy": "fedadam"},
+        {"server_momentum": 0.5},
+        {"strategy": "fedavgm", "server_momentum": 1.0},
+        {"strategy": "fedavgm", "server_learning_rate": 0.0},
+        {"micro_batch": 8},
+        {"exchange": "gradients", "min_local_batch": 1},
+        {"exchange": "gradients", "batch_norm": "frozen"},
+        {"cipher": "np-v9"},
+        {"cipher": "le-v1", "colour_shuffle": True},
+        {"cipher": "le-v1", "size": "30"},
         {"channels": 2},
         {"scope": "none"},
         {"fingerprint": "abc"},
@@ -140,7 +185,8 @@ def test_a_restart_goes_on_with_the_same_settings(tmp_path: Path, options: dict[
 
 
 CHANGED = {
-    **{name: value for name, value in OPTIONS.items() if name not in NEEDED},
+    # What goes with a cipher or a strategy is refused for that reason.
+    **{name: OPTIONS[name] for name in OPTIONS if name not in {*NEEDED, "cipher", *SERVER}},
     "exchange": "images",
     "owners": 4,
     "classes": "dog,cat",
@@ -158,6 +204,14 @@ def test_a_contradiction_at_a_restart_is_refused(tmp_path: Path, option: str) ->
     assert folder.plan() == before
 
 
+@pytest.mark.parametrize("change", [{"cipher": "le-v1", "colour_shuffle": False}, {"strategy": "fedadam"}])
+def test_another_cipher_or_strategy_at_a_restart_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    folder = StateFolder(tmp_path / "state")
+    agree(folder, {**NEEDED, "strategy": "fedyogi", "server_learning_rate": 0.5})
+    with pytest.raises(UsageError, match="other settings than"):
+        agree(folder, change)
+
+
 def test_every_option_is_tested() -> None:
     import inspect
 
@@ -165,5 +219,5 @@ def test_every_option_is_tested() -> None:
 
     names = {"shuffle": "colour_shuffle", "deadline": "deadline_s"}
     options = {names.get(name, name) for name in inspect.signature(start).parameters}
-    assert options - set(OPTIONS) <= {"state", "device", "detach"}
-    assert set(OPTIONS) <= options
+    assert options - set(OPTIONS) - set(GRADIENTS) <= {"state", "device", "detach"}
+    assert {*OPTIONS, *GRADIENTS} <= options

@@ -17,8 +17,10 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.app.error import Error
 
 from coordinator import rounds as rounds_module
+from coordinator.aggregation import make_strategy
 from coordinator.checkpoint import Checkpoint, load_checkpoint
-from coordinator.rounds import Rounds, federated_averaging
+from coordinator.quorum import Quorum
+from coordinator.rounds import Rounds
 from coordinator.state import RoundRecord
 from ppfed import wire
 from ppfed.errors import FederationError
@@ -38,11 +40,10 @@ CPU = torch.device("cpu")
 def rounds_of(federation: SimpleNamespace) -> tuple[Rounds, Any]:
     network = build_network(federation.settings.network_config(), federation.settings.training.seed)
     rounds = Rounds(
-        federation.conversation,
+        Quorum(federation.conversation, federation.state, federation.settings, federation.enrolled),
         federation.state,
         federation.settings,
-        federation.enrolled,
-        federated_averaging(federation.settings),
+        make_strategy(federation.settings),
         network,
     )
     return rounds, network
@@ -254,7 +255,7 @@ def test_without_a_quorum_it_fails_and_says_what_to_do(make_federation: MakeFede
     federation = make_federation(quorum=2, deadline_s=0.2)
     federation.faults.drop = lambda owner, _question: owner == "bert"
     rounds, network = rounds_of(federation)
-    with pytest.raises(FederationError, match="3 rounds in a row") as caught:
+    with pytest.raises(FederationError, match="3 attempts in a row") as caught:
         list(rounds.run())
     assert "audit.jsonl" in caught.value.hint
     assert all(torch.equal(tensor, initial(federation)[name]) for name, tensor in network_state(network).items())

@@ -199,11 +199,11 @@ def test_a_stop_request_ends_the_wait_for_owners(make_federation: MakeFederation
 def test_a_federation_below_its_quorum_fails_and_the_owners_are_told(make_federation: MakeFederation) -> None:
     federation = make_federation(deadline_s=0.2, quorum=2)
     federation.faults.drop = lambda owner, question: owner == "bert" and question.metadata.message_type == wire.TRAIN
-    with pytest.raises(FederationError, match="3 rounds in a row"):
+    with pytest.raises(FederationError, match="3 attempts in a row"):
         run_federation(federation.grid, federation.state, CPU)
     status = federation.state.status()
     assert status.phase is Phase.FAILED
-    assert "3 rounds in a row" in status.message
+    assert "3 attempts in a row" in status.message
     assert all(app.farewell.message == status.message for app in federation.apps.values())
 
 

@@ -105,6 +105,29 @@ def test_two_owners_train_and_nothing_secret_reaches_the_coordinator(federation,
     assert sum(answers[0]["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)  # float32 sums
 
 
+def test_owners_send_gradients_and_a_killed_coordinator_goes_on(federation, tmp_path, wait_until, kill_hard):
+    # 1619 images to train on: five steps in each of two rounds.
+    fed = federation("gradients", "--rounds", "2", "--size", "16", "--batch-size", "400")
+    canary = np.random.default_rng(7).integers(0, 256, (16, 16), dtype=np.uint8)
+    Image.fromarray(canary).save(tmp_path / "data" / "a" / "0" / "canary.png")
+    coordinator = fed.start_coordinator()
+    owners = [fed.start_owner("a"), fed.start_owner("b")]
+    wait_until(lambda: fed.status()["steps"] >= 2, "the second step")
+    kill_hard(coordinator)
+    coordinator = fed.start_coordinator()
+    assert fed.wait(coordinator, *owners) == [0, 0, 0], fed.log.read_text() + fed.owner_log("a") + fed.owner_log("b")
+    report = fed.status()
+    assert [one["round"] for one in report["rounds"]] == [1, 2]
+    assert all(one["owners"] == 2 and 0 <= one["accuracy"] <= 1 for one in report["rounds"])
+    assert "a gradient for each training step" in fed.owner_log("a")
+    weights = (fed.state / "model" / "weights.safetensors").read_bytes()
+    assert (fed.folder / "owner-a" / "model" / "weights.safetensors").read_bytes() == weights
+    ciphertext = next((fed.folder / "owner-a" / "store" / "train").glob("*.arrow")).read_bytes()[2000:2200]
+    assert _files_with(fed.state, [*_key_spellings(fed.key), canary.tobytes(), ciphertext]) == []
+    events = [json.loads(line)["event"] for line in (fed.state / "audit.jsonl").read_text().splitlines()]
+    assert not {"refused", "missed the deadline"} & set(events)
+
+
 def test_an_owner_with_another_key_is_refused_and_the_others_go_on(federation, tmp_path):
     fed = federation("images", "--rounds", "1")
     fed.ppfed.run("key", "new", str(tmp_path / "other-key"))

@@ -61,7 +61,12 @@ def invite(make_settings: MakeSettings) -> Invite:
         ({"quorum": 0}, "quorum"),
         ({"owners": 0, "quorum": 0}, "owners"),
         ({"exchange": "images", "training": {"local_epochs": 2}}, "local epochs belong to exchange 'updates'"),
-        ({"exchange": "gradients"}, "exchange"),
+        ({"exchange": "pixels"}, "exchange"),
+        ({"exchange": "gradients", "training": {"local_epochs": 2}}, "local epochs belong to exchange 'updates'"),
+        ({"exchange": "gradients", "training": {"strategy": "fedadam"}}, "strategy belongs to exchange 'updates'"),
+        ({"training": {"micro_batch": 8}}, "micro_batch belongs to exchange 'gradients'"),
+        ({"exchange": "images", "training": {"batch_norm": "shared"}}, "batch_norm belongs to exchange 'gradients'"),
+        ({"training": {"server_learning_rate": 1.0}}, "fedavg has no server learning rate"),
         ({"training": {"base_maps": 1024}}, "lower base_maps"),
         ({"training": {"adaptation": (4096,) * 16, "base_maps": 128}}, "lower base_maps"),
         ({"name": "../zoo"}, "name"),
@@ -118,6 +123,14 @@ TRAINING_CHANGES: dict[str, Any] = {
     "horizontal_flip": False,
     "vertical_flip": True,
     "seed": 1,
+    "strategy": "fedyogi",
+}
+STRATEGY_CHANGES: dict[str, Any] = {"server_learning_rate": 0.5, "server_momentum": 0.5}
+GRADIENT_CHANGES: dict[str, Any] = {
+    "micro_batch": 64,
+    "min_local_batch": 3,
+    "batch_norm": "shared",
+    "gradient_clip": 1.0,
 }
 
 
@@ -127,11 +140,14 @@ def test_the_digest_changes_with_every_field(make_settings: MakeSettings) -> Non
         *(make_settings(**{name: value}) for name, value in CHANGES.items()),
         *(make_settings(cipher={name: value}) for name, value in CIPHER_CHANGES.items()),
         *(make_settings(training={name: value}) for name, value in TRAINING_CHANGES.items()),
+        *(make_settings(training={"strategy": "fedavgm", name: value}) for name, value in STRATEGY_CHANGES.items()),
+        make_settings(exchange="gradients"),
+        *(make_settings(exchange="gradients", training={name: value}) for name, value in GRADIENT_CHANGES.items()),
     ]
     # Every field there is, so that a new one cannot be forgotten here.
     assert {*CHANGES, "cipher", "training"} == set(type(base).model_fields)
     assert set(CIPHER_CHANGES) == set(type(base.cipher).model_fields)
-    assert set(TRAINING_CHANGES) == set(type(base.training).model_fields)
+    assert {*TRAINING_CHANGES, *STRATEGY_CHANGES, *GRADIENT_CHANGES} == set(type(base.training).model_fields)
     digests = {base.digest(), *(one.digest() for one in changed)}
     assert len(digests) == len(changed) + 1
     assert all(len(digest) == 64 for digest in digests)

@@ -26,6 +26,7 @@ from ppfed import wire
 from ppfed.ciphers.spec import Scope
 from ppfed.errors import PeerDataError
 from ppfed.federation import FederationSettings
+from ppfed.gradients import Moments, PartialGradient
 from ppfed.images.source import Split
 from ppfed.images.types import EncryptedImages, PlainImages
 from ppfed.keys.master import MasterKey
@@ -125,6 +126,35 @@ def test_a_round_order_round_trips(number: int, sent: dict[str, torch.Tensor]) -
     arrived = wire.unpack_round_order(content, 10, layout_of(sent))
     assert arrived.round == number
     assert_same_weights(arrived.weights, sent)
+
+
+@settings(max_examples=30, deadline=None)
+@given(number=st.integers(1, 10), steps=st.integers(1, 10**6), sent=weights, data=st.data())
+def test_a_gradient_order_round_trips(number: int, steps: int, sent: dict[str, torch.Tensor], data: Any) -> None:
+    step = data.draw(st.integers(0, steps - 1))
+    content = travel(wire.pack_gradient_order(wire.GradientOrder(number, step, steps, sent)))
+    arrived = wire.unpack_gradient_order(content, 10, layout_of(sent))
+    assert (arrived.round, arrived.step, arrived.steps) == (number, step, steps)
+    assert_same_weights(arrived.weights, sent)
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    parameters=st.integers(1, 50),
+    channels=st.integers(0, 20),
+    images=st.integers(1, 1000),
+    loss=st.floats(0, 1e6),
+    seed=st.integers(0, 99),
+)
+def test_a_gradient_round_trips(parameters: int, channels: int, images: int, loss: float, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    moments = Moments(torch.randn(channels, generator=generator), torch.rand(channels, generator=generator))
+    sent = PartialGradient(torch.randn(parameters, generator=generator), moments, images, loss)
+    arrived = wire.unpack_gradient(travel(wire.pack_gradient(sent)), images, parameters, channels)
+    assert torch.equal(arrived.gradient, sent.gradient)
+    assert torch.equal(arrived.moments.mean, moments.mean.double())
+    assert torch.equal(arrived.moments.variance, moments.variance.double())
+    assert (arrived.images, arrived.loss) == (images, loss)
 
 
 @settings(max_examples=30, deadline=None)
@@ -379,6 +409,8 @@ def test_a_shard_larger_than_any_is_refused_before_it_is_read(
 UNPACKERS: dict[str, Callable[[RecordDict], object]] = {
     "shard request": wire.unpack_shard_request,
     "round order": lambda content: wire.unpack_round_order(content, 10, LAYOUT),
+    "gradient order": lambda content: wire.unpack_gradient_order(content, 10, LAYOUT),
+    "gradient": lambda content: wire.unpack_gradient(content, 5, 3, 2),
     "round result": lambda content: wire.unpack_round_result(content, 5, 2, LAYOUT),
     "evaluation": lambda content: wire.unpack_evaluation(content, 2),
     "farewell": lambda content: wire.unpack_farewell(content, LAYOUT),

@@ -24,6 +24,7 @@ from coordinator.checkpoint import load_checkpoint
 from coordinator.server_app import run_federation
 from coordinator.state import RoundRecord, StateFolder
 from ppfed import wire
+from ppfed.enrolment import Phase
 from ppfed.errors import FederationError, UsageError
 from ppfed.federation import count_weights
 from ppfed.images.source import Split
@@ -144,7 +145,7 @@ simulate(settings, owners, Path(given["folder"]), torch.device("cpu"), jobs=2)
 def test_an_interrupted_simulation_goes_on_as_if_nothing_had_been(
     make_federation: Callable[..., SimpleNamespace], tmp_path: Path
 ) -> None:
-    federation = make_federation(OWNERS, training={"rounds": 24})
+    federation = make_federation(OWNERS, training={"rounds": 32})
     run_federation(federation.grid, federation.state, CPU)
     state = StateFolder(tmp_path / "simulated")
     given = {
@@ -159,24 +160,25 @@ def test_an_interrupted_simulation_goes_on_as_if_nothing_had_been(
     for how, after in ((signal.SIGINT, 8), (signal.SIGKILL, 16)):
         caller = subprocess.Popen([sys.executable, "-c", CHILD, json.dumps(given)], stderr=subprocess.PIPE)
         while (checkpoint := load_when_whole(state)) < after:
-            assert caller.poll() is None
+            assert caller.poll() is None, caller.communicate()[1].decode()
             time.sleep(0.02)
-        assert checkpoint < 24
+        assert checkpoint < 32
         simulating = state.running_pid()
         assert simulating is not None
         assert len(list(members(simulating))) > 3
         caller.send_signal(how)
-        # At once, and not after the time that Ray's processes take to miss each other.
-        assert group_is_gone(simulating, 5)
-        caller.wait(5)
-        assert caller.returncode != 0
+        # A busy machine takes seconds to tear processes down. The federation would have been finished in that time.
+        assert group_is_gone(simulating, 20), list(members(simulating))
+        assert state.status().phase is Phase.TRAINING
+        _, complaint = caller.communicate(timeout=20)
+        assert caller.returncode == -how, complaint.decode()
     result = simulate(federation.settings, federation.prepared, state.folder, CPU, jobs=2)
     assert_same_weights(result.model, federation.state.model)
-    assert [one.round for one in result.rounds] == list(range(1, 25))
+    assert [one.round for one in result.rounds] == list(range(1, 33))
     assert [one.accuracy for one in result.rounds] == [one.accuracy for one in federation.state.status().rounds]
     # What was asked twice counts once.
     weight_bytes = 4 * count_weights(federation.settings.network_config())
-    assert 1 < result.bytes_from_coordinator / (3 * 26 * weight_bytes) < 1.02
+    assert 1 < result.bytes_from_coordinator / (3 * 34 * weight_bytes) < 1.02
 
 
 def load_when_whole(state: StateFolder) -> int:
@@ -203,6 +205,8 @@ def test_an_owner_that_fails_ends_the_simulation(
     assert time.monotonic() - started < federation.settings.deadline_s
     state = StateFolder(tmp_path / "simulated")
     assert str(log_file(state)) in caught.value.hint
+    assert caught.value.message.count("bert failed") == 1
+    assert "; " not in caught.value.message
     assert state.status().phase == "failed"
     assert "bert failed" in state.status().message
     assert not state.model.exists()
@@ -214,8 +218,9 @@ def test_what_the_coordinator_refused_is_told(make_state: Callable[..., StateFol
     state.audit("refused", owner="anna", reason="of an earlier call")
     audited = simulation._audit_bytes(state)
     SimulationFailure(message="3 rounds in a row had fewer than 3 usable answers").write(state)
-    with pytest.raises(FederationError, match="usable answers$"):
+    with pytest.raises(FederationError) as caught:
         simulation._require_success(state, 1, audited)
+    assert "anna" not in str(caught.value)
     state.audit("refused", owner="cora", reason="the number of images is not the announced one")
     state.audit("round fell short of the quorum", owners=2)
     with pytest.raises(FederationError, match="usable answers; cora: the number of images is not the announced one"):

@@ -1,0 +1,173 @@
+"""Exchange ``gradients``: owners compute, the coordinator takes the steps."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+
+import torch
+from flwr.app import Message
+
+from coordinator.checkpoint import Checkpoint, PassSoFar, load_checkpoint, save_checkpoint
+from coordinator.quorum import Quorum, with_evaluation
+from coordinator.state import RoundRecord, StateFolder
+from ppfed import wire
+from ppfed.errors import FederationError
+from ppfed.federation import FederationSettings
+from ppfed.gradients import (
+    PartialGradient,
+    Turns,
+    apply_step,
+    count_moments,
+    owner_offset,
+    steps_of_pass,
+    values_per_image,
+)
+from ppfed.network import ImageClassifier
+from ppfed.network_state import load_network_state, network_state
+from ppfed.training import Trainer
+
+_CHECKPOINT_S = 60.0
+_HINT = (
+    "Values that are out of range or not finite mean that training diverged: start a new federation with a lower "
+    "--learning-rate. Else start again: it goes on from the last checkpoint."
+)
+
+
+class Gradients:
+    """Runs passes over the images of all owners, a step at a time.
+
+    Parameters
+    ----------
+    quorum : Quorum
+    state : StateFolder
+    settings : FederationSettings
+    network : ImageClassifier
+        Is trained; it may be on any device.
+    device : torch.device
+        Where the optimizer runs.
+    on_step : callable
+        Called after each step with the number of steps done in this pass, and of all its steps.
+    """
+
+    def __init__(
+        self,
+        quorum: Quorum,
+        state: StateFolder,
+        settings: FederationSettings,
+        network: ImageClassifier,
+        device: torch.device,
+        on_step: Callable[[int, int], None],
+    ) -> None:
+        self._quorum = quorum
+        self._state = state
+        self._settings = settings
+        self._network = network
+        self._on_step = on_step
+        self._values = values_per_image(network, settings.shape)
+        self._trainer = Trainer(network, settings.training_config(), device)
+        self._parameters = sum(one.numel() for one in network.parameters())
+        self._channels = count_moments(network)
+        training = settings.training
+        images = {name: one.train_images for name, one in quorum.owners.items()}
+        self._steps = state.steps_of_pass(steps_of_pass(sum(images.values()), training.batch_size))
+        self._turns = {
+            name: Turns(count, self._steps, training.min_local_batch, owner_offset(name))
+            for name, count in images.items()
+        }
+        # Whoever missed a deadline is asked again in the next pass, not in each step: a step would take the deadline.
+        self._absent: set[str] = set()
+
+    def run(self) -> Iterator[RoundRecord]:
+        """Run all passes, going on from the last checkpoint; yields a record of each when its accuracy is known.
+
+        Raises
+        ------
+        FederationError
+            If several attempts at a step fall short of the quorum, or the weights leave the range that owners accept.
+        """
+        done, so_far = 0, PassSoFar()
+        checkpoint = load_checkpoint(self._state.checkpoint)
+        if checkpoint is not None:
+            done, so_far = checkpoint.rounds, checkpoint.so_far
+            load_network_state(self._network, checkpoint.weights)
+            self._trainer.load_momentum(checkpoint.momentum)
+            if checkpoint.record is not None and so_far.steps == 0:
+                yield self._evaluated(checkpoint.record)
+        for number in range(done + 1, self._settings.training.rounds + 1):
+            record = self._pass(number, so_far)
+            so_far = PassSoFar()
+            yield self._evaluated(record)
+
+    def _pass(self, number: int, so_far: PassSoFar) -> RoundRecord:
+        started = saved = time.monotonic()
+        epochs = self._settings.training_config().epochs
+        self._absent.clear()
+        for step in range(so_far.steps, self._steps):
+            parts = self._parts(number, step)
+            loss = 0.0
+            if parts:
+                progress = (number - 1 + step / self._steps) / epochs
+                loss = apply_step(
+                    self._trainer, parts, progress, self._values, clip=self._settings.training.gradient_clip
+                )
+                if not wire.within_range(network_state(self._network)):
+                    raise FederationError(
+                        f"training diverged in step {step + 1} of round {number}",
+                        hint="Start a new federation with a lower --learning-rate, or with --gradient-clip.",
+                    )
+            images = sum(part.images for part in parts)
+            so_far = PassSoFar(
+                steps=step + 1,
+                loss=so_far.loss + loss * images,
+                images=so_far.images + images,
+                seconds=so_far.seconds,
+                owners=max(so_far.owners, len(parts)),
+            )
+            self._on_step(step + 1, self._steps)
+            if time.monotonic() - saved > _CHECKPOINT_S and step + 1 < self._steps:
+                elapsed = so_far.model_copy(update={"seconds": so_far.seconds + time.monotonic() - started})
+                self._save(number - 1, None, elapsed)
+                saved = time.monotonic()
+        record = RoundRecord(
+            round=number,
+            train_loss=so_far.loss / so_far.images if so_far.images else None,
+            seconds=so_far.seconds + time.monotonic() - started,
+            owners=so_far.owners,
+        )
+        self._save(number, record, PassSoFar())
+        return record
+
+    def _parts(self, number: int, step: int) -> list[PartialGradient]:
+        """Gather the gradients of the owners whose turn it is; empty where it is nobody's."""
+        turns = {name: one.count(step) for name, one in self._turns.items() if one.part(step) is not None}
+        if not turns:
+            return []
+        order = wire.pack_gradient_order(wire.GradientOrder(number, step, self._steps, network_state(self._network)))
+        # The agreed share of those whose turn it is.
+        needed = -(-len(turns) * self._settings.quorum // self._settings.owners)
+
+        def unpack(owner: str, message: Message) -> PartialGradient:
+            return wire.unpack_gradient(message.content, turns[owner], self._parameters, self._channels)
+
+        def attempt() -> dict[str, PartialGradient]:
+            group = f"round {number} step {step + 1}"
+            answers = self._quorum.ask(wire.GRADIENT, order, group, unpack, set(turns) - self._absent)
+            self._absent |= self._quorum.late
+            if len(answers) < needed:
+                self._absent.clear()
+            return answers
+
+        answers = self._quorum.gather(attempt, needed, _HINT)
+        # Sums depend on the order of their terms, and answers come in any.
+        return [answers[owner] for owner in sorted(answers)]
+
+    def _evaluated(self, record: RoundRecord) -> RoundRecord:
+        group = f"evaluation of round {record.round}"
+        return with_evaluation(record, self._quorum.evaluate(record.round + 1, self._network, group))
+
+    def _save(self, rounds: int, record: RoundRecord | None, so_far: PassSoFar) -> None:
+        save_checkpoint(
+            self._state.checkpoint,
+            Checkpoint(rounds, network_state(self._network), self._trainer.momentum(), record, so_far),
+        )

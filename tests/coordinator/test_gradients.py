@@ -1,0 +1,375 @@
+"""Exchange 'gradients': a pass is a pass of plain SGD, and no owner can spoil it for the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flwr.app import Message
+from flwr.app.error import Error
+from torch import Tensor, nn
+
+from clients.answers import AnswerLimit
+from coordinator import gradients as module
+from coordinator.checkpoint import load_checkpoint
+from coordinator.gradients import Gradients
+from coordinator.quorum import Quorum
+from coordinator.state import RoundRecord
+from ppfed import wire
+from ppfed.errors import FederationError, UsageError
+from ppfed.federation import Invite, new_token
+from ppfed.gradients import (
+    Moments,
+    Turns,
+    apply_step,
+    batch_norm_layers,
+    owner_offset,
+    partial_gradient,
+    step_generator,
+    steps_of_pass,
+    values_per_image,
+)
+from ppfed.images.source import Split
+from ppfed.network import build_network
+from ppfed.network_state import network_state
+from ppfed.training import ImageTensors, Trainer, evaluate
+
+MakeFederation = Callable[..., SimpleNamespace]
+Audit = Callable[..., list[dict[str, Any]]]
+Rewrite = Callable[..., Message]
+State = dict[str, Tensor]
+
+CPU = torch.device("cpu")
+OWNERS = {"anna": ((12, 7), (6,)), "bert": ((10,), (5,)), "carl": ((3,), ())}
+SMALL = {"rounds": 2, "batch_size": 10, "learning_rate": 0.02}
+
+
+def make(make_federation: MakeFederation, **changes: Any) -> SimpleNamespace:
+    training = {**SMALL, **changes.pop("training", {})}
+    return make_federation(changes.pop("owners_", OWNERS), exchange="gradients", training=training, **changes)
+
+
+def gradients_of(
+    federation: SimpleNamespace, on_step: Callable[[int, int], None] = lambda _step, _steps: None
+) -> tuple[Gradients, Any]:
+    network = build_network(federation.settings.network_config(), federation.settings.training.seed)
+    quorum = Quorum(federation.conversation, federation.state, federation.settings, federation.enrolled)
+    return Gradients(quorum, federation.state, federation.settings, network, CPU, on_step), network
+
+
+def run(federation: SimpleNamespace) -> tuple[list[RoundRecord], State]:
+    gradients, network = gradients_of(federation)
+    return list(gradients.run()), network_state(network)
+
+
+def tensors(federation: SimpleNamespace, owner: str, split: Split) -> ImageTensors:
+    return ImageTensors.from_shards(
+        list(federation.prepared[owner].store.shards(split)), federation.settings.shape, CPU
+    )
+
+
+def batches(federation: SimpleNamespace, number: int, step: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Each owner's images and labels in a step, as docs/architecture.md says."""
+    settings = federation.settings
+    data = {owner: tensors(federation, owner, Split.TRAIN) for owner in sorted(federation.enrolled)}
+    steps = steps_of_pass(sum(len(one) for one in data.values()), settings.training.batch_size)
+    found = {}
+    for owner, own in data.items():
+        turns = Turns(len(own), steps, settings.training.min_local_batch, owner_offset(owner))
+        if turns.part(step) is None:
+            continue
+        seed = settings.training.seed + owner_offset(owner)
+        rows = turns.rows(step, seed, number - 1)
+        augment = settings.training_config().augmentation
+        images = augment(own.images[rows], step_generator(seed, number - 1, step))
+        found[owner] = images, own.labels[rows]
+    return found
+
+
+def without(federation: SimpleNamespace, left_out: Callable[[int, int, str], bool], steps: int) -> State:
+    """Train without messages, some owners left out of some steps."""
+    settings = federation.settings
+    network = build_network(settings.network_config(), settings.training.seed)
+    trainer = Trainer(network, settings.training_config(), CPU)
+    values = values_per_image(network, settings.shape)
+    for number in range(1, settings.training.rounds + 1):
+        for step in range(steps):
+            parts = [
+                partial_gradient(network, *batch, nn.CrossEntropyLoss(), micro_batch=settings.training.micro_batch)
+                for owner, batch in batches(federation, number, step).items()
+                if not left_out(number, step, owner)
+            ]
+            # What travels is float32.
+            parts = [
+                replace(one, moments=Moments(one.moments.mean.float().double(), one.moments.variance.float().double()))
+                for one in parts
+            ]
+            apply_step(trainer, parts, (number - 1 + step / steps) / settings.training.rounds, values)
+    return network_state(network)
+
+
+def _step_by_hand(
+    network: nn.Module, optimizer: torch.optim.SGD, parts: list[tuple[Tensor, Tensor]], rate: float
+) -> float:
+    layers = batch_norm_layers(network)
+    seen: dict[str, list[Tensor]] = {name: [] for name in layers}
+    kept = {name: (one.running_mean.clone(), one.running_var.clone()) for name, one in layers.items()}
+    handles = [
+        layer.register_forward_hook(lambda _layer, inputs, _out, name=name: seen[name].append(inputs[0].detach()))
+        for name, layer in layers.items()
+    ]
+    network.train()
+    optimizer.param_groups[0]["lr"] = rate
+    optimizer.zero_grad()
+    count = sum(len(labels) for _, labels in parts)
+    loss = sum(
+        nn.functional.cross_entropy(network(images), labels, reduction="sum") / count for images, labels in parts
+    )
+    loss.backward()
+    optimizer.step()
+    for handle in handles:
+        handle.remove()
+    with torch.no_grad():
+        for name, layer in layers.items():
+            union = torch.cat(seen[name])
+            layer.running_mean.copy_(0.9 * kept[name][0] + 0.1 * union.mean((0, 2, 3)))
+            layer.running_var.copy_(0.9 * kept[name][1] + 0.1 * union.var((0, 2, 3)))
+    return loss.item()
+
+
+def test_passes_equal_plain_sgd_over_the_union(make_federation: MakeFederation) -> None:
+    """On one machine, with torch.optim.SGD: the same batches, each owner's part normalised by itself."""
+    owners = {"anna": ((40,), (6,)), "bert": ((24,), (5,))}
+    federation = make(make_federation, owners_=owners, training={"batch_size": 32, "base_maps": 8})
+    records, mine = run(federation)
+    settings = federation.settings
+    network = build_network(settings.network_config(), settings.training.seed)
+    fresh = network_state(network)
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    for number in (1, 2):
+        losses = []
+        for step in (0, 1):
+            rate = settings.training_config().learning_rate_at((number - 1 + step / 2) / 2)
+            parts = list(batches(federation, number, step).values())
+            assert sum(len(labels) for _, labels in parts) == 32
+            losses.append(_step_by_hand(network, optimizer, parts, rate))
+        # The first steps agree to rounding; later ones magnify it.
+        assert records[number - 1].train_loss == pytest.approx(sum(losses) / 2, rel=1e-4)
+    theirs = network_state(network)
+    apart = max(float((mine[name] - theirs[name]).abs().max()) for name in mine)
+    moved = max(float((mine[name] - fresh[name]).abs().max()) for name in mine)
+    # Four steps of float32 through 20 layers of batch norm, each of which divides by what may be small; in float64 such
+    # steps agree to 1e-9 (tests/ppfed/test_gradients.py).
+    assert apart < 0.01 * moved
+
+
+def test_a_pass_is_so_many_steps_and_one_evaluation(make_federation: MakeFederation) -> None:
+    federation = make(make_federation)
+    shown: list[tuple[int, int]] = []
+    gradients, network = gradients_of(federation, lambda step, steps: shown.append((step, steps)))
+    records = list(gradients.run())
+    assert [(record.round, record.owners) for record in records] == [(1, 3), (2, 3)]
+    assert shown == [(step, 4) for step in (1, 2, 3, 4)] * 2
+    # 32 images make 4 steps of 10; carl's 3 images fill one of them. Everyone measures once a pass.
+    asked = [kind for _, kind in federation.grid.asked]
+    assert asked.count(wire.GRADIENT) == 2 * (4 + 4 + 1)
+    assert asked.count(wire.EVALUATE) == 2 * 3
+    measured = [evaluate(network, tensors(federation, owner, Split.HELD_OUT)) for owner in ("anna", "bert")]
+    assert records[1].accuracy == sum(one.correct for one in measured) / 11
+    assert records[1].held_out_loss == pytest.approx(sum(one.loss * one.count for one in measured) / 11, rel=1e-9)
+    assert torch.equal(
+        network_state(network)["resnet.fc.bias"], without(federation, lambda *_: False, 4)["resnet.fc.bias"]
+    )
+
+
+@pytest.mark.parametrize(
+    "training", [{"batch_norm": "shared"}, {"micro_batch": 4}, {"min_local_batch": 4}, {"gradient_clip": 0.5}]
+)
+def test_options_change_what_is_computed(make_federation: MakeFederation, training: dict[str, Any]) -> None:
+    owners = {"anna": OWNERS["anna"], "bert": OWNERS["bert"]}
+    _, plain = run(make(make_federation, owners_=owners, name="plain", training={"batch_size": 20}))
+    records, state = run(make(make_federation, owners_=owners, training={"batch_size": 20, **training}))
+    same = all(torch.equal(plain[name], state[name]) for name in plain)
+    # 29 images make 2 steps: nobody has fewer than 4 in one.
+    assert same == (training == {"min_local_batch": 4})
+    assert all(np.isfinite(record.train_loss) for record in records)
+
+
+def spoiled(name: str, change: Callable[[Any], Any]) -> dict[str, Any]:
+    return {"arrays": {name: change}}
+
+
+def filled(value: float, rows: slice = slice(None)) -> Callable[[Any], Any]:
+    def change(values: Any) -> Any:
+        values[rows] = value
+        return values
+
+    return change
+
+
+ANSWERS: dict[str, dict[str, Any]] = {
+    "not a number": spoiled("gradient", filled(float("nan"), slice(0, 1))),
+    "huge": spoiled("gradient", filled(1e5)),
+    "too short": spoiled("gradient", lambda values: values[:-1]),
+    "in two dimensions": spoiled("gradient", lambda values: values[None]),
+    "float64": spoiled("gradient", lambda values: values.astype(np.float64)),
+    "moments that are infinite": spoiled("moments", filled(float("inf"))),
+    "negative variances": spoiled("moments", filled(-1.0)),
+    "huge means": spoiled("moments", filled(1e4, slice(0, 1))),
+    "moments too long": spoiled("moments", lambda values: np.append(values, np.float32(1))),
+    "more images than its share": {"metrics": {"num-examples": 11}},
+    "no loss": {"metrics": {"train-loss": float("nan")}},
+    "a metric of its own": {"metrics": {"bonus": 1.0}},
+}
+
+
+@pytest.mark.parametrize("change", ANSWERS.values(), ids=ANSWERS.keys())
+def test_a_bad_gradient_is_left_out_of_the_step(
+    make_federation: MakeFederation, rewrite: Rewrite, audit: Audit, change: dict[str, Any]
+) -> None:
+    federation = make(make_federation, quorum=1)
+
+    def spoil(owner: str, question: Message, answer: Message) -> Message:
+        hit = (owner, question.metadata.group_id) == ("bert", "round 1 step 2")
+        return rewrite(answer, **change) if hit else answer
+
+    federation.faults.mutate = spoil
+    _, state = run(federation)
+    expected = without(federation, lambda number, step, owner: (number, step, owner) == (1, 1, "bert"), 4)
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+    refused = [(line["owner"], line["group"]) for line in audit(federation.state) if line["event"] == "refused"]
+    assert refused == [("bert", "round 1 step 2")]
+
+
+def test_who_misses_a_deadline_is_asked_again_in_the_next_pass(make_federation: MakeFederation, audit: Audit) -> None:
+    federation = make(make_federation, quorum=1, deadline_s=1.0)
+    federation.faults.drop = lambda owner, question: (owner, question.metadata.group_id) == ("bert", "round 1 step 2")
+    _, state = run(federation)
+    expected = without(federation, lambda number, step, owner: number == 1 and step >= 1 and owner == "bert", 4)
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+    late = [line["owner"] for line in audit(federation.state) if line["event"] == "missed the deadline"]
+    assert late == ["bert"]
+
+
+def test_without_a_quorum_it_fails(make_federation: MakeFederation) -> None:
+    federation = make(make_federation, quorum=3, deadline_s=0.2)
+    federation.faults.drop = lambda owner, _question: owner == "bert"
+    gradients, network = gradients_of(federation)
+    before = network_state(network)
+    with pytest.raises(FederationError, match="3 attempts in a row had fewer than 2 usable answers") as caught:
+        list(gradients.run())
+    assert "--learning-rate" in caught.value.hint
+    assert all(torch.equal(before[name], tensor) for name, tensor in network_state(network).items())
+
+
+def test_one_answer_that_was_lost_is_asked_for_again(make_federation: MakeFederation) -> None:
+    _, undisturbed = run(make(make_federation, name="undisturbed"))
+    federation = make(make_federation)
+    lost: list[str] = []
+
+    def lose(owner: str, question: Message, answer: Message) -> Message:
+        if (owner, question.metadata.group_id) == ("bert", "round 1 step 2") and not lost:
+            lost.append(owner)
+            return Message(Error(3, "node unavailable"), reply_to=question)
+        return answer
+
+    federation.faults.mutate = lose
+    _, state = run(federation)
+    assert lost
+    assert all(torch.equal(state[name], undisturbed[name]) for name in state)
+
+
+def test_training_that_diverges_says_so(make_federation: MakeFederation, rewrite: Rewrite) -> None:
+    federation = make(make_federation, training={"learning_rate": 10.0, "schedule": "paper", "rounds": 40})
+
+    def only_the_last(gradient: Any) -> Any:
+        gradient[:-1], gradient[-1] = 0, 9e3
+        return gradient
+
+    def push(_owner: str, question: Message, answer: Message) -> Message:
+        if question.metadata.message_type == wire.GRADIENT:
+            return rewrite(answer, arrays={"gradient": only_the_last})
+        return answer
+
+    federation.faults.mutate = push
+    with pytest.raises(FederationError, match="diverged in step") as caught:
+        run(federation)
+    assert "--gradient-clip" in caught.value.hint
+
+
+class CrashError(Exception):
+    """The coordinator's process is gone."""
+
+
+@pytest.mark.parametrize("every_step", [True, False])
+@pytest.mark.parametrize(
+    "group", ["round 1 step 1", "round 1 step 3", "evaluation of round 1", "round 2 step 2", "evaluation of round 2"]
+)
+def test_going_on_after_a_crash_equals_an_undisturbed_run(
+    make_federation: MakeFederation, monkeypatch: pytest.MonkeyPatch, every_step: bool, group: str
+) -> None:
+    undisturbed, expected = run(make(make_federation, name="undisturbed"))
+    if every_step:
+        monkeypatch.setattr(module, "_CHECKPOINT_S", -1.0)
+    federation = make(make_federation, name="crashed")
+    # With the limit that a real owner has: it must let a coordinator go back to its checkpoint.
+    for owner, app in federation.apps.items():
+        invite = Invite(
+            owner=owner,
+            address="127.0.0.1:9443",
+            ca_certificate="none",
+            token=new_token(bytes(32)),
+            federation=federation.settings,
+        )
+        app._limit = AnswerLimit(federation.state.folder / f"{owner}.json", invite)
+
+    def crash(_owner: str, question: Message) -> bool:
+        if question.metadata.group_id == group:
+            raise CrashError
+        return False
+
+    federation.faults.refuse = crash
+    records: dict[int, RoundRecord] = {}
+
+    def collect(some: Iterator[RoundRecord]) -> None:
+        for record in some:
+            records[record.round] = record
+
+    with pytest.raises(CrashError):
+        collect(gradients_of(federation)[0].run())
+    checkpoint = load_checkpoint(federation.state.checkpoint)
+    done = {"round 1 step 1": None, "round 1 step 3": 2, "round 2 step 2": 1}.get(group, 0)
+    assert (checkpoint.so_far.steps if checkpoint and (every_step or not done) else done) == done
+    federation.faults.refuse = lambda _owner, _question: False
+    for owner in federation.enrolled:
+        federation.conversation.forget(owner)
+    gradients, network = gradients_of(federation)
+    collect(gradients.run())
+    state = network_state(network)
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert [records[one.round].model_copy(update={"seconds": one.seconds}) for one in undisturbed] == undisturbed
+
+
+def test_the_number_of_steps_outlives_a_restart(make_federation: MakeFederation) -> None:
+    """An owner that joins again with more images must not make all others refuse."""
+    federation = make(make_federation)
+    run(federation)
+    federation.enrolled["anna"] = federation.enrolled["anna"].model_copy(update={"train_images": 100})
+    assert gradients_of(federation)[0]._steps == 4
+    (federation.state.folder / "steps.json").write_text("many")
+    with pytest.raises(UsageError, match="is damaged"):
+        gradients_of(federation)
+
+
+def test_a_step_that_is_nobodys_turn_is_passed_over(make_federation: MakeFederation) -> None:
+    owners = {"anna": ((5,), (2,)), "bert": ((5,), (2,))}
+    federation = make(make_federation, owners_=owners, training={"batch_size": 4, "min_local_batch": 5})
+    records, _ = run(federation)
+    # 10 images make 3 steps; each owner has enough for one.
+    assert [kind for _, kind in federation.grid.asked].count(wire.GRADIENT) == 2 * 2
+    assert all(record.train_loss is not None for record in records)
