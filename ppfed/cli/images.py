@@ -14,7 +14,7 @@ from typing import Annotated
 
 import typer
 
-from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info
+from ppfed.ciphers.spec import DEFAULT_CIPHER, CipherSpec, Scope, cipher_info
 from ppfed.cli.console import progress_bar, stderr, stdout
 from ppfed.cli.options import CipherOption, KeyOption, ScopeOption, ShuffleOption, fixed_scope_weakness, load_key
 from ppfed.errors import UsageError
@@ -140,8 +140,8 @@ def _warn_of_fixed_scope(spec: CipherSpec) -> None:
     if spec.scope is not Scope.FIXED:
         return
     stderr().print(
-        f"[bold yellow]warning:[/] fixed scope uses {fixed_scope_weakness(spec)}. Use it to compare with published results, "
-        "not to hide anything.",
+        f"[bold yellow]warning:[/] fixed scope uses {fixed_scope_weakness(spec)}. "
+        "Use it to compare with published results, not to hide anything.",
         soft_wrap=True,
     )
 
