@@ -21,7 +21,7 @@ from ppfed.augment import Augmentation
 from ppfed.ciphers.registry import Cipher
 from ppfed.errors import BadImagesError, DataError, MismatchError, UsageError
 from ppfed.federation import FederationSettings
-from ppfed.images.source import ImageSource, LoadReport, Split, no_progress
+from ppfed.images.source import ImageSource, LoadReport, Split, files_digest, no_progress
 from ppfed.images.types import EncryptedImages, Int64Array
 from ppfed.store import Shard, ShardStore, rows_per_shard
 from ppfed.training import epoch_generator
@@ -291,12 +291,8 @@ def _variants(augmentation: Augmentation, copies: int) -> Callable[[Shard], Iter
 
 def _signature(path: Path, settings: FederationSettings, fingerprint: str, copies: int) -> str:
     """Name what a store was made from: the files' names, sizes and times, the settings, the key, the copies."""
-    files = sorted(found for found in path.rglob("*") if found.is_file()) if path.is_dir() else [path]
-    digest = hashlib.sha256(f"{settings.digest()} {fingerprint} {copies}\n".encode())
-    for file in files:
-        stat = file.stat()
-        digest.update(f"{file}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
+    text = f"{settings.digest()} {fingerprint} {copies}\n{path}\n{files_digest(path)}"
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
 def _write_record(folder: Path, signature: str, prepared: Prepared) -> None:

@@ -111,15 +111,6 @@ def read_images(
     )
 
 
-def source_digest(data: Path) -> str:
-    """SHA-256 of the path and the names, sizes and times of all files below it, as 64 hex digits."""
-    digest = hashlib.sha256(str(data.resolve()).encode(errors="surrogateescape"))
-    for file in sorted(found for found in data.rglob("*") if found.is_file()) if data.is_dir() else [data]:
-        status = file.stat()
-        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
-    return digest.hexdigest()
-
-
 def digits(size: int, images: int | None, held_out: int | None) -> Material:
     """Take 1,797 handwritten digits that come with scikit-learn (UCI ML repository, 8x8 pixels, 17 grey levels).
 

@@ -33,16 +33,17 @@ import torch
 
 from ppfed.atomic import write_atomic
 from ppfed.errors import UsageError
+from ppfed.images.source import files_digest
 from ppfed.model_folder import installed_versions
 from ppfed.training import pick_device
 from scenarios import results
 from scenarios.arms import Progress
 from scenarios.declaration import Scale, Scenario
-from scenarios.material import DIGITS, Material, digits, read_images, source_digest
+from scenarios.material import DIGITS, Material, digits, read_images
 from scenarios.results import Identity, Result, RunRecord
 
 _PACKAGES = ("ppfed", "clients", "coordinator", "scenarios")
-_PRESENTATION = {"cli", "display", "report", "pictures", "statistics", "curves"}
+_PRESENTATION = {"cli", "display", "report"}
 """Modules and folders that decide how numbers look and not what they are."""
 
 _LOG_TAIL_LINES = 15
@@ -346,7 +347,7 @@ def _materials(
     """Read the images in every size that an arm wants, or the copies of the same files that an earlier start left."""
     budget = scenario.budget(scale)
     materials = {}
-    source = "digits" if data is None else source_digest(data)
+    source = "digits" if data is None else files_digest(data)
     mark = folder.folder / "images" / "source"
     if not mark.exists() or mark.read_text(encoding="utf-8") != source:
         folder.forget_images()

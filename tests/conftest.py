@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from clients.preparation import Prepared
 from ppfed.ciphers.registry import make_cipher
@@ -18,6 +19,10 @@ from ppfed.images.source import Split
 from ppfed.images.types import PlainImages
 from ppfed.keys.master import MasterKey
 from ppfed.store import Shard, ShardStore
+
+# Deadlines measure the machine: on a busy one, or at the first use of something, they fail by chance.
+settings.register_profile("ppfed", deadline=None)
+settings.load_profile("ppfed")
 
 KEY = MasterKey(bytes(range(32)))
 CLASSES = ("cat", "dog")

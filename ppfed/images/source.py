@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from pathlib import Path
 from typing import Protocol
 
 from ppfed.images.types import Int64Array, PlainImages
@@ -58,6 +60,16 @@ class LoadReport:
 
 def no_progress(_steps: int) -> None:
     """Ignore progress."""
+
+
+def files_digest(path: Path) -> str:
+    """SHA-256 of the names, sizes and times of all files at or below a path, as 64 hex digits."""
+    files = sorted(found for found in path.rglob("*") if found.is_file()) if path.is_dir() else [path]
+    digest = hashlib.sha256()
+    for file in files:
+        status = file.stat()
+        digest.update(f"{file}\0{status.st_size}\0{status.st_mtime_ns}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
 
 
 class ImageSource(Protocol):

@@ -30,7 +30,7 @@ def parameters(network: nn.Module) -> int:
 
 
 # Few examples: the first convolution of each shape compiles for up to a second.
-@settings(max_examples=8, deadline=None)
+@settings(max_examples=8)
 @given(
     st.builds(
         NetworkConfig,
