@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from coordinator.state import Plan, StateFolder
+from ppfed.adaptation import best_features
 from ppfed.ciphers.spec import cipher_info
 from ppfed.errors import UsageError
 from ppfed.federation import CipherSettings, FederationSettings, TrainingSettings, describe_invalid, parse_classes
@@ -65,9 +66,10 @@ def make_plan(options: Mapping[str, Any]) -> Plan:
     if "adaptation" in training:
         default = TrainingSettings.model_fields["adaptation"].default
         training["adaptation"] = default if training["adaptation"] else ()
-    cipher = _cipher(options)
     agreed = {name: options[name] for name in ("channels", "fingerprint", "deadline_s") if name in options}
     try:
+        cipher = CipherSettings.model_validate(_cipher(options))
+        training.setdefault("features", best_features(cipher.spec))
         settings = FederationSettings.model_validate(
             {
                 "name": options.get("name", "federation"),

@@ -11,6 +11,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
+from ppfed.ciphers.spec import DEFAULT_CIPHER, CipherSpec, Scope
+
 BLOCK_SIDE = 4
 """Side in pixels of the blocks of the block ciphers."""
 
@@ -51,6 +53,13 @@ class InputFeatures(StrEnum):
         if self is InputFeatures.SORTED_FOLD:
             folded = _sorted_over_channels(folded)
         return folded / 63.75 - 1.0
+
+
+def best_features(cipher: CipherSpec) -> InputFeatures:
+    """Choose what to show of images under a cipher: all that it leaves, and nothing that only the key could tell."""
+    if cipher.name != DEFAULT_CIPHER or cipher.scope is not Scope.IMAGE:
+        return InputFeatures.VALUES
+    return InputFeatures.SORTED_FOLD if cipher.colour_shuffle else InputFeatures.FOLD
 
 
 class AdaptationKind(StrEnum):

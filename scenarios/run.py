@@ -297,7 +297,8 @@ class _Worker:
     def __init__(self, folder: Path, device: str, events: queue.SimpleQueue[_Event]) -> None:
         self._events = events
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "scenarios.worker", str(folder), device],
+            # -P: a folder of the user's own that is called scenarios is not ours.
+            [sys.executable, "-P", "-m", "scenarios.worker", str(folder), device],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

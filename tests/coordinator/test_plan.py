@@ -97,6 +97,20 @@ def test_colour_shuffle_is_on_where_the_cipher_has_it() -> None:
     assert not make_plan({**NEEDED, "cipher": "le-v1"}).settings.cipher.colour_shuffle
 
 
+@pytest.mark.parametrize(
+    ("options", "features"),
+    [
+        ({}, "sorted-fold"),
+        ({"colour_shuffle": False}, "fold"),
+        ({"scope": "fixed"}, "values"),
+        ({"cipher": "etc-v1"}, "values"),
+        ({"features": "values"}, "values"),
+    ],
+)
+def test_the_network_is_shown_all_that_the_cipher_leaves(options: dict[str, Any], features: str) -> None:
+    assert make_plan({**NEEDED, **options}).settings.training.features == features
+
+
 @pytest.mark.parametrize(("owners", "quorum"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (10, 6)])
 def test_the_quorum_is_more_than_half_unless_it_is_given(owners: int, quorum: int) -> None:
     assert make_plan({**NEEDED, "owners": owners}).settings.quorum == quorum

@@ -287,6 +287,24 @@ def test_the_command_ends_with_a_report_and_names_what_failed(tmp_path: Path) ->
     assert again.stdout.split() == [str(tmp_path / "run" / name).encode() for name in ("report.html", "report.md")]
 
 
+def test_a_folder_named_scenarios_where_the_user_stands_is_not_taken_for_ours(tmp_path: Path) -> None:
+    mine = tmp_path / "scenarios"
+    mine.mkdir()
+    (mine / "mine.toml").write_text(TINY[: TINY.index('[[arms]]\nname = "fresh"')])
+    (mine / "__init__.py").touch()
+    (mine / "worker.py").write_text("raise SystemExit('not this one')")
+    source = str(Path(__file__).parents[2])
+    ours = os.pathsep.join([source, *filter(None, [os.environ.get("PYTHONPATH")])])
+    start = (sys.executable, "-P", *PPFED[1:])
+    subprocess.run(
+        [*start, "scenario", "run", "scenarios/mine.toml"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": ours},
+        check=True,
+    )
+    assert len(results.read(tmp_path / "runs" / "mine-smoke")) == 1
+
+
 def test_an_unknown_scale_is_answered_with_the_known_ones(scenario_file: Path) -> None:
     done = subprocess.run(
         [*PPFED, "scenario", "run", str(scenario_file), "--scale", "huge"], capture_output=True, text=True, check=False
