@@ -128,26 +128,26 @@ def test_more_seeds_are_added_to_what_is_there(tiny: Scenario, tmp_path: Path) -
 def test_a_run_that_is_killed_again_and_again_ends_with_the_same_results(
     undisturbed: Path, scenario_file: Path, tmp_path: Path
 ) -> None:
-    folder = tmp_path / "run"
-    command = [*PPFED, "scenario", "run", str(scenario_file), "--jobs", "2", "--out", str(folder), "--device", "cpu"]
     randomness = random.Random(1)
-    killed = 0
+    killed, runs = 0, 0
     while killed < KILLS:
-        runner = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        # From before the images are read to the last arm: an undisturbed run takes about twice the longest wait.
-        time.sleep(randomness.uniform(0.5, 12.0))
-        killed += runner.poll() is None
-        runner.kill()
-        runner.wait()
-        if killed == KILLS - 1 and (folder / results.RESULTS_FILE).exists():
-            # As if the power had failed in the middle of a line.
-            with (folder / results.RESULTS_FILE).open("a") as file:
-                file.write('{"arm": "pla')
-        if len(results.read(folder)) == len(results.read(undisturbed)):
-            break
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    assert killed
-    assert comparable(folder) == comparable(undisturbed)
+        runs += 1
+        folder = tmp_path / f"run-{runs}"
+        command = [*PPFED, "scenario", "run", str(scenario_file), "--jobs", "2", "--out", str(folder)]
+        while killed < KILLS and len(results.read(folder)) < len(results.read(undisturbed)):
+            runner = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+            # From before the images are read to the last arm.
+            time.sleep(randomness.uniform(0.5, 10.0))
+            killed += runner.poll() is None
+            runner.kill()
+            runner.wait()
+            if killed % 3 == 2 and (folder / results.RESULTS_FILE).exists():
+                # As if the power had failed in the middle of a line.
+                with (folder / results.RESULTS_FILE).open("a") as file:
+                    file.write('{"arm": "pla')
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        assert comparable(folder) == comparable(undisturbed)
+    assert killed == KILLS
 
 
 def processes_of(folder: Path) -> list[int]:
