@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import subprocess
 import sys
 from pathlib import Path
@@ -40,6 +41,6 @@ def test_a_bundled_scenario_runs(name: str, tmp_path: Path) -> None:
         assert (one.bytes_to_coordinator > 0) is (arm.mode is not Mode.ALONE)
         assert (one.bytes_from_coordinator > 0) is (arm.mode not in {Mode.CENTRALIZED, Mode.ALONE})
 
-    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    page = html.unescape((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
     assert "These numbers say that everything runs, and nothing else." in page
     assert all(arm.group in page for arm in scenario.arms)
