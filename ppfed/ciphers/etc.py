@@ -6,7 +6,7 @@ import numpy as np
 
 from ppfed.ciphers.keystream import IndexArray, random_order
 from ppfed.ciphers.negative_positive import COLOUR_PERMUTATIONS
-from ppfed.ciphers.shuffling import ShuffleStream, ShufflingCipher, from_blocks, to_blocks
+from ppfed.ciphers.shuffling import BlockShufflingCipher, ShuffleStream, scramble
 from ppfed.ciphers.spec import BLOCK_PX
 from ppfed.images.types import UInt8Array
 
@@ -35,18 +35,12 @@ def _placements() -> IndexArray:
 _PLACEMENTS = _placements()
 
 
-class EtCCipher(ShufflingCipher):
+class EtCCipher(BlockShufflingCipher):
     """The EtC cipher, version 1: blocks are turned, mirrored, negated and recoloured, then scrambled."""
 
     name = "etc-v1"
     label = "etc"
     uses = ("turn", "negate", "colour", "scramble")
-
-    def _symbols(self, pixels: UInt8Array) -> UInt8Array:
-        return to_blocks(pixels).reshape(len(pixels), -1)
-
-    def _pixels(self, symbols: UInt8Array, shape: tuple[int, ...]) -> UInt8Array:
-        return from_blocks(symbols, shape)
 
     def _derive(self, nonces: UInt8Array, shape: tuple[int, int, int]) -> ShuffleStream:
         height, width, channels = shape
@@ -57,7 +51,5 @@ class EtCCipher(ShufflingCipher):
         if channels == 3:
             colours = COLOUR_PERMUTATIONS[self._keystreams["colour"].below(nonces, blocks, len(COLOUR_PERMUTATIONS))]
             source = source + colours[:, :, None, :]
-        source = source.reshape(count, blocks, values)
-        source += np.arange(0, blocks * values, values, dtype=np.intp)[:, None]
-        moved = random_order(self._keystreams["scramble"].words(nonces, blocks))
-        return ShuffleStream(mask, source[np.arange(count)[:, None], moved].reshape(count, -1))
+        order = random_order(self._keystreams["scramble"].words(nonces, blocks))
+        return ShuffleStream(mask, scramble(source.reshape(count, blocks, values), order))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 from ppfed.ciphers.keystream import IndexArray, random_order
-from ppfed.ciphers.shuffling import ShuffleStream, ShufflingCipher, from_blocks, to_blocks
+from ppfed.ciphers.shuffling import ShuffleStream, ShufflingCipher, from_blocks, scramble, to_blocks
 from ppfed.ciphers.spec import BLOCK_PX
 from ppfed.images.types import UInt8Array
 
@@ -55,9 +55,8 @@ class ExtendedLearnableCipher(_NibbleCipher):
         reverse = self._keystreams["reverse"].masks(nonces, blocks * nibbles) & _LOW
         words = self._keystreams["shuffle"].words(nonces, blocks * nibbles)
         source = random_order(words.reshape(count, blocks, nibbles))
-        source += _starts(blocks, nibbles)
-        moved = random_order(self._keystreams["scramble"].words(nonces, blocks))
-        return ShuffleStream(reverse, source[np.arange(count)[:, None], moved].reshape(count, -1))
+        order = random_order(self._keystreams["scramble"].words(nonces, blocks))
+        return ShuffleStream(reverse, scramble(source, order))
 
 
 def _blocks(shape: tuple[int, ...]) -> int:

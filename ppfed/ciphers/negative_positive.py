@@ -1,11 +1,13 @@
-"""The pixel-based cipher: negative-positive transform and colour shuffle.
+"""The pixel-based ciphers: negative-positive transform, once or twice, and colour shuffle.
 
 Source: Sirichotedumrong et al., ICIP 2019, sections 3.2 and 3.4; the bits come from AES as docs/cipher.md defines them.
+NP twice is ppfed's own.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import numpy as np
 
@@ -20,6 +22,8 @@ COLOUR_PERMUTATIONS: UInt8Array = np.array(
 _GATHER = np.argsort(COLOUR_PERMUTATIONS, axis=1).astype(np.uint8)
 """(6, 3): the inverse permutations, which undo the shuffle."""
 
+_TOP_BIT = np.uint8(0x80)
+
 
 @dataclass(frozen=True)
 class NPStream:
@@ -28,7 +32,7 @@ class NPStream:
     Attributes
     ----------
     mask : uint8 array, (N, H, W, C)
-        0 or 255: XORed with the pixels (step 2).
+        XORed with the pixels (step 2): 0 or 255, and in NP twice also 0x80 or 0x7f.
     permutation : uint8 array, (N, H, W), or None
         0 to 5: a row of ``COLOUR_PERMUTATIONS`` for each pixel (step 3); None where nothing is shuffled.
     """
@@ -75,18 +79,38 @@ class NegativePositiveCipher(KeyedCipher[NPStream]):
 
     name = "np-v1"
     label = "np"
-    uses = ("mask", "shuffle")
+    uses: ClassVar[tuple[str, ...]] = ("mask", "shuffle")
 
     def _derive(self, nonces: UInt8Array, shape: tuple[int, int, int]) -> NPStream:
         height, width, channels = shape
-        mask = self._keystreams["mask"].masks(nonces, height * width * channels).reshape(len(nonces), *shape)
+        mask = self._masks(nonces, height * width * channels).reshape(len(nonces), *shape)
         if not self._spec.colour_shuffle or channels == 1:
             return NPStream(mask, None)
         permutation = self._keystreams["shuffle"].below(nonces, height * width, len(COLOUR_PERMUTATIONS))
         return NPStream(mask, permutation.reshape(len(nonces), height, width))
+
+    def _masks(self, nonces: UInt8Array, values: int) -> UInt8Array:
+        """Draw what is XORed with each value: (N, values)."""
+        return self._keystreams["mask"].masks(nonces, values)
 
     def _apply(self, pixels: UInt8Array, stream: NPStream) -> UInt8Array:
         return apply_stream(pixels, stream)
 
     def _remove(self, pixels: UInt8Array, stream: NPStream) -> UInt8Array:
         return remove_stream(pixels, stream)
+
+
+class NegativePositiveTwiceCipher(NegativePositiveCipher):
+    """NP twice, version 1: the top bit of each value is inverted at random too, independently of its negative.
+
+    So the top bit is lost to whoever lacks the key, and the lower seven bits are left up to their negative.
+    """
+
+    name = "np2-v1"
+    label = "np2"
+    uses = ("mask", "top", "shuffle")
+
+    def _masks(self, nonces: UInt8Array, values: int) -> UInt8Array:
+        masks: UInt8Array = super()._masks(nonces, values)
+        masks ^= self._keystreams["top"].masks(nonces, values) & _TOP_BIT
+        return masks

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Protocol
 
+from ppfed.ciphers.block_pixel import BlockPixelCipher
 from ppfed.ciphers.etc import EtCCipher
 from ppfed.ciphers.learnable import ExtendedLearnableCipher, LearnableCipher
 from ppfed.ciphers.logistic_rc4 import LogisticRC4Cipher
-from ppfed.ciphers.negative_positive import NegativePositiveCipher
+from ppfed.ciphers.negative_positive import NegativePositiveCipher, NegativePositiveTwiceCipher
 from ppfed.ciphers.spec import CipherSpec, cipher_info, cipher_names
 from ppfed.images.types import EncryptedImages, PlainImages, UInt8Array
 from ppfed.keys.master import MasterKey
@@ -56,6 +57,8 @@ _FACTORIES: dict[str, CipherFactory] = {
         EtCCipher,
         LogisticRC4Cipher,
         ExtendedLearnableCipher,
+        BlockPixelCipher,
+        NegativePositiveTwiceCipher,
     )
 }
 

@@ -1,4 +1,4 @@
-"""Ciphers that mask the symbols of an image, then move them: all but NP do nothing else."""
+"""Ciphers that mask the symbols of an image, then move them: all but NP and NP twice do nothing else."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ class ShuffleStream:
 
     Attributes
     ----------
-    mask : uint8 array, (N, V)
-        XORed with the plain symbols.
+    mask : uint8 array, (N, V), or None
+        XORed with the plain symbols; None where they are only moved.
     source : intp array, (N, V)
         Then symbol number i becomes number ``source[i]``: each row is a permutation of 0 to V - 1.
     """
 
-    mask: UInt8Array
+    mask: UInt8Array | None
     source: IndexArray
 
 
@@ -40,7 +40,8 @@ class ShufflingCipher(KeyedCipher[ShuffleStream]):
         return symbols.reshape(shape)
 
     def _apply(self, pixels: UInt8Array, stream: ShuffleStream) -> UInt8Array:
-        masked = self._symbols(pixels) ^ stream.mask
+        symbols = self._symbols(pixels)
+        masked = symbols if stream.mask is None else symbols ^ stream.mask
         if len(stream.source) == 1:
             moved = masked.take(stream.source[0], axis=1)
         else:
@@ -54,13 +55,45 @@ class ShufflingCipher(KeyedCipher[ShuffleStream]):
         else:
             moved = np.empty_like(symbols)
             moved.reshape(-1)[_flat(stream.source)] = symbols
-        return self._pixels(moved ^ stream.mask, pixels.shape)
+        plain = moved if stream.mask is None else moved ^ stream.mask
+        return self._pixels(plain, pixels.shape)
+
+
+class BlockShufflingCipher(ShufflingCipher):
+    """A cipher whose symbols are the values of an image, block by block."""
+
+    def _symbols(self, pixels: UInt8Array) -> UInt8Array:
+        return to_blocks(pixels).reshape(len(pixels), -1)
+
+    def _pixels(self, symbols: UInt8Array, shape: tuple[int, ...]) -> UInt8Array:
+        return from_blocks(symbols, shape)
 
 
 def _flat(source: IndexArray) -> IndexArray:
     """Turn positions in rows into positions in the flattened array."""
     count, width = source.shape
     return source + np.arange(0, count * width, width, dtype=np.intp)[:, None]
+
+
+def scramble(source: IndexArray, order: IndexArray) -> IndexArray:
+    """Put blocks into an order, each with what was done inside it.
+
+    Parameters
+    ----------
+    source : intp array, (N, B, V)
+        In each block the old place, counted from 0 in that block, of each of its V symbols.
+    order : intp array, (N, B)
+        New block number j is old block number ``order[j]``.
+
+    Returns
+    -------
+    intp array, (N, B V)
+        What ``ShuffleStream.source`` holds.
+    """
+    count, blocks, symbols = source.shape
+    moved: IndexArray = source[np.arange(count)[:, None], order]
+    moved += (order * symbols)[:, :, None]
+    return moved.reshape(count, blocks * symbols)
 
 
 def to_blocks(pixels: UInt8Array) -> UInt8Array:

@@ -66,6 +66,8 @@ class CipherInfo:
         Where it was published.
     leaves : str
         What anyone can still tell from its ciphertexts, without the key.
+    fixed_scope : str
+        What one key stream for all images gives away, as the end of a sentence.
     colour_shuffle : bool
         Whether ``CipherSpec.colour_shuffle`` can be chosen.
     sides_px : int
@@ -76,6 +78,9 @@ class CipherInfo:
     title: str
     source: str
     leaves: str
+    fixed_scope: str = (
+        "one key stream for all images of a size: who knows some of them can recover the others, without the key"
+    )
     colour_shuffle: bool = False
     sides_px: int = 1
 
@@ -132,6 +137,7 @@ _CATALOGUE = {
             "pixel-based negative-positive transform",
             "Sirichotedumrong et al., ICIP 2019 (arXiv 1905.01827)",
             "each value up to its negative, at its place",
+            "one mask for all images, which anyone can recover from some hundred encrypted images, without the key",
             colour_shuffle=True,
         ),
         CipherInfo(
@@ -160,6 +166,22 @@ _CATALOGUE = {
             "Madono et al., AAAI workshop 2020 (arXiv 2001.07761)",
             "each block's 4-bit values up to order and reversal, somewhere in the image",
             sides_px=BLOCK_PX,
+        ),
+        CipherInfo(
+            "block-pixel-v1",
+            "block scrambling and in-block pixel permutation",
+            "arXiv 2204.07707 and 2308.07612; with a key per image, arXiv 2408.05737",
+            "every pixel's colour, with its block's other pixels, all blocks permuted alike: a jigsaw puzzle",
+            "one jigsaw puzzle for all images, which anyone can solve from some hundred encrypted images, without the key",
+            sides_px=BLOCK_PX,
+        ),
+        CipherInfo(
+            "np2-v1",
+            "negative-positive transform twice",
+            "ppfed's own, after np-v1, for a fresh key stream per image",
+            "each value's lower seven bits up to their negative, at its place",
+            "one mask for all images, most of which anyone can recover from some hundred encrypted images, without the key",
+            colour_shuffle=True,
         ),
     )
 }

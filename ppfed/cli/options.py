@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ppfed.ciphers.spec import DEFAULT_CIPHER, CipherSpec, Scope, cipher_info, cipher_names
+from ppfed.ciphers.spec import Scope, cipher_info, cipher_names
 from ppfed.errors import PassphraseError, UsageError
 
 if TYPE_CHECKING:
@@ -128,10 +128,3 @@ def _prompt(question: str, *, may_prompt: bool = True) -> str:
             hint=f"Set {_VARIABLE} to the path of a file (mode 600) whose first line is the passphrase.",
         )
     return getpass.getpass(question)
-
-
-def fixed_scope_weakness(spec: CipherSpec) -> str:
-    """Say what fixed scope gives away, as the end of a sentence."""
-    if spec.name == DEFAULT_CIPHER:
-        return "one mask for all images, which anyone can recover from some hundred encrypted images, without the key"
-    return "one key stream for all images of a size: who knows some of them can recover the others, without the key"

@@ -1,6 +1,6 @@
-"""The rivals' ciphers value by value, as docs/cipher.md words them: slow, and sharing no code with ppfed.
+"""All ciphers but NP value by value, as docs/cipher.md words them: slow, and sharing no code with ppfed.
 
-Run as a script it prints the vectors of tests/vectors/rivals-v1.json.
+Run as a script, with ``rivals-v1`` or ``later-v1``, it prints the vectors of that file in tests/vectors/.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ import hashlib
 import hmac
 import json
 import random
+import sys
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
@@ -17,6 +19,14 @@ from cryptography.hazmat.primitives.ciphers import Cipher, algorithms, modes
 Shape = tuple[int, int, int]
 Draw = Callable[[str, int], bytes]
 """Keystream: for a use, so many bytes."""
+
+FILES = {
+    "rivals-v1": ("le-v1", "etc-v1", "logistic-rc4-v1", "ele-v1"),
+    "later-v1": ("block-pixel-v1", "np2-v1"),
+}
+"""Each file of vectors with its ciphers."""
+
+COLOUR_ORDERS = ["RGB", "RBG", "GRB", "GBR", "BRG", "BGR"]
 
 
 def hkdf(secret: bytes, label: str, length: int = 32) -> bytes:
@@ -33,7 +43,9 @@ def fixed_nonce(shape: Shape) -> bytes:
     return b"".join(side.to_bytes(4, "big") for side in shape)
 
 
-def encrypt(name: str, secret: bytes, image_id: bytes | None, shape: Shape, image: bytes) -> bytes:
+def encrypt(
+    name: str, secret: bytes, image_id: bytes | None, shape: Shape, image: bytes, *, colour_shuffle: bool = False
+) -> bytes:
     """Encrypt one image; no id means fixed scope."""
     scope = "fixed" if image_id is None else "image"
     nonce = fixed_nonce(shape) if image_id is None else image_id
@@ -41,7 +53,14 @@ def encrypt(name: str, secret: bytes, image_id: bytes | None, shape: Shape, imag
     def draw(use: str, length: int) -> bytes:
         return keystream(hkdf(secret, f"ppfed/v1/{name.removesuffix('-v1')}/{scope}/{use}"), nonce, length)
 
-    ciphers = {"le-v1": _le, "ele-v1": _ele, "etc-v1": _etc, "logistic-rc4-v1": _logistic_rc4}
+    ciphers: dict[str, Callable[[Draw, Shape, bytes], bytes]] = {
+        "le-v1": _le,
+        "ele-v1": _ele,
+        "etc-v1": _etc,
+        "logistic-rc4-v1": _logistic_rc4,
+        "block-pixel-v1": _block_pixel,
+        "np2-v1": partial(_np2, colour_shuffle=colour_shuffle),
+    }
     return ciphers[name](draw, shape, image)
 
 
@@ -131,7 +150,7 @@ def _etc(draw: Draw, shape: Shape, image: bytes) -> bytes:
         if _bit(bits, number):
             pixels = [[tuple(255 - value for value in pixel) for pixel in line] for line in pixels]
         if channels == 3:
-            order = ["RGB", "RBG", "GRB", "GBR", "BRG", "BGR"][_word(words, number, 4) * 6 >> 32]
+            order = COLOUR_ORDERS[_word(words, number, 4) * 6 >> 32]
             pixels = [[tuple(pixel["RGB".index(colour)] for colour in order) for pixel in line] for line in pixels]
         changed.append([value for line in pixels for pixel in line for value in pixel])
     data = draw("scramble", 8 * len(blocks))
@@ -167,7 +186,34 @@ def rc4(key: bytes, length: int) -> bytes:
     return bytes(stream)
 
 
-def vectors() -> list[dict[str, Any]]:
+def _block_pixel(draw: Draw, shape: Shape, image: bytes) -> bytes:
+    blocks, channels = _cut(shape, image), shape[2]
+    data = draw("shuffle", 8 * 16)
+    inside = _order([_word(data, number, 8) for number in range(16)])
+    shuffled = [[block[old * channels + channel] for old in inside for channel in range(channels)] for block in blocks]
+    data = draw("scramble", 8 * len(blocks))
+    return _join(shape, [shuffled[old] for old in _order([_word(data, i, 8) for i in range(len(blocks))])])
+
+
+def _np2(draw: Draw, shape: Shape, image: bytes, *, colour_shuffle: bool) -> bytes:
+    masks, tops = draw("mask", len(image) // 8 + 1), draw("top", len(image) // 8 + 1)
+    values = list(image)
+    for number in range(len(values)):
+        if _bit(masks, number):
+            values[number] = 255 - values[number]
+        if _bit(tops, number):
+            values[number] = (values[number] + 128) % 256
+    if colour_shuffle and shape[2] == 3:
+        words = draw("shuffle", 4 * len(values) // 3)
+        for pixel in range(len(values) // 3):
+            order = COLOUR_ORDERS[_word(words, pixel, 4) * 6 >> 32]
+            old = dict(zip("RGB", values[3 * pixel : 3 * pixel + 3], strict=True))
+            values[3 * pixel : 3 * pixel + 3] = [old[colour] for colour in order]
+    return bytes(values)
+
+
+def vectors(file: str) -> list[dict[str, Any]]:
+    """Make the vectors of a file; those of ciphers that have the option of a colour shuffle say whether it is on."""
     keys = [bytes(range(32)), bytes(range(255, 223, -1))]
     image_id = bytes(range(12))
     cases: list[tuple[str, bytes, bytes | None, Shape]] = [
@@ -178,26 +224,30 @@ def vectors() -> list[dict[str, Any]]:
         ("fixed scope, one block", keys[1], None, (4, 4, 1)),
     ]
     made = []
-    for name in ("le-v1", "etc-v1", "logistic-rc4-v1", "ele-v1"):
+    for name in FILES[file]:
         sizes: list[tuple[str, bytes, bytes | None, Shape]] = [*cases]
-        if name == "logistic-rc4-v1":
+        if name in ("logistic-rc4-v1", "np2-v1"):
             sizes.append(("image scope, sides that are no multiples of 4", keys[0], image_id, (3, 5, 3)))
         for number, (title, key, number_id, shape) in enumerate(sizes):
             image = random.Random(number).randbytes(shape[0] * shape[1] * shape[2])
-            made.append(
-                {
-                    "name": f"{name}, {title}",
-                    "cipher": name,
-                    "key": key.hex(),
-                    "fingerprint": hkdf(key, "ppfed/v1/fingerprint", 8).hex(),
-                    "shape": list(shape),
-                    "image": image.hex(),
-                    "image_id": None if number_id is None else number_id.hex(),
-                    "ciphertext": encrypt(name, key, number_id, shape, image).hex(),
-                }
-            )
+            for shuffle in (True, False) if name == "np2-v1" else (None,):
+                ciphertext = encrypt(name, key, number_id, shape, image, colour_shuffle=bool(shuffle))
+                option = {} if shuffle is None else {"colour_shuffle": shuffle}
+                made.append(
+                    {
+                        "name": f"{name}, {title}" + (", no colour shuffle" if shuffle is False else ""),
+                        "cipher": name,
+                        "key": key.hex(),
+                        "fingerprint": hkdf(key, "ppfed/v1/fingerprint", 8).hex(),
+                        "shape": list(shape),
+                        "image": image.hex(),
+                        "image_id": None if number_id is None else number_id.hex(),
+                        **option,
+                        "ciphertext": ciphertext.hex(),
+                    }
+                )
     return made
 
 
 if __name__ == "__main__":
-    print(json.dumps(vectors(), indent=1))
+    print(json.dumps(vectors(sys.argv[1]), indent=1))
