@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from clients.preparation import Prepared
-    from ppfed.federation import Invite
+    from ppfed.federation import FederationSettings, Invite
+    from ppfed.images.sections import SectionedSource
     from ppfed.images.source import ImageSource
 
 app = typer.Typer(help="Take part in a federation as an owner of images.", no_args_is_help=True)
@@ -50,7 +51,7 @@ def join(
 ) -> None:
     """Check, encrypt, join, serve rounds, and receive the model."""
     from clients.display import RichDisplay
-    from clients.join import default_folder, make_private, serve, store_folder
+    from clients.join import LEAKAGE_PICTURE, default_folder, make_private, serve, store_folder
     from clients.preparation import class_positions, prepare
     from ppfed.ciphers.registry import make_cipher
     from ppfed.cli.console import print_line, progress_bar, stderr, stdout
@@ -58,6 +59,7 @@ def join(
     from ppfed.errors import MismatchError, UsageError
     from ppfed.federation import Exchange, Invite
     from ppfed.images.open import open_source
+    from ppfed.leakage.reference import quoted
     from ppfed.training import pick_device
 
     console, out = stderr(), stdout()
@@ -80,6 +82,7 @@ def join(
     folder = state or default_folder(invitation)
     make_private(folder)
     _announce(console, invitation, source, data, fingerprint)
+    _show_leakage(console, settings, source, folder / LEAKAGE_PICTURE)
     # Without a terminal nobody can be asked: whoever scripts this command has decided.
     if not yes and _has_terminal() and not typer.confirm("Join?", default=True, err=True):
         raise typer.Exit(1)
@@ -106,6 +109,7 @@ def join(
     accuracy = "not measured" if summary.card.accuracy is None else f"{summary.card.accuracy:.2%}"
     print_line(out, f"model     {summary.model_folder}")
     out.print(f"accuracy  {accuracy} on {summary.card.held_out_images} held-out images of all owners")
+    print_line(out, f"leakage   {quoted(settings.cipher.spec, settings.exchange)}")
     out.print(f"sent      {summary.bytes_out / 1e6:.2f} MB in {summary.seconds:.0f} s")
 
 
@@ -119,7 +123,6 @@ def _announce(console: Console, invite: Invite, source: ImageSource, data: Path,
     from clients.preparation import by_position
     from ppfed.ciphers.spec import Scope, cipher_info
     from ppfed.cli.console import print_line
-    from ppfed.cli.options import fixed_scope_weakness
 
     settings = invite.federation
     lines = [
@@ -130,8 +133,7 @@ def _announce(console: Console, invite: Invite, source: ImageSource, data: Path,
         f"cipher       {settings.cipher.spec}",
         f"exchange     {settings.exchange}",
         f"what leaves  {what_leaves(settings)}",
-        "remember     the cipher is visual obfuscation, not confidentiality: a coordinator that trains a network on "
-        "pictures of its own restores much of them (docs/threat-model.md)",
+        "remember     the cipher is visual obfuscation, not confidentiality (docs/threat-model.md)",
     ]
     if by_position(source.classes, settings):
         pairs = ", ".join(f"{n} = {name}" for n, name in zip(source.classes, settings.classes, strict=False))
@@ -141,7 +143,7 @@ def _announce(console: Console, invite: Invite, source: ImageSource, data: Path,
         print_line(console, line)
     warning = "[bold red]warning:[/]"
     if settings.cipher.scope is Scope.FIXED:
-        console.print(f"{warning} fixed scope uses {fixed_scope_weakness(settings.cipher.spec)}.", soft_wrap=True)
+        console.print(f"{warning} fixed scope uses {cipher_info(settings.cipher.name).fixed_scope}.", soft_wrap=True)
     shuffles = cipher_info(settings.cipher.name).colour_shuffle
     if settings.channels > 1 and shuffles and not settings.cipher.colour_shuffle:
         console.print(
@@ -149,6 +151,37 @@ def _announce(console: Console, invite: Invite, source: ImageSource, data: Path,
             "ciphertext.",
             soft_wrap=True,
         )
+
+
+def _show_leakage(console: Console, settings: FederationSettings, source: SectionedSource, picture: Path) -> None:
+    """Say with its number, and show, what a coordinator can restore, before the owner decides."""
+    from ppfed.cli.console import print_line
+    from ppfed.cli.images import quiet_decoders
+    from ppfed.federation import Exchange
+    from ppfed.images.source import LoadReport
+    from ppfed.leakage.glance import GLANCE_IMAGES, glance
+    from ppfed.leakage.images import read_some
+    from ppfed.leakage.reference import quoted
+    from ppfed.leakage.wording import VERDICT
+
+    if settings.exchange is not Exchange.IMAGES:
+        print_line(console, f"leakage      {quoted(settings.cipher.spec, settings.exchange)}")
+        return
+    with quiet_decoders():
+        # Bad images are reported when all are read, after this.
+        pixels, _ = read_some(
+            source,
+            size=(settings.height, settings.width),
+            channels=settings.channels,
+            count=GLANCE_IMAGES,
+            seed=0,
+            report=LoadReport(),
+        )
+    seen = glance(pixels, settings.cipher.spec, picture)
+    print_line(console, f"leakage      {seen.sentence}")
+    print_line(console, f"             {VERDICT}")
+    if seen.picture is not None:
+        print_line(console, f"             {seen.picture} shows it beside your images; keep it to yourself")
 
 
 def _report(console: Console, prepared: Prepared) -> None:

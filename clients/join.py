@@ -22,6 +22,9 @@ from ppfed.errors import FederationError, ServiceError, UsageError
 from ppfed.federation import Exchange, FederationSettings, Invite
 from ppfed.model_folder import ModelCard
 
+LEAKAGE_PICTURE = "leakage.png"
+"""In the owner's folder: what a coordinator can restore of its images."""
+
 _POLL_S = 0.2
 _STATUS_S = 3.0
 _DELIVERY_S = 2.0
@@ -80,7 +83,9 @@ def make_private(folder: Path) -> None:
     """
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     ours = (folder / _NODE_KEY, store_folder(folder) / MARKER)
-    if any(folder.iterdir()) and not any(one.exists() for one in ours):
+    # Whoever was shown what leaks and said no has nothing but the picture here.
+    others = any(one.name != LEAKAGE_PICTURE for one in folder.iterdir())
+    if others and not any(one.exists() for one in ours):
         raise UsageError(
             f"{folder} holds files that ppfed did not make",
             hint="Name a folder with --state that is missing or empty.",

@@ -54,7 +54,13 @@ def start(  # noqa: PLR0917 -- each is an option
     adaptation_kind: Annotated[
         str | None, typer.Option(help="pixel; block or block-wise for block ciphers (docs/model.md).")
     ] = None,
-    features: Annotated[str | None, typer.Option(help="What the network sees: values, fold or sorted-fold.")] = None,
+    features: Annotated[
+        str | None,
+        typer.Option(help="What the network sees: values, fold, sorted-fold, fold-twice or sorted-fold-twice."),
+    ] = None,
+    backbone: Annotated[
+        str | None, typer.Option(help="resnet18, or convmixer for block ciphers (docs/model.md).")
+    ] = None,
     base_maps: Annotated[int | None, typer.Option(help="Width of the network: 64 is ResNet-18.")] = None,
     label_smoothing: Annotated[float | None, typer.Option(help="Of the loss, 0 to below 1.")] = None,
     vertical_flip: Annotated[bool | None, typer.Option(help="Augment with vertical flips too.")] = None,
@@ -82,6 +88,9 @@ def start(  # noqa: PLR0917 -- each is an option
     from coordinator.state import StateFolder
     from ppfed.cli.console import print_line, stderr, stdout
     from ppfed.enrolment import Phase
+    from ppfed.federation import Exchange
+    from ppfed.leakage.reference import quoted
+    from ppfed.leakage.wording import VERDICT
 
     given = {
         "name": name,
@@ -109,6 +118,7 @@ def start(  # noqa: PLR0917 -- each is an option
         "adaptation": adaptation,
         "adaptation_kind": adaptation_kind,
         "features": features,
+        "backbone": backbone,
         "base_maps": base_maps,
         "label_smoothing": label_smoothing,
         "vertical_flip": vertical_flip,
@@ -123,7 +133,11 @@ def start(  # noqa: PLR0917 -- each is an option
     }
     folder = StateFolder(state)
     agree(folder, {key: value for key, value in given.items() if value is not None})
+    settings = folder.plan().settings
     console = stderr()
+    print_line(console, f"leakage: {quoted(settings.cipher.spec, settings.exchange)}")
+    if settings.exchange is Exchange.IMAGES:
+        print_line(console, VERDICT)
     if detach:
         log = start_detached(folder, device)
         print_line(console, f"open at {folder.plan().address}; output goes to {log}")

@@ -25,6 +25,7 @@ from ppfed.enrolment import Phase
 from ppfed.errors import FederationError, PPFedError
 from ppfed.federation import Exchange, FederationSettings
 from ppfed.images.source import Split
+from ppfed.leakage.reference import reference
 from ppfed.model_folder import CardOwner, CurvePoint, ModelCard, curve_to_json, installed_versions, write_model
 from ppfed.network import ImageClassifier, build_network
 from ppfed.network_state import network_state
@@ -215,6 +216,7 @@ class _Run:
             features=network.features,
             adaptation_kind=network.adaptation_kind,
             mirrored_views=network.mirrored_views,
+            backbone=network.backbone,
             owners=tuple(
                 CardOwner(name=name, train_images=one.train_images, held_out_images=one.held_out_images)
                 for name, one in sorted(self._owners.items())
@@ -227,6 +229,7 @@ class _Run:
             training=settings.training.model_dump(mode="json"),
             versions=installed_versions(),
             created=datetime.datetime.now(datetime.UTC),
+            leakage=reference(settings.cipher.spec, settings.exchange),
         )
 
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ppfed.ciphers.spec import DEFAULT_CIPHER, CipherSpec, Scope
+from ppfed.ciphers.spec import CipherSpec, Scope
 
 BLOCK_SIDE = 4
 """Side in pixels of the blocks of the block ciphers."""
@@ -22,8 +22,9 @@ class InputFeatures(StrEnum):
 
     With fresh masks a value v is as likely as 255 - v, so its distance from 127.5 is all that a ciphertext tells about
     it (a sufficient statistic); with the colour shuffle it is the sorted triple of a pixel's distances. Folding spares
-    the network to learn that, and needs no key. Where one mask serves all images, a fold throws away what could be
-    learned.
+    the network to learn that, and needs no key. Where the top bit is masked as well (``np2-v1``), the same holds for
+    how far the lower seven bits are from their nearer end. Where one mask serves all images, a fold throws away what
+    could be learned.
     """
 
     VALUES = "values"
@@ -31,6 +32,10 @@ class InputFeatures(StrEnum):
     FOLD = "fold"
     """The distance from mid-grey, scaled to -1 to 1."""
     SORTED_FOLD = "sorted-fold"
+    """The same, sorted over the channels of each pixel."""
+    FOLD_TWICE = "fold-twice"
+    """min(w, 127 - w) of the lower seven bits w, scaled to -1 to 1: the same for v, v ^ 0xff, v ^ 0x80 and v ^ 0x7f."""
+    SORTED_FOLD_TWICE = "sorted-fold-twice"
     """The same, sorted over the channels of each pixel."""
 
     def of(self, images: Tensor) -> Tensor:
@@ -49,17 +54,27 @@ class InputFeatures(StrEnum):
         values = images.permute(0, 3, 1, 2).to(torch.float32)
         if self is InputFeatures.VALUES:
             return values / 127.5 - 1.0
-        folded = (values - 127.5).abs()
-        if self is InputFeatures.SORTED_FOLD:
+        folded, middle = (values - 127.5).abs(), 63.75
+        if self in (InputFeatures.FOLD_TWICE, InputFeatures.SORTED_FOLD_TWICE):
+            # The fold is w + 0.5 or 127.5 - w; folding it about 64 makes these one. Arithmetic instead of bits, so that
+            # it has a gradient with respect to the values.
+            folded, middle = 63.5 - (folded - 64.0).abs(), 31.5
+        if self in (InputFeatures.SORTED_FOLD, InputFeatures.SORTED_FOLD_TWICE):
             folded = _sorted_over_channels(folded)
-        return folded / 63.75 - 1.0
+        return folded / middle - 1.0
 
 
 def best_features(cipher: CipherSpec) -> InputFeatures:
     """Choose what to show of images under a cipher: all that it leaves, and nothing that only the key could tell."""
-    if cipher.name != DEFAULT_CIPHER or cipher.scope is not Scope.IMAGE:
+    if cipher.scope is not Scope.IMAGE:
         return InputFeatures.VALUES
-    return InputFeatures.SORTED_FOLD if cipher.colour_shuffle else InputFeatures.FOLD
+    match cipher.name:
+        case "np-v1":
+            return InputFeatures.SORTED_FOLD if cipher.colour_shuffle else InputFeatures.FOLD
+        case "np2-v1":
+            return InputFeatures.SORTED_FOLD_TWICE if cipher.colour_shuffle else InputFeatures.FOLD_TWICE
+        case _:
+            return InputFeatures.VALUES
 
 
 class AdaptationKind(StrEnum):

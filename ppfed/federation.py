@@ -20,7 +20,7 @@ from ppfed.augment import Augmentation, Padding
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import InviteError
 from ppfed.gradients import FEWEST_IMAGES, BatchNormMode
-from ppfed.network import ImageClassifier, NetworkConfig
+from ppfed.network import Backbone, ImageClassifier, NetworkConfig
 from ppfed.network_state import network_layout
 from ppfed.training import Schedule, TrainingConfig
 
@@ -77,6 +77,11 @@ class CipherSettings(_Agreed):
     scope: Scope = Scope.IMAGE
     colour_shuffle: bool = True
 
+    @classmethod
+    def of(cls, spec: CipherSpec) -> Self:
+        """Make them of a ``CipherSpec``."""
+        return cls(name=spec.name, scope=spec.scope, colour_shuffle=spec.colour_shuffle)
+
     @property
     def spec(self) -> CipherSpec:
         """The same as a ``CipherSpec``."""
@@ -116,6 +121,7 @@ class TrainingSettings(_Agreed):
     adaptation: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(8, 32), max_length=16)
     adaptation_kind: AdaptationKind = AdaptationKind.PIXEL
     features: InputFeatures = InputFeatures.VALUES
+    backbone: Backbone = Backbone.RESNET18
     base_maps: int = Field(default=64, ge=1, le=1024)
     shift: int | None = Field(default=None, ge=0, le=4096)
     horizontal_flip: bool = True
@@ -208,6 +214,7 @@ class FederationSettings(_Agreed):
             base_maps=self.training.base_maps,
             features=self.training.features,
             adaptation_kind=self.training.adaptation_kind,
+            backbone=self.training.backbone,
             # Where images are not mirrored in training, a mirror image is another picture.
             mirrored_views=self.training.mirrored_views and self.training.horizontal_flip,
         )

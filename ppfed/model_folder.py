@@ -48,7 +48,8 @@ from ppfed.atomic import write_atomic
 from ppfed.ciphers.spec import CipherSpec
 from ppfed.errors import ModelError
 from ppfed.federation import CipherSettings, ClassName, Fingerprint, Name, describe_invalid
-from ppfed.network import ImageClassifier, NetworkConfig, build_network
+from ppfed.leakage.record import LeakageRecord
+from ppfed.network import Backbone, ImageClassifier, NetworkConfig, build_network
 from ppfed.network_state import check_network_state, load_network_state, network_state
 
 NOTICE = (
@@ -102,7 +103,8 @@ class ModelCard(_Frozen):
     features : InputFeatures
     adaptation_kind : AdaptationKind
     mirrored_views : bool
-        These five as in ``NetworkConfig``.
+    backbone : Backbone
+        These six as in ``NetworkConfig``.
     owners : tuple of CardOwner
     rounds, local_epochs : int
     accuracy : float or None
@@ -116,6 +118,8 @@ class ModelCard(_Frozen):
         Of ppfed, torch, flwr and python: ``installed_versions``.
     created : datetime
         With its time zone.
+    leakage : LeakageRecord or None
+        What attackers got of this cipher in this exchange, in ppfed's own measurements; None where there are none.
     notice : str
         Always ``NOTICE``.
     """
@@ -135,6 +139,7 @@ class ModelCard(_Frozen):
     features: InputFeatures = InputFeatures.VALUES
     adaptation_kind: AdaptationKind = AdaptationKind.PIXEL
     mirrored_views: bool = False
+    backbone: Backbone = Backbone.RESNET18
     owners: tuple[CardOwner, ...] = Field(max_length=10_000)
     rounds: int = Field(ge=0)
     local_epochs: int = Field(ge=1)
@@ -144,6 +149,7 @@ class ModelCard(_Frozen):
     training: dict[str, JsonValue]
     versions: dict[str, str]
     created: AwareDatetime
+    leakage: LeakageRecord | None = None
     notice: str = NOTICE
 
     @model_validator(mode="after")
@@ -168,6 +174,7 @@ class ModelCard(_Frozen):
             features=self.features,
             adaptation_kind=self.adaptation_kind,
             mirrored_views=self.mirrored_views,
+            backbone=self.backbone,
         )
 
     def cipher_spec(self) -> CipherSpec:
@@ -314,6 +321,8 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
             check_network_state(ImageClassifier(card.network_config()), state)
     except ModelError as error:
         raise ModelError(f"{path}: {error.message}", hint=f"It belongs to another {CARD_FILE}. {_AGAIN}") from None
+    except ValueError as error:
+        raise ModelError(f"{folder / CARD_FILE} describes a network that cannot be: {error}", hint=_AGAIN) from None
     network = build_network(card.network_config(), seed=0)
     load_network_state(network, state)
     return LoadedModel(network.to(device).eval(), card)

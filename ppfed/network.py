@@ -1,18 +1,29 @@
-"""The classifier: ResNet-18 with the paper's adaptation network in front."""
+"""The classifier: ResNet-18 or a ConvMixer, with the paper's adaptation network in front."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import StrEnum
 
 import torch
 from torch import Tensor, nn
 
 from ppfed.adaptation import AdaptationKind, InputFeatures, adaptation_network
+from ppfed.convmixer import ConvMixer
 
 _LARGE_SIDE = 96
 _STAGES = 4
 _BLOCKS_PER_STAGE = 2
 _SAFE_CHANNELS = 16
+
+
+class Backbone(StrEnum):
+    """What classifies, behind features and adaptation network."""
+
+    RESNET18 = "resnet18"
+    """ResNet-18 (He et al., CVPR 2016), as in the paper."""
+    CONVMIXER = "convmixer"
+    """A small ConvMixer: its patch embedding can absorb the key of a block cipher (``ppfed/convmixer.py``)."""
 
 
 @dataclass(frozen=True)
@@ -30,13 +41,15 @@ class NetworkConfig:
     adaptation : tuple of int
         Feature maps of the adaptation network's layers (paper, section 3.5: 8, 32); empty leaves it out.
     base_maps : int
-        Feature maps of the first stage: 64 in ResNet-18, less for tests and small machines.
+        Feature maps of the first stage: 64 in ResNet-18, less for tests and small machines. A ConvMixer is four times
+        as wide.
     features : InputFeatures
         What the network is shown of the pixel values.
     adaptation_kind : AdaptationKind
         Which adaptation network; the paper's is ``pixel``.
     mirrored_views : bool
         In evaluation mode, average the logits of the image and of its mirror image.
+    backbone : Backbone
     """
 
     classes: int
@@ -48,6 +61,7 @@ class NetworkConfig:
     features: InputFeatures = InputFeatures.VALUES
     adaptation_kind: AdaptationKind = AdaptationKind.PIXEL
     mirrored_views: bool = False
+    backbone: Backbone = Backbone.RESNET18
 
     @property
     def large_stem(self) -> bool:
@@ -56,10 +70,19 @@ class NetworkConfig:
 
 
 class ImageClassifier(nn.Module):
-    """Input features, adaptation network, ResNet-18.
+    """Input features, adaptation network, backbone.
 
-    ResNet-18's parameters have the names and shapes of torchvision's, below ``resnet.``.
+    ResNet-18's parameters have the names and shapes of torchvision's, below ``resnet.``; a ConvMixer's are below
+    ``convmixer.``. There is the one that ``config.backbone`` names.
+
+    Raises
+    ------
+    ValueError
+        If blocks or patches do not fit the size.
     """
+
+    resnet: ResNet18
+    convmixer: ConvMixer
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -68,7 +91,15 @@ class ImageClassifier(nn.Module):
             config.adaptation_kind, config.channels, config.adaptation, config.height, config.width
         )
         maps = config.adaptation[-1] if config.adaptation else config.channels
-        self.resnet = ResNet18(maps, config.classes, config.base_maps, large_stem=config.large_stem)
+        if config.backbone is Backbone.RESNET18:
+            self.resnet = ResNet18(maps, config.classes, config.base_maps, large_stem=config.large_stem)
+        else:
+            self.convmixer = ConvMixer(maps, config.classes, config.base_maps, config.height, config.width)
+
+    @property
+    def backbone(self) -> ResNet18 | ConvMixer:
+        """The part behind the adaptation network: (N, maps, H, W) to logits."""
+        return self.resnet if self.config.backbone is Backbone.RESNET18 else self.convmixer
 
     def forward(self, images: Tensor) -> Tensor:
         """Classify.
@@ -87,7 +118,7 @@ class ImageClassifier(nn.Module):
         return (self._classify(images) + self._classify(images.flip(2))) / 2
 
     def _classify(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.resnet(self.adaptation(self.config.features.of(images)))
+        logits: Tensor = self.backbone(self.adaptation(self.config.features.of(images)))
         return logits
 
 

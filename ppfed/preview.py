@@ -2,43 +2,32 @@
 
 from __future__ import annotations
 
-import io
-import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypeAlias
 
 import numpy as np
 from matplotlib.figure import Figure
 
-from ppfed.atomic import write_atomic
-from ppfed.attacks.fold import keyless_view
+from ppfed.attacks.fold import folds, keyless_view
 from ppfed.ciphers.registry import Cipher
-from ppfed.ciphers.spec import DEFAULT_CIPHER, CipherSpec, Scope, cipher_info
-from ppfed.errors import DataError, PPFedError
+from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info
+from ppfed.errors import DataError
 from ppfed.images.sections import SectionedSource
 from ppfed.images.source import LoadReport, Split
 from ppfed.images.types import PlainImages, UInt8Array
+from ppfed.leakage.wording import NOT_CONFIDENTIAL
+from ppfed.picture_grid import Column, Paragraph, Row, draw_grid, write_figure
 
-COLUMNS = ("plain", "encrypted", "what an attacker\nwithout the key sees\n(fold)")
-"""The last for NP alone: other ciphers do not keep a value's fold at its place."""
+PLAIN = Column("plain")
+ENCRYPTED = Column("encrypted")
+FOLD = Column("what anyone without the key sees (fold)")
+"""For NP alone: other ciphers do not keep a value's fold at its place."""
+RESTORED = Column("what a solver without the key restores", strong=True)
 
-_CELL_PX = 128
-"""Small images are enlarged to at least this."""
-_LARGEST_PX = 256
-_PITCH_PX = 170
-_GAP_PX = 14
-_MARGIN_PX = 20
-_LABEL_PX = 110
-_HEADER_PX = 72
-_LINE_PX = 17
-_FONT_PT = 9
-_CAPTION_CHARACTERS = 94
-_LABEL_CHARACTERS = 14
-_DPI = 100
-_MODE = 0o600
-"""The sheet shows plain images."""
+Restorer: TypeAlias = Callable[[UInt8Array], UInt8Array]
+"""Ciphertexts, uint8 (N, H, W, C), to images of the same height and width."""
 
 
 @dataclass(frozen=True)
@@ -91,50 +80,39 @@ def choose_samples(
     return samples
 
 
-def contact_sheet(samples: Sequence[Sample], cipher: Cipher) -> Figure:
-    """Draw each sample plain, encrypted and, for NP, as an attacker without the key sees it."""
-    rows = [(sample.class_name, _views(sample.image, cipher)) for sample in samples]
-    pitch = max(_PITCH_PX, _GAP_PX + max(view.shape[1] for _, views in rows for view in views))
-    heights = [max(view.shape[0] for view in views) + _GAP_PX for _, views in rows]
-    caption = [line for text in _caption(cipher) for line in textwrap.wrap(text, _CAPTION_CHARACTERS)]
-    columns = COLUMNS if _folds(cipher.spec) else COLUMNS[:-1]
-    # The caption needs the width of three columns.
-    width = 2 * _MARGIN_PX + _LABEL_PX + len(COLUMNS) * pitch
-    height = _HEADER_PX + sum(heights) + _LINE_PX * len(caption) + 2 * _MARGIN_PX
-    figure = Figure(figsize=(width / _DPI, height / _DPI), dpi=_DPI, facecolor="white")
+def contact_sheet(
+    samples: Sequence[Sample], cipher: Cipher, *, restore: Restorer | None = None, finding: str = ""
+) -> Figure:
+    """Draw each sample plain, encrypted, for NP as anyone without the key sees it, and as an attacker restores it.
 
-    def write(left: float, top: float, text: str, **style: Any) -> None:
-        figure.text(left / width, 1 - top / height, text, fontsize=_FONT_PT, **style)
-
-    lefts = [_MARGIN_PX + _LABEL_PX + column * pitch for column in range(len(columns))]
-    for left, title in zip(lefts, columns, strict=True):
-        write(left, _HEADER_PX - 6, title, va="bottom", weight="bold")
-    top = _HEADER_PX
-    for (class_name, views), row_height in zip(rows, heights, strict=True):
-        label = "\n".join(textwrap.wrap(_plain_text(class_name), _LABEL_CHARACTERS)[:4])
-        write(_MARGIN_PX, top + (row_height - _GAP_PX) / 2, label, va="center")
-        for left, view in zip(lefts, views, strict=True):
-            _draw(figure, view, left / width, 1 - (top + view.shape[0]) / height)
-        top += row_height
-    for number, line in enumerate(caption):
-        write(_MARGIN_PX, top + _MARGIN_PX / 2 + number * _LINE_PX, line, va="top")
-    return figure
+    Parameters
+    ----------
+    samples : sequence of Sample
+    cipher : Cipher
+    restore : callable or None
+        What an attacker does with a single ciphertext; None leaves its column out.
+    finding : str
+        What was measured of such an attacker, in a sentence; stands below.
+    """
+    columns = [PLAIN, ENCRYPTED]
+    columns += [FOLD] if folds(cipher.spec.name) else []
+    columns += [] if restore is None else [RESTORED]
+    rows = [Row(_views(sample.image, cipher, restore), sample.class_name) for sample in samples]
+    paragraphs = [Paragraph(finding, strong=True)] if finding else []
+    return draw_grid(columns, rows, [*paragraphs, *map(Paragraph, _caption(cipher))])
 
 
-def write_contact_sheet(path: Path, samples: Sequence[Sample], cipher: Cipher) -> None:
-    """Write the contact sheet as a PNG that only its owner may read, for it shows plain images.
+def write_contact_sheet(
+    path: Path, samples: Sequence[Sample], cipher: Cipher, *, restore: Restorer | None = None, finding: str = ""
+) -> None:
+    """Write the contact sheet as a PNG that only its owner may read; parameters as in ``contact_sheet``.
 
     Raises
     ------
     PPFedError
         If it cannot be written.
     """
-    buffer = io.BytesIO()
-    contact_sheet(samples, cipher).savefig(buffer, format="png", dpi=_DPI)
-    try:
-        write_atomic(path, buffer.getvalue(), mode=_MODE)
-    except OSError as error:
-        raise PPFedError(f"{path} cannot be written: {error.strerror}.", hint="Choose another place.") from error
+    write_figure(path, contact_sheet(samples, cipher, restore=restore, finding=finding))
 
 
 def _class_by_class(labels: Sequence[int], seed: int) -> list[int]:
@@ -149,51 +127,24 @@ def _class_by_class(labels: Sequence[int], seed: int) -> list[int]:
     return [position for _, _, position in sorted(keyed)]
 
 
-def _views(image: PlainImages, cipher: Cipher) -> list[UInt8Array]:
+def _views(image: PlainImages, cipher: Cipher, restore: Restorer | None) -> list[UInt8Array]:
     encrypted = cipher.encrypt(image)
     views = [image.pixels, encrypted.pixels]
-    if _folds(cipher.spec):
+    if folds(cipher.spec.name):
         views.append(keyless_view(encrypted))
-    return [_enlarged(pixels[0]) for pixels in views]
-
-
-def _folds(spec: CipherSpec) -> bool:
-    return spec.name == DEFAULT_CIPHER
-
-
-def _enlarged(pixels: UInt8Array) -> UInt8Array:
-    """Bring an image to a fit size by repeating or dropping pixels: averaging would make ciphertext look smooth."""
-    step = -(-max(pixels.shape[:2]) // _LARGEST_PX)
-    pixels = pixels[::step, ::step]
-    factor = -(-_CELL_PX // max(pixels.shape[:2]))
-    return pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-
-
-def _draw(figure: Figure, view: UInt8Array, left: float, bottom: float) -> None:
-    width, height = figure.get_size_inches() * _DPI
-    axes = figure.add_axes((left, bottom, view.shape[1] / width, view.shape[0] / height))
-    axes.imshow(view if view.shape[2] == 3 else view[:, :, 0], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-    axes.set_axis_off()
+    if restore is not None:
+        views.append(restore(encrypted.pixels))
+    return [pixels[0] for pixels in views]
 
 
 def _caption(cipher: Cipher) -> list[str]:
     spec: CipherSpec = cipher.spec
     lines = [
         f"Cipher: {spec}. Key: {cipher.fingerprint}.",
-        "Visual obfuscation, not confidentiality: it hides images from a glance, not from an attacker.",
+        NOT_CONFIDENTIAL,
     ]
-    if not _folds(spec):
+    if not folds(spec.name):
         lines.append(f"Without the key anyone can tell: {cipher_info(spec.name).leaves}.")
     if spec.scope is Scope.FIXED:
-        lines.append(
-            "Fixed scope: one mask for all images, which an attacker recovers from ciphertexts alone and then sees "
-            "far more than the fold."
-            if _folds(spec)
-            else "Fixed scope: one key stream for all images of a size; who knows some of them can recover the others."
-        )
+        lines.append(f"Fixed scope: {cipher_info(spec.name).fixed_scope}.")
     return lines
-
-
-def _plain_text(name: str) -> str:
-    """Keep matplotlib from taking dollar signs in a class name for mathematics."""
-    return name.replace("$", r"\$")

@@ -19,18 +19,22 @@ from clients.preparation import Prepared
 from coordinator.pooled import train_pooled
 from coordinator.state import RoundRecord
 from ppfed.atomic import write_atomic
+from ppfed.attacks.membership import MembershipOutcome, losses, threshold_attack
 from ppfed.augment import Augmentation
 from ppfed.ciphers.registry import Cipher, make_cipher
 from ppfed.federation import CipherSettings, Exchange, FederationSettings, TrainingSettings
 from ppfed.images.source import Split
 from ppfed.images.types import ID_BYTES, EncryptedImages, Int64Array, PlainImages, UInt8Array
 from ppfed.keys.master import MasterKey
+from ppfed.leakage.record import LeakageRecord
 from ppfed.model_folder import load_model
 from ppfed.network import ImageClassifier, build_network
 from ppfed.store import Shard, ShardStore, rows_per_shard
 from ppfed.training import ImageTensors, epoch_generator, evaluate
-from scenarios.declaration import Arm, AugmentationPlace, Budget, Mode, Partition
-from scenarios.material import CHANNELS, Material
+from scenarios.attacking import Attacker, membership_rows
+from scenarios.declaration import CHANNELS, MIXING, Arm, AugmentationPlace, Budget, Mode, Partition
+from scenarios.material import Material
+from scenarios.mixing import default_block, mix_blocks
 from scenarios.plain import PlainControl
 from scenarios.results import CurveRow, Result
 
@@ -44,6 +48,10 @@ _EXCHANGES = {
 _NO_AUGMENTATION = {"shift": 0, "horizontal_flip": False}
 _CLIENT_AUGMENTATION = 1 << 32
 """Added to the seed of augmentation at the client, so that it does not repeat the order of images."""
+_MIXING = 1 << 33
+"""Added to the seed of pixel block mixing, for the same reason."""
+_ATTACKS_PART = 0.25
+"""Of the time of training, as attacks count in the progress of an arm."""
 _CURVE = TypeAdapter(list[CurveRow])
 
 
@@ -54,16 +62,19 @@ class Progress:
     Attributes
     ----------
     done : float
-        Passes over the images, with the part of the one at work.
+        Passes over the images, with the part of the one at work; attacks count as some more.
     total : float
         All passes of the arm.
     accuracy : float or None
         The last one measured.
+    stage : str
+        The attack at work; empty in training.
     """
 
     done: float
     total: float
     accuracy: float | None
+    stage: str = ""
 
 
 def experiment_key(seed: int, number: int = 0) -> MasterKey:
@@ -87,6 +98,8 @@ class ArmRun:
     device : torch.device
     tell : callable
         Called with the progress.
+    data_title : str
+        The data in words, without a path.
     """
 
     def __init__(
@@ -98,6 +111,8 @@ class ArmRun:
         folder: Path,
         device: torch.device,
         tell: Callable[[Progress], None],
+        *,
+        data_title: str = "a scenario",
     ) -> None:
         self._arm = arm
         self._budget = budget
@@ -106,6 +121,7 @@ class ArmRun:
         self._folder = folder
         self._device = device
         self._tell = tell
+        self._data_title = data_title
         self._accuracy: float | None = None
 
     def run(self) -> Result:
@@ -139,6 +155,7 @@ class ArmRun:
             adaptation=arm.adaptation,
             adaptation_kind=arm.adaptation_kind,
             features=arm.features,
+            backbone=arm.backbone,
             padding=arm.padding,
             mirrored_views=arm.mirrored_views and arm.augmentation is not AugmentationPlace.NONE,
             base_maps=budget.base_maps,
@@ -164,25 +181,28 @@ class ArmRun:
     def _centralized(self) -> Result:
         owners = self._owners()
         (rows,) = owners
-        network, curve = self._train(self._images_of(rows), self._folder, 0, self._budget.epochs)
-        return self._result(network, curve, owners, self._uploaded_bytes(), 0)
+        images_of = self._images_of(rows)
+        network, curve = self._train(images_of, self._folder, 0, self._budget.epochs)
+        return self._result(network, curve, owners, images_of(self._budget.epochs - 1), self._uploaded_bytes(), 0)
 
     def _alone(self) -> Result:
         owners = self._owners()
         total = len(owners) * self._budget.epochs
         curves: list[list[CurveRow]] = []
         accuracies: list[float] = []
-        network: ImageClassifier | None = None
+        last: tuple[ImageClassifier, ImageTensors] | None = None
         for number, rows in enumerate(owners):
+            images_of = self._images_of(rows)
             network, curve = self._train(
-                self._images_of(rows), self._folder / f"owner-{number}", number * self._budget.epochs, total
+                images_of, self._folder / f"owner-{number}", number * self._budget.epochs, total
             )
+            last = network, images_of(self._budget.epochs - 1)
             accuracies.append(_last_accuracy(curve))
             curves.append(curve)
-        if network is None:
+        if last is None:
             raise AssertionError("an arm has an owner at least")
         first, seconds = curves[0], sum(row.seconds for curve in curves for row in curve)
-        result = self._result(network, first, owners, 0, 0)
+        result = self._result(last[0], first, owners, last[1], 0, 0)
         return result.model_copy(
             update={
                 "accuracy": float(np.mean(accuracies)),
@@ -209,7 +229,10 @@ class ArmRun:
         outcome = simulate(settings, prepared, self._folder / "coordinator", self._device, on_round)
         model = load_model(outcome.model, self._device)
         curve = [_curve_row(record, settings.training.local_epochs) for record in outcome.rounds]
-        return self._result(model.network, curve, owners, outcome.bytes_to_coordinator, outcome.bytes_from_coordinator)
+        shards = [shard for one in prepared.values() for shard in one.store.shards(Split.TRAIN)]
+        members = ImageTensors.from_shards(shards, settings.shape, self._device)
+        traffic = outcome.bytes_to_coordinator, outcome.bytes_from_coordinator
+        return self._result(model.network, curve, owners, members, *traffic)
 
     def _train(
         self,
@@ -244,9 +267,11 @@ class ArmRun:
         network: ImageClassifier,
         curve: list[CurveRow],
         owners: list[Int64Array],
+        members: ImageTensors,
         to_coordinator: int,
         from_coordinator: int,
     ) -> Result:
+        """Measure what is measured of a trained network; ``members`` are images that it was trained on."""
         queries = {}
         if self._arm.wrong_key_owners:
             queries[WRONG_KEY_QUERIES] = evaluate(network, self._held_out(self._wrong_key())).accuracy
@@ -262,7 +287,49 @@ class ArmRun:
             bytes_from_coordinator=from_coordinator,
             owner_images=tuple(len(rows) for rows in owners),
             parameters=sum(parameter.numel() for parameter in network.parameters()),
+            membership=self._membership(network, members),
+            leakage=self._leakage() if self._is_attacked else None,
         )
+
+    @property
+    def _is_attacked(self) -> bool:
+        return self._budget.attack and bool(self._arm.attacks)
+
+    def _membership(self, network: ImageClassifier, members: ImageTensors) -> MembershipOutcome | None:
+        """Tell training images from held-out ones by the network's loss on each; None where the training diverged."""
+        others = self._held_out(experiment_key(self._seed))
+        found = []
+        for images, rows in zip((members, others), membership_rows(len(members), len(others)), strict=True):
+            chosen = torch.from_numpy(rows).to(self._device)
+            found.append(losses(network, ImageTensors(images.images[chosen], images.labels[chosen])))
+        return threshold_attack(*found) if all(np.isfinite(one).all() for one in found) else None
+
+    def _leakage(self) -> LeakageRecord:
+        total = self._budget.epochs
+
+        def on_progress(stage: str, part: float) -> None:
+            self._say(total * (1 + _ATTACKS_PART * part), total, stage)
+
+        attacker = Attacker(
+            arm=self._arm,
+            budget=self._budget,
+            settings=self.settings(),
+            material=self._material,
+            data_title=self._data_title,
+            seed=self._seed,
+            device=self._device,
+        )
+        mixed = (
+            self._mixed(np.arange(len(self._material.train), dtype=np.int64)) if self._arm.cipher == MIXING else None
+        )
+        return attacker.measure(mixed, self._folder, on_progress)
+
+    def _mixed(self, rows: Int64Array) -> UInt8Array:
+        """Mix the blocks of an owner's training images."""
+        pixels = self._material.train.pixels[rows]
+        generator = np.random.default_rng(np.random.SeedSequence(_MIXING + self._seed))
+        block = default_block(*pixels.shape[1:3])
+        return mix_blocks(pixels, self._material.train_labels[rows], block=block, generator=generator)
 
     def _owners(self) -> list[Int64Array]:
         """Return each owner's rows of the training images."""
@@ -316,6 +383,8 @@ class ArmRun:
 
         if self._arm.augmentation is AugmentationPlace.CLIENT:
             return augmented
+        if self._arm.cipher == MIXING:
+            plain = self._mixed(rows)
         encrypted = self._encrypt(PlainImages(plain), key, Split.TRAIN, rows)
         images = ImageTensors.from_numpy(encrypted.pixels, labels, self._device)
         return lambda _epoch: images
@@ -345,8 +414,9 @@ class ArmRun:
         passes = self._budget.epochs if self._arm.augmentation is AugmentationPlace.CLIENT else 1
         return each * (passes * len(self._material.train) + len(self._material.held_out))
 
-    def _say(self, done: float, total: float) -> None:
-        self._tell(Progress(done, total, self._accuracy))
+    def _say(self, done: float, total: float, stage: str = "") -> None:
+        with_attacks = total * (1 + _ATTACKS_PART) if self._is_attacked else total
+        self._tell(Progress(done, with_attacks, self._accuracy, stage))
 
 
 def _write(

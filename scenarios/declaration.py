@@ -1,7 +1,7 @@
 """What a scenario declares: a TOML file, checked and resolved into arms.
 
-A file names the published study it stands beside, a budget for each scale, and its arms. An arm whose ``owners`` or
-``partition`` is a list stands for one arm per combination::
+A file names the published study it stands beside, a budget for each scale, and its arms. An arm whose ``owners``,
+``partition`` or ``size`` is a list stands for one arm per combination::
 
     [[arms]]
     name = "updates, encrypted"
@@ -30,7 +30,18 @@ from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import UsageError
 from ppfed.federation import ServerStrategy, describe_invalid
 from ppfed.gradients import BatchNormMode
+from ppfed.leakage.attackers import AuditPreset
+from ppfed.leakage.audit import applicable
+from ppfed.leakage.record import AttackName
+from ppfed.network import Backbone
 from ppfed.training import Schedule
+
+CHANNELS = 3
+"""Of every scenario's images: red, green and blue."""
+
+PLAIN = "plain"
+MIXING = "pixel-block-mixing"
+ALL_ATTACKS = "all"
 
 _SUFFIX = ".toml"
 _SLUG = re.compile(r"[^a-z0-9]+")
@@ -45,6 +56,10 @@ class Scale(StrEnum):
     """Minutes an arm on one processor core: the order of the arms."""
     PAPER = "paper"
     """The published budget, for a GPU."""
+
+
+_PRESETS = {Scale.SMOKE: AuditPreset.QUICK, Scale.SMALL: AuditPreset.CPU, Scale.PAPER: AuditPreset.GPU}
+"""What attacks spend at a scale that does not say."""
 
 
 class Mode(StrEnum):
@@ -108,6 +123,15 @@ class Budget(_Declared):
         Width of the network's first stage; 64 is ResNet-18.
     batch_size, learning_rate, schedule, nesterov
         As in ``TrainingConfig``.
+    attack : bool
+        Whether arms that declare attacks are attacked at this scale.
+    targets : int
+        Held-out images that are attacked; all of them where there are no more.
+    attacker_images : int
+        The attacker's own, of the training split: the last of each class, so that no arm trains on them unless there
+        are too few others.
+    attack_preset : AuditPreset or None
+        What learned attacks may spend; None is the scale's: quick, cpu, gpu.
     """
 
     images: int | None = Field(default=None, ge=20)
@@ -120,6 +144,10 @@ class Budget(_Declared):
     learning_rate: float = Field(default=0.2, gt=0, le=10)
     schedule: Schedule = Schedule.LINEAR
     nesterov: bool = True
+    attack: bool = True
+    targets: int = Field(default=1000, ge=10)
+    attacker_images: int = Field(default=20_000, ge=40)
+    attack_preset: AuditPreset | None = None
 
 
 class Partition(_Declared):
@@ -171,13 +199,16 @@ class Arm(_Declared):
         Arms of a group stand together in tables and share a colour family.
     mode : Mode
     cipher : str
-        In the registry, or ``plain``: images are not encrypted (a control; no federation can be declared so).
+        In the registry; or ``plain``: images are not encrypted (a control; no federation can be declared so); or
+        ``pixel-block-mixing``, which has no key: training images are mixed with others of their class, held-out ones
+        are plain.
     scope : Scope
     colour_shuffle : bool
     adaptation : tuple of int
         Feature maps of the adaptation network; empty leaves it out.
     adaptation_kind : AdaptationKind
     features : InputFeatures
+    backbone : Backbone
     augmentation : AugmentationPlace
     padding : Padding
         What a shift uncovers; the paper's zeros are ``fill``.
@@ -196,6 +227,10 @@ class Arm(_Declared):
     wrong_key_owners : int
         So many owners encrypt with a key of their own, and nobody notices.
     label_smoothing : float
+    attacks : tuple of AttackName, or ("all",)
+        What is measured of the cipher on held-out images, beside the accuracy; empty for nothing. With ``plain`` and
+        ``pixel-block-mixing`` there is no key to do without, and "all" measures the images themselves. In modes
+        ``updates`` and ``gradients`` "all" is the inversion of what owners send.
     published : Published or None
     """
 
@@ -208,6 +243,7 @@ class Arm(_Declared):
     adaptation: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(8, 32), max_length=16)
     adaptation_kind: AdaptationKind = AdaptationKind.PIXEL
     features: InputFeatures = InputFeatures.VALUES
+    backbone: Backbone = Backbone.RESNET18
     augmentation: AugmentationPlace = AugmentationPlace.CLOUD
     padding: Padding = Padding.FILL
     mirrored_views: bool = False
@@ -219,6 +255,7 @@ class Arm(_Declared):
     batch_norm: BatchNormMode = BatchNormMode.LOCAL
     wrong_key_owners: int = Field(default=0, ge=0, le=1000)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
+    attacks: tuple[AttackName | Literal["all"], ...] = Field(default=(), max_length=len(AttackName))
     published: Published | None = None
 
     @model_validator(mode="after")
@@ -230,6 +267,11 @@ class Arm(_Declared):
             raise ValueError("more owners have a wrong key than there are owners")
         if self.wrong_key_owners and self.cipher == PLAIN:
             raise ValueError("plain images have no key to be wrong")
+        if self.cipher == MIXING and (
+            self.mode is not Mode.CENTRALIZED or self.augmentation is AugmentationPlace.CLIENT
+        ):
+            raise ValueError("pixel block mixing is compared in centralized arms that augment afterwards")
+        self._check_attacks()
         if self.local_epochs != 1 and self.mode is not Mode.UPDATES:
             raise ValueError("local epochs belong to mode 'updates'")
         if self.strategy is not ServerStrategy.FEDAVG and self.mode is not Mode.UPDATES:
@@ -240,6 +282,18 @@ class Arm(_Declared):
             raise ValueError("augmentation before encryption is compared in centralized arms only")
         return self
 
+    def _check_attacks(self) -> None:
+        if not self.attacks:
+            return
+        if len(set(self.attacks)) != len(self.attacks) or (ALL_ATTACKS in self.attacks and len(self.attacks) > 1):
+            raise ValueError("attacks are named once each, or 'all' alone")
+        if self.mode is Mode.ALONE:
+            raise ValueError("in mode 'alone' nobody is sent anything to attack")
+        unfit = [str(attack) for attack in self.attacks if attack not in (ALL_ATTACKS, *self.possible_attacks)]
+        if unfit:
+            possible = ", ".join(self.possible_attacks) or "none but 'all'"
+            raise ValueError(f"attack {', '.join(unfit)} does not fit this arm; there is {possible}")
+
     @property
     def slug(self) -> str:
         """The name as part of a file name; unique in the scenario."""
@@ -247,11 +301,25 @@ class Arm(_Declared):
 
     @property
     def spec(self) -> CipherSpec | None:
-        """The cipher's public parameters; None for plain images."""
-        return None if self.cipher == PLAIN else CipherSpec(self.cipher, self.scope, self.colour_shuffle)
+        """The cipher's public parameters; None where there is no key: for plain and for mixed images."""
+        return None if self.cipher in (PLAIN, MIXING) else CipherSpec(self.cipher, self.scope, self.colour_shuffle)
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether nothing is done to the images: a control."""
+        return self.cipher == PLAIN
 
-PLAIN = "plain"
+    @property
+    def possible_attacks(self) -> tuple[AttackName, ...]:
+        """Attacks that make sense for the cipher, and for what leaves an owner."""
+        if self.mode in (Mode.UPDATES, Mode.GRADIENTS):
+            return (AttackName.GRADIENTS,)
+        return () if self.spec is None else applicable(self.spec, CHANNELS)
+
+    @property
+    def wanted_attacks(self) -> tuple[AttackName, ...]:
+        """Attacks to run, in the order of cards."""
+        return tuple(one for one in self.possible_attacks if one in self.attacks or ALL_ATTACKS in self.attacks)
 
 
 class Scenario(_Declared):
@@ -265,7 +333,7 @@ class Scenario(_Declared):
         What it is, what it answers, and what a reader must know about it.
     smoke, small, paper : Budget
     arms : tuple of Arm
-        With lists of owners and partitions resolved.
+        With lists of owners, partitions and sizes resolved.
     """
 
     name: str
@@ -292,7 +360,11 @@ class Scenario(_Declared):
     def budget(self, scale: Scale) -> Budget:
         """Return what a scale spends."""
         budget: Budget = getattr(self, scale)
-        return budget
+        return budget.model_copy(update={"attack_preset": budget.attack_preset or _PRESETS[scale]})
+
+    def is_attacked(self, scale: Scale) -> bool:
+        """Whether leakage is measured of any arm."""
+        return self.budget(scale).attack and any(arm.attacks for arm in self.arms)
 
     def digest(self, scale: Scale) -> str:
         """SHA-256 of everything that decides the numbers at a scale, as 64 hex digits."""
@@ -352,15 +424,19 @@ def parse(name: str, text: str) -> Scenario:
         ) from None
 
 
+_LISTED = {"owners": "{} owners", "partition": "{}", "size": "{} pixels"}
+"""Fields whose list stands for several arms, and how these are named."""
+
+
 def _resolved(declared: dict[str, object]) -> list[dict[str, object]]:
-    """One arm for each combination of owners and partition, named after what was a list."""
-    owners, partition = declared.get("owners", 1), declared.get("partition", "iid")
-    all_owners = owners if isinstance(owners, list) else [owners]
-    all_partitions = partition if isinstance(partition, list) else [partition]
+    """One arm for each combination of owners, partition and size, named after what was a list."""
+    listed = {field: values for field in _LISTED if isinstance(values := declared.get(field), list)}
     arms = []
-    for one, how in itertools.product(all_owners, all_partitions):
-        parts = [str(declared.get("name", ""))]
-        parts += [f"{one} owners"] if isinstance(owners, list) else []
-        parts += [str(how)] if isinstance(partition, list) else []
-        arms.append({**declared, "name": ", ".join(parts), "owners": one, "partition": how})
+    for combination in itertools.product(*listed.values()):
+        chosen = dict(zip(listed, combination, strict=True))
+        words = {field: _LISTED[field].format(value) for field, value in chosen.items()}
+        name = ", ".join([str(declared.get("name", "")), *words.values()])
+        # Sizes are not compared with each other: each is a group, unless the file says otherwise.
+        group = {"group": words["size"]} if "size" in words else {}
+        arms.append({**group, **declared, **chosen, "name": name})
     return arms

@@ -65,6 +65,7 @@ class RunDisplay(Watcher):
     def _progressed(self, job: Job, progress: ArmProgress) -> None:
         task = self._tasks[job]
         known = "" if progress.accuracy is None else f"  {progress.accuracy:.1%}"
+        known += f"  {progress.stage}" if progress.stage else ""
         before = next(one.completed for one in self._bars.tasks if one.id == task)
         part = progress.done / progress.total
         self._bars.update(task, completed=part, description=f"{_name(job)}{known}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +17,8 @@ from ppfed.errors import BadImagesError, DataError
 from ppfed.images.open import open_source
 from ppfed.images.source import ImageSource, LoadReport, Split, no_progress
 from ppfed.images.types import Int64Array, PlainImages, UInt8Array
+from scenarios.declaration import CHANNELS
 
-CHANNELS = 3
 DIGITS = "scikit-learn's handwritten digits"
 
 
@@ -31,6 +31,10 @@ class Material:
     classes : tuple of str
     train, held_out : PlainImages
     train_labels, held_out_labels : int64 array
+    attacker : PlainImages or None
+        What an attacker has of its own, of the training split: as few that arms train on as there can be. None where
+        nothing is attacked.
+    attacker_labels : int64 array or None
     """
 
     classes: tuple[str, ...]
@@ -38,11 +42,13 @@ class Material:
     train_labels: Int64Array
     held_out: PlainImages
     held_out_labels: Int64Array
+    attacker: PlainImages | None = None
+    attacker_labels: Int64Array | None = None
 
     def digest(self) -> str:
         """SHA-256 of classes, pixels and labels, as 64 hex digits."""
         digest = hashlib.sha256("\0".join(self.classes).encode())
-        for array in (self.train.pixels, self.train_labels, self.held_out.pixels, self.held_out_labels):
+        for array in self._arrays().values():
             digest.update(repr(array.shape).encode())
             digest.update(np.ascontiguousarray(array).data)
         return digest.hexdigest()
@@ -51,33 +57,46 @@ class Material:
         """Write it to a file that this user alone may read: these are plain images."""
         temporary = path.with_suffix(".partial")
         with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-            np.savez(
-                file,
-                classes=np.array(self.classes),
-                train=self.train.pixels,
-                train_labels=self.train_labels,
-                held_out=self.held_out.pixels,
-                held_out_labels=self.held_out_labels,
-            )
+            np.savez(file, classes=np.array(self.classes), **self._arrays())  # type: ignore[arg-type]
         temporary.replace(path)
+
+    def _arrays(self) -> dict[str, UInt8Array | Int64Array]:
+        arrays: dict[str, UInt8Array | Int64Array] = {
+            "train": self.train.pixels,
+            "train_labels": self.train_labels,
+            "held_out": self.held_out.pixels,
+            "held_out_labels": self.held_out_labels,
+        }
+        if self.attacker is not None and self.attacker_labels is not None:
+            arrays |= {"attacker": self.attacker.pixels, "attacker_labels": self.attacker_labels}
+        return arrays
 
     @classmethod
     def load(cls, path: Path) -> Material:
         """Read what ``save`` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
+            attacked = "attacker" in arrays
             return cls(
                 tuple(arrays["classes"].tolist()),
                 PlainImages(arrays["train"]),
                 arrays["train_labels"],
                 PlainImages(arrays["held_out"]),
                 arrays["held_out_labels"],
+                PlainImages(arrays["attacker"]) if attacked else None,
+                arrays["attacker_labels"] if attacked else None,
             )
 
 
 def read_images(
-    data: Path, size: int, images: int | None, held_out: int | None, progress: Callable[[int], None] = no_progress
+    data: Path,
+    size: int,
+    images: int | None,
+    held_out: int | None,
+    progress: Callable[[int], None] = no_progress,
+    *,
+    attacker_images: int = 0,
 ) -> Material:
-    """Read a source: the first images of each class, resized to a square.
+    """Read a source: the first images of each class, resized to a square; and the last for the attacker.
 
     Parameters
     ----------
@@ -89,6 +108,8 @@ def read_images(
         How many, the same number of each class; None takes all.
     progress : callable
         Called with the number of images read.
+    attacker_images : int
+        How many of the training split an attacker has, the same number of each class.
 
     Raises
     ------
@@ -103,15 +124,12 @@ def read_images(
         apart = _rank_in_class(train_labels) % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1
         test, test_labels = train[apart], train_labels[apart]
         train, train_labels = train[~apart], train_labels[~apart]
-    classes = source.classes
-    rows = _first_of_each(train_labels, images, len(classes), f"{data} for training")
-    test_rows = _first_of_each(test_labels, held_out, len(classes), f"{data} held out")
-    return Material(
-        classes, PlainImages(train[rows]), train_labels[rows], PlainImages(test[test_rows]), test_labels[test_rows]
+    return _material(
+        source.classes, (train, train_labels), (test, test_labels), images, held_out, attacker_images, data
     )
 
 
-def digits(size: int, images: int | None, held_out: int | None) -> Material:
+def digits(size: int, images: int | None, held_out: int | None, *, attacker_images: int = 0) -> Material:
     """Take 1,797 handwritten digits that come with scikit-learn (UCI ML repository, 8x8 pixels, 17 grey levels).
 
     Parameters as in ``read_images``; grey becomes red, green and blue.
@@ -122,15 +140,32 @@ def digits(size: int, images: int | None, held_out: int | None) -> Material:
     pixels = np.repeat(np.stack(resized)[..., None], CHANNELS, axis=3)
     labels = loaded.target.astype(np.int64)
     apart = _rank_in_class(labels) % 5 == 4
-    rows = np.flatnonzero(~apart)[_first_of_each(labels[~apart], images, 10, DIGITS)]
-    test_rows = np.flatnonzero(apart)[_first_of_each(labels[apart], held_out, 10, DIGITS)]
-    return Material(
-        tuple(str(digit) for digit in range(10)),
-        PlainImages(pixels[rows]),
-        labels[rows],
-        PlainImages(pixels[test_rows]),
-        labels[test_rows],
+    classes = tuple(str(digit) for digit in range(10))
+    train, test = (pixels[~apart], labels[~apart]), (pixels[apart], labels[apart])
+    return _material(classes, train, test, images, held_out, attacker_images, DIGITS)
+
+
+def _material(
+    classes: tuple[str, ...],
+    train: tuple[UInt8Array, Int64Array],
+    test: tuple[UInt8Array, Int64Array],
+    images: int | None,
+    held_out: int | None,
+    attacker_images: int,
+    what: object,
+) -> Material:
+    (pixels, labels), (test_pixels, test_labels) = train, test
+    rows = _first_of_each(labels, images, len(classes), f"{what} for training")
+    test_rows = _first_of_each(test_labels, held_out, len(classes), f"{what} held out")
+    material = Material(
+        classes, PlainImages(pixels[rows]), labels[rows], PlainImages(test_pixels[test_rows]), test_labels[test_rows]
     )
+    if not attacker_images:
+        return material
+    last = (
+        len(labels) - 1 - _first_of_each(labels[::-1], attacker_images, len(classes), f"{what} for the attacker")[::-1]
+    )
+    return replace(material, attacker=PlainImages(pixels[last]), attacker_labels=labels[last])
 
 
 def _read(

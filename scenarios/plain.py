@@ -1,7 +1,7 @@
 """The control: images that are not encrypted at all.
 
 It has the form of a cipher so that a control arm runs through the same code as every other, and it is in no registry:
-no federation can be declared with it, and no owner would take part.
+no federation can be declared with it, and no owner would take part. Images of pixel block mixing pass through it too.
 """
 
 from __future__ import annotations

@@ -8,7 +8,9 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ppfed.atomic import write_atomic
+from ppfed.attacks.membership import MembershipOutcome
 from ppfed.errors import DataError
+from ppfed.leakage.record import LeakageRecord
 from scenarios.declaration import Scale, Scenario
 
 RESULTS_FILE = "results.jsonl"
@@ -52,6 +54,8 @@ class RunRecord(_Record):
         The data in words, without a path.
     classes : tuple of str
     train_images, held_out_images : int
+    attacker_images : int
+        What an attacker has of its own; 0 where nothing is attacked.
     threads : int
         Of PyTorch on the CPU, for each arm: another number rounds differently.
     versions : dict of str to str
@@ -66,6 +70,7 @@ class RunRecord(_Record):
     classes: tuple[str, ...]
     train_images: int
     held_out_images: int
+    attacker_images: int = 0
     threads: int
     versions: dict[str, str]
     created: str
@@ -141,6 +146,11 @@ class Result(_Record):
         Training images of each owner.
     parameters : int
         Trained weights of the network.
+    membership : MembershipOutcome or None
+        How well the trained network tells its training images from held-out ones; in mode ``alone`` the last owner's.
+        None where the training diverged.
+    leakage : LeakageRecord or None
+        What attacks restored; None where the arm declares none.
     """
 
     arm: str
@@ -155,11 +165,18 @@ class Result(_Record):
     bytes_from_coordinator: int
     owner_images: tuple[int, ...]
     parameters: int
+    membership: MembershipOutcome | None = None
+    leakage: LeakageRecord | None = None
 
 
 def log_path(folder: Path, slug: str, seed: int) -> Path:
     """Name the file that holds what an arm's process printed."""
     return folder / "arms" / f"{slug}-seed-{seed}.log"
+
+
+def pictures_path(folder: Path, slug: str, seed: int) -> Path:
+    """Name the file that holds what attacks restored: arrays by name, beside plain images of the data."""
+    return folder / "pictures" / f"{slug}-seed-{seed}.npz"
 
 
 def append(folder: Path, result: Result) -> None:

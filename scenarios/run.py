@@ -6,6 +6,7 @@ Everything lies in one folder::
     results.jsonl   one line for each finished arm and seed
     arms/           checkpoints and logs of arms at work
     images/         the images, while there is work left
+    pictures/       of each attacked arm: some images, and what attackers restored of them
     report.html     made at the end, and by 'ppfed scenario report'
 """
 
@@ -38,6 +39,7 @@ from ppfed.model_folder import installed_versions
 from ppfed.training import pick_device
 from scenarios import results
 from scenarios.arms import Progress
+from scenarios.attacking import PICTURES_FILE
 from scenarios.declaration import Scale, Scenario
 from scenarios.material import DIGITS, Material, digits, read_images
 from scenarios.results import Identity, Result, RunRecord
@@ -102,6 +104,14 @@ class RunFolder:
     def arm(self, slug: str, seed: int) -> Path:
         """Return the folder of checkpoints of an arm at work."""
         return self.folder / "arms" / f"{slug}-seed-{seed}"
+
+    def keep_pictures(self, slug: str, seed: int) -> None:
+        """Move what attacks restored from an arm's folder to where reports look for it; the user alone may read it."""
+        made = self.arm(slug, seed) / PICTURES_FILE
+        if made.exists():
+            kept = results.pictures_path(self.folder, slug, seed)
+            kept.parent.mkdir(mode=0o700, exist_ok=True)
+            made.replace(kept)
 
     def log(self, slug: str, seed: int) -> Path:
         """Return the file with what an arm's process printed."""
@@ -190,6 +200,7 @@ def open_run(
         classes=first.classes,
         train_images=len(first.train),
         held_out_images=len(first.held_out),
+        attacker_images=0 if first.attacker is None else len(first.attacker),
         threads=max(1, (os.cpu_count() or 1) // jobs),
         versions=installed_versions(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -269,6 +280,8 @@ class Runner:
         return failed
 
     def _keep(self, job: Job, result: Result) -> None:
+        # In this order: a result is the last word on an arm.
+        self._folder.keep_pictures(job.slug, job.seed)
         results.append(self._folder.folder, result)
         shutil.rmtree(self._folder.arm(job.slug, job.seed), ignore_errors=True)
         self._watcher.finished(job, result)
@@ -355,15 +368,16 @@ def _materials(
         mark.parent.mkdir(parents=True)
         mark.parent.chmod(0o700)
         write_atomic(mark, source)
+    attacker_images = budget.attacker_images if scenario.is_attacked(scale) else 0
     for size in {budget.size, *(arm.size for arm in scenario.arms if arm.size is not None)}:
         path = folder.images(size)
         if path.exists():
             materials[size] = Material.load(path)
             continue
         material = (
-            digits(size, budget.images, budget.held_out)
+            digits(size, budget.images, budget.held_out, attacker_images=attacker_images)
             if data is None
-            else read_images(data, size, budget.images, budget.held_out, progress)
+            else read_images(data, size, budget.images, budget.held_out, progress, attacker_images=attacker_images)
         )
         material.save(path)
         materials[size] = material

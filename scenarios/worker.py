@@ -56,7 +56,16 @@ def _run(
         arm = next(arm for arm in record.scenario.arms if arm.slug == slug)
         budget = record.scenario.budget(record.scale)
         material = Material.load(folder.images(arm.size or budget.size))
-        run = ArmRun(arm, budget, material, seed, folder.arm(slug, seed), device, lambda done: say(asdict(done)))
+        run = ArmRun(
+            arm,
+            budget,
+            material,
+            seed,
+            folder.arm(slug, seed),
+            device,
+            lambda done: say(asdict(done)),
+            data_title=record.data_title,
+        )
         return "result", run.run().model_dump(mode="json")
     except PPFedError as error:
         traceback.print_exc()

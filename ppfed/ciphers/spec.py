@@ -172,7 +172,7 @@ _CATALOGUE = {
             "block scrambling and in-block pixel permutation",
             "arXiv 2204.07707 and 2308.07612; with a key per image, arXiv 2408.05737",
             "every pixel's colour, with its block's other pixels, all blocks permuted alike: a jigsaw puzzle",
-            "one jigsaw puzzle for all images, which anyone can solve from some hundred encrypted images, without the key",
+            "one jigsaw puzzle for all images, which anyone can solve from a hundred encrypted images, without the key",
             sides_px=BLOCK_PX,
         ),
         CipherInfo(
@@ -180,7 +180,7 @@ _CATALOGUE = {
             "negative-positive transform twice",
             "ppfed's own, after np-v1, for a fresh key stream per image",
             "each value's lower seven bits up to their negative, at its place",
-            "one mask for all images, most of which anyone can recover from some hundred encrypted images, without the key",
+            "one mask for all images, which anyone can recover from a hundred encrypted images, without the key",
             colour_shuffle=True,
         ),
     )

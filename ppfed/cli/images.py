@@ -16,7 +16,7 @@ import typer
 
 from ppfed.ciphers.spec import DEFAULT_CIPHER, CipherSpec, Scope, cipher_info
 from ppfed.cli.console import progress_bar, stderr, stdout
-from ppfed.cli.options import CipherOption, KeyOption, ScopeOption, ShuffleOption, fixed_scope_weakness, load_key
+from ppfed.cli.options import CipherOption, KeyOption, ScopeOption, ShuffleOption, load_key
 from ppfed.errors import UsageError
 
 _SHOWN_BAD = 10
@@ -53,7 +53,7 @@ def encrypt(
     cipher = make_cipher(spec, load_key(key))
     _warn_of_fixed_scope(spec)
     started = time.perf_counter()
-    with _quiet_decoders():
+    with quiet_decoders():
         images = open_source(source)
         with progress_bar("encrypting", sum(images.counts.values())) as progress:
             report = encrypt_folder(images, cipher, out, size=sides, skip_bad=skip_bad, progress=progress)
@@ -81,7 +81,7 @@ def decrypt(
     if not source.exists():
         raise UsageError(f"{source} does not exist.", hint="Check the path.")
     master = load_key(key)
-    with _quiet_decoders():
+    with quiet_decoders():
         if source.is_file():
             target = out if out.suffix.lower() == ".png" else out / source.name
             decrypt_file(source, master, target)
@@ -108,10 +108,15 @@ def preview(
     seed: Annotated[int, typer.Option(min=0, help="Which ones.")] = 0,
 ) -> None:
     """Show some images plain, encrypted, and as an attacker without the key sees them."""
+    import torch
+
+    from ppfed.attacks.alone import fits, solver
     from ppfed.ciphers.registry import make_cipher
+    from ppfed.federation import Exchange
     from ppfed.images.open import open_source
     from ppfed.images.size import parse_size
     from ppfed.images.source import LoadReport
+    from ppfed.leakage.reference import quoted
     from ppfed.preview import choose_samples, write_contact_sheet
 
     sides = None if size is None else parse_size(size)
@@ -121,16 +126,23 @@ def preview(
     cipher = make_cipher(spec, load_key(key))
     _warn_of_fixed_scope(spec)
     report = LoadReport()
-    with _quiet_decoders():
+    with quiet_decoders():
         samples = choose_samples(open_source(source), size=sides, count=count, seed=seed, report=report)
-    write_contact_sheet(out, samples, cipher)
+    solvable = all(fits(spec.name, sample.image.shape) for sample in samples)
+    write_contact_sheet(
+        out,
+        samples,
+        cipher,
+        restore=solver(spec, device=torch.device("cpu")) if solvable else None,
+        finding=quoted(spec, Exchange.IMAGES),
+    )
     _print_bad(report.bad)
     _print(f"{len(samples)} images shown in {out}")
 
 
 @contextmanager
-def _quiet_decoders() -> Iterator[None]:
-    # What Pillow warns of is in the report, as a reason or a note, or harms nothing.
+def quiet_decoders() -> Iterator[None]:
+    """Keep Pillow's warnings to itself: what it warns of is in the report, as a reason or a note, or harms nothing."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         yield
@@ -140,7 +152,7 @@ def _warn_of_fixed_scope(spec: CipherSpec) -> None:
     if spec.scope is not Scope.FIXED:
         return
     stderr().print(
-        f"[bold yellow]warning:[/] fixed scope uses {fixed_scope_weakness(spec)}. "
+        f"[bold yellow]warning:[/] fixed scope uses {cipher_info(spec.name).fixed_scope}. "
         "Use it to compare with published results, not to hide anything.",
         soft_wrap=True,
     )

@@ -11,7 +11,7 @@ from typing import Annotated
 import typer
 
 import ppfed
-from ppfed.cli import images, key, predict
+from ppfed.cli import audit, images, key, predict
 from ppfed.cli.console import print_bug, print_error, stdout
 from ppfed.errors import PPFedError
 
@@ -39,6 +39,7 @@ def build_app() -> typer.Typer:
             raise typer.Exit
 
     app.add_typer(key.app, name="key")
+    app.add_typer(audit.app, name="audit")
     app.command("encrypt")(images.encrypt)
     app.command("decrypt")(images.decrypt)
     app.command("preview")(images.preview)

@@ -7,6 +7,7 @@ import math
 import re
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
@@ -30,10 +31,11 @@ _MOST_POINTS = 100
 _DECIMALS = re.compile(r"-?\d+\.\d+")
 _REFERENCE = re.compile(r"#([mp][0-9a-f]{10})\b")
 _FONT_FAMILY = re.compile(r"font-family: [^;]*;? ?")
-_INK, _GRID = "#0000fe", "#0000fd"
-_COLOURS = tuple(f"#0000f{place}" for place in range(SERIES))
-_VARIABLES = {_INK: "--ink", _GRID: "--grid"} | {colour: f"--series-{place}" for place, colour in enumerate(_COLOURS)}
+INK, GRID = "#0000fe", "#0000fd"
+COLOURS = tuple(f"#0000f{place}" for place in range(SERIES))
 """Colours that stand for those of the page, which differ between light and dark."""
+
+_VARIABLES = {INK: "--ink", GRID: "--grid"} | {colour: f"--series-{place}" for place, colour in enumerate(COLOURS)}
 
 
 @dataclass(frozen=True)
@@ -112,28 +114,38 @@ def panel(name: str, lines: Sequence[Line], control: Line | None, axis: Axis, de
     str
         An ``svg`` element. Colours are the page's variables ``--series-0`` and so on, ``--ink`` and ``--grid``.
     """
-    with mpl.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": "ppfed", "font.size": _FONT_PT, "lines.scale_dashes": False}
-    ):
+    with svg_style():
         figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN), dpi=_POINTS_PER_IN, layout="constrained")
         axes = figure.subplots()
         if control is not None:
-            axes.plot(control.passes, control.mean, color=_INK, linewidth=1.0, linestyle=(0, (1, 2)))
+            axes.plot(control.passes, control.mean, color=INK, linewidth=1.0, linestyle=(0, (1, 2)))
         for place, line in enumerate(lines):
             _draw(axes, line, place)
         _dress(axes, axis)
-        text = io.StringIO()
-        figure.savefig(
-            text,
-            format="svg",
-            transparent=True,
-            metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
-        )
+        return svg_of(figure, name, description)
+
+
+def svg_style() -> AbstractContextManager[None]:
+    """Return the context in which a figure is drawn and becomes SVG."""
+    return mpl.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "ppfed", "font.size": _FONT_PT, "lines.scale_dashes": False}
+    )
+
+
+def svg_of(figure: Figure, name: str, description: str) -> str:
+    """Make a figure an element of an HTML page; parameters as in ``panel``."""
+    text = io.StringIO()
+    figure.savefig(
+        text,
+        format="svg",
+        transparent=True,
+        metadata={"Date": None, "Creator": None, "Format": None, "Type": None},
+    )
     return _inline(text.getvalue(), name, description)
 
 
 def _draw(axes: Axes, line: Line, place: int) -> None:
-    colour = _COLOURS[place]
+    colour = COLOURS[place]
     dashes = tuple(float(length) for length in DASHES[place].split())
     style = (0, dashes) if dashes else "solid"
     axes.plot(
@@ -151,14 +163,14 @@ def _draw(axes: Axes, line: Line, place: int) -> None:
 def _dress(axes: Axes, axis: Axis) -> None:
     axes.set_xlim(min(1, axis.passes), max(axis.passes, 2))
     axes.set_ylim(axis.low, axis.high)
-    axes.set_title(axis.title, loc="left", fontsize=_FONT_PT, color=_INK)
-    axes.set_xlabel("passes over the images", color=_INK)
+    axes.set_title(axis.title, loc="left", fontsize=_FONT_PT, color=INK)
+    axes.set_xlabel("passes over the images", color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
-    axes.tick_params(colors=_INK, length=3)
-    axes.grid(color=_GRID, linewidth=0.6)
+    axes.tick_params(colors=INK, length=3)
+    axes.grid(color=GRID, linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.spines[["left", "bottom"]].set_color(_INK)
+    axes.spines[["left", "bottom"]].set_color(INK)
 
 
 def _inline(text: str, name: str, description: str) -> str:

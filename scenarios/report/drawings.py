@@ -105,7 +105,7 @@ def bars(outcome: Outcome) -> Bars | None:
                 place(upper),
                 place(found.mean),
                 None if published is None else place(published),
-                arm.spec is None,
+                arm.is_plain,
             )
         )
     return Bars(tuple((place(tick / 100), f"{tick:g}") for tick in ticks), tuple(rows))

@@ -123,9 +123,9 @@ class Outcome:
         passes, strategy, group, and the order of declaration. The adaptation network does not count: it is there
         because of the cipher.
         """
-        if arm.spec is None:
+        if arm.is_plain:
             return None
-        plain = [other for other in self.finished if other.spec is None and other.size == arm.size]
+        plain = [other for other in self.finished if other.is_plain and other.size == arm.size]
         return max(plain, key=lambda other: _common(arm, other), default=None)
 
     def difference(self, first: Arm, second: Arm) -> Difference:

@@ -129,10 +129,11 @@ def _encrypted(spec: CipherSpec, side: int, key: MasterKey) -> CipherPictures:
 def _tile(caption: str, pixels: UInt8Array) -> Tile:
     factor = max(1, _SHOWN_SIDE // pixels.shape[0])
     grown = pixels.repeat(factor, axis=0).repeat(factor, axis=1)
-    return Tile(caption, _png(grown))
+    return Tile(caption, png_of(grown))
 
 
-def _png(pixels: UInt8Array) -> bytes:
+def png_of(pixels: UInt8Array) -> bytes:
+    """Write pixels, uint8 of shape (H, W, 1 or 3), as PNG."""
     image = Image.fromarray(pixels[..., 0], "L") if pixels.shape[2] == 1 else Image.fromarray(pixels, "RGB")
     data = io.BytesIO()
     image.save(data, format="PNG", optimize=True)

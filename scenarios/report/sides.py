@@ -6,9 +6,10 @@ from collections import Counter
 from dataclasses import dataclass
 
 from scenarios.declaration import Arm, Scale
+from scenarios.report.cells import Column, Row, Table
 from scenarios.report.outcome import Outcome
 from scenarios.report.statistics import Difference, Finding, difference
-from scenarios.report.tables import Column, Row, Table, budget_differences
+from scenarios.report.tables import budget_differences
 from scenarios.report.wording import FINDINGS, NOTHING, accuracy, counted, interval_of, listed, points
 
 _DIGEST_SHOWN = 12

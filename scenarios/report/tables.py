@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
 import shlex
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from ppfed.training import TrainingConfig
 from scenarios.declaration import Arm, Budget, Scale, Scenario, bundled
 from scenarios.material import DIGITS
+from scenarios.report import leakage
+from scenarios.report.cells import Column, Row, Table
 from scenarios.report.outcome import Outcome
 from scenarios.report.statistics import CONFIDENCE, Accuracies, plan
-from scenarios.report.verdict import Pair, quoted
+from scenarios.report.verdict import Pair
 from scenarios.report.wording import (
     FINDINGS,
     NOTHING,
@@ -27,6 +27,7 @@ from scenarios.report.wording import (
     needed,
     percent,
     points,
+    quoted,
 )
 from scenarios.results import Result
 
@@ -36,8 +37,13 @@ _SHOWN = {
     *("name", "group", "mode", "owners", "partition", "local_epochs", "wrong_key_owners", "size", "published"),
     *("cipher", "scope", "colour_shuffle", "adaptation", "adaptation_kind", "features"),
     *("augmentation", "padding", "mirrored_views"),
+    "attacks",
 }
-"""Fields of an arm that have words of their own in the main table; others are named where they are not the default."""
+"""Fields of an arm that have words of their own in the main table, or columns for what came of them; others are named
+where they are not the default."""
+
+_ATTACKER = {"attack", "targets", "attacker_images", "attack_preset"}
+"""Fields of a budget that decide no accuracy."""
 
 _BUDGET_WORDS = {
     "images": "training images",
@@ -46,63 +52,10 @@ _BUDGET_WORDS = {
     "epochs": "passes",
     "base_maps": "feature maps of the first stage",
     "nesterov": "Nesterov momentum",
+    "targets": "attacked images",
+    "attacker_images": "the attacker's own images",
 }
 _SQUARED = "\N{SUPERSCRIPT TWO}"
-
-
-@dataclass(frozen=True)
-class Column:
-    """A column.
-
-    Attributes
-    ----------
-    title : str
-    is_number : bool
-        Right-aligned, never broken.
-    """
-
-    title: str
-    is_number: bool = False
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row.
-
-    Attributes
-    ----------
-    cells : tuple of str
-        The first names the row.
-    group : str
-        Rows of the same group follow each other under its heading; empty for none.
-    """
-
-    cells: tuple[str, ...]
-    group: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    """A table.
-
-    Attributes
-    ----------
-    caption : str
-    columns : tuple of Column
-    rows : tuple of Row
-    notes : tuple of str
-        Below it.
-    """
-
-    caption: str
-    columns: tuple[Column, ...]
-    rows: tuple[Row, ...]
-    notes: tuple[str, ...] = ()
-
-    @property
-    def groups(self) -> list[tuple[str, list[Row]]]:
-        """Rows by group."""
-        return [(group, list(rows)) for group, rows in itertools.groupby(self.rows, key=lambda row: row.group)]
 
 
 def settings(outcome: Outcome) -> list[tuple[str, str]]:
@@ -125,6 +78,7 @@ def settings(outcome: Outcome) -> list[tuple[str, str]]:
         ("Learning rate", f"{budget.learning_rate:g}, schedule {budget.schedule}"),
         ("Momentum", f"{TrainingConfig.momentum:g}, {'Nesterov' if budget.nesterov else 'classical'}"),
         ("Network", f"ResNet-18 with {budget.base_maps} feature maps in its first stage (64 is the full width)"),
+        *_attacker(outcome),
         ("Seeds", f"{outcome.seeds}; the scale asks for {budget.seeds}"),
         ("Device", record.identity.device),
         ("Threads of each arm", f"{record.threads}: the processor's cores, divided by --jobs"),
@@ -134,6 +88,17 @@ def settings(outcome: Outcome) -> list[tuple[str, str]]:
         ("Digest of the data", record.identity.data[:_DIGEST_SHOWN]),
         ("Digest of the code", record.identity.code[:_DIGEST_SHOWN]),
         ("Run it again", shlex.join(command)),
+    ]
+
+
+def _attacker(outcome: Outcome) -> list[tuple[str, str]]:
+    if not outcome.scenario.is_attacked(outcome.record.scale):
+        return []
+    record, budget = outcome.record, outcome.budget
+    own = counted(record.attacker_images, "image")
+    attacked = f"{min(budget.targets, record.held_out_images):,} held-out images"
+    return [
+        ("Attacker", f"{own} of its own, of the training split; {attacked} attacked; preset {budget.attack_preset}")
     ]
 
 
@@ -155,6 +120,7 @@ def accuracies(outcome: Outcome) -> Table:
         Column("Published, %", True),
         Column("To published", True),
         Column("To plain", True),
+        *leakage.columns(outcome),
         Column("Time", True),
         Column("To / from coordinator", True),
         Column("Weights", True),
@@ -168,7 +134,8 @@ def _arm_row(outcome: Outcome, arm: Arm) -> Row:
     published = NOTHING if arm.published is None else f"{arm.published.accuracy:.2f} [{_source(outcome, arm)}]"
     found = outcome.results[arm.name]
     if not found:
-        return Row((*described, "no result", NOTHING, published, *[NOTHING] * 5), arm.group)
+        lacking = 5 + len(leakage.columns(outcome))
+        return Row((*described, "no result", NOTHING, published, *[NOTHING] * lacking), arm.group)
     reached = outcome.accuracies[arm.name]
     control = outcome.control(arm)
     return Row(
@@ -179,6 +146,7 @@ def _arm_row(outcome: Outcome, arm: Arm) -> Row:
             published,
             NOTHING if arm.published is None else points(reached.mean - arm.published.accuracy / 100),
             NOTHING if control is None else points(outcome.difference(control, arm).value),
+            *leakage.cells(outcome, arm),
             duration(statistics.fmean(result.seconds for result in found)),
             _traffic(found),
             count_weights(statistics.fmean(result.parameters for result in found)),
@@ -268,6 +236,7 @@ def _main_notes(outcome: Outcome) -> list[str]:
             "An arm with one seed has no known spread over seeds: its interval is that of the held-out images alone, "
             "and too narrow."
         )
+    notes += leakage.notes(outcome)
     controls = dict.fromkeys(found.name for arm in outcome.finished if (found := outcome.control(arm)) is not None)
     if controls:
         notes.append(
@@ -282,7 +251,8 @@ def _main_notes(outcome: Outcome) -> list[str]:
 
 def _budget_note(outcome: Outcome) -> str:
     """Say in what this run differs from the published budget."""
-    differing = budget_differences(outcome.scenario.budget(Scale.PAPER), outcome.budget)
+    published, spent = outcome.scenario.budget(Scale.PAPER), outcome.budget
+    differing = budget_differences(published, spent.model_copy(update={f: getattr(published, f) for f in _ATTACKER}))
     if not differing:
         return (
             "This run had the budget that the scenario gives as the published one. Each source says what else differed."

@@ -6,9 +6,10 @@ import itertools
 from collections import Counter
 
 from scenarios.declaration import Arm, Scale
+from scenarios.report import frontier
 from scenarios.report.outcome import Outcome
 from scenarios.report.statistics import Difference, Finding
-from scenarios.report.wording import FINDINGS, counted, interval_of, listed, percent
+from scenarios.report.wording import FINDINGS, counted, interval_of, listed, percent, quoted
 
 SMOKE = "These numbers say that everything runs, and nothing else."
 _MOST_NAMED = 4
@@ -30,12 +31,8 @@ def verdict(outcome: Outcome) -> list[str]:
     sentences += _cost_of_encryption(outcome)
     sentences += _neighbours(outcome)
     sentences += _published_order(outcome)
+    sentences += frontier.sentences(outcome)
     return sentences
-
-
-def quoted(name: str) -> str:
-    """Write a name so that it ends where it ends."""
-    return f"\N{LEFT DOUBLE QUOTATION MARK}{name}\N{RIGHT DOUBLE QUOTATION MARK}"
 
 
 def neighbours(outcome: Outcome) -> list[Pair]:

@@ -21,10 +21,20 @@ def percent(part: float) -> str:
     return f"{100 * part:.2f}"
 
 
+def minus(text: str) -> str:
+    """Write a number's minus sign as one."""
+    return text.replace("-", _MINUS)
+
+
+def quoted(name: str) -> str:
+    """Write a name so that it ends where it ends."""
+    return f"\N{LEFT DOUBLE QUOTATION MARK}{name}\N{RIGHT DOUBLE QUOTATION MARK}"
+
+
 def points(value: float) -> str:
     """Write a difference of 0.0123 as ``+1.23``."""
     text = f"{100 * value:+.2f}"
-    return "0.00" if float(text) == 0 else text.replace("-", _MINUS)
+    return "0.00" if float(text) == 0 else minus(text)
 
 
 def accuracy(found: Accuracies) -> str:

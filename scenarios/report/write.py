@@ -11,7 +11,7 @@ import jinja2
 from ppfed.atomic import write_atomic
 from ppfed.model_folder import NOTICE
 from scenarios.declaration import Scale
-from scenarios.report import tables
+from scenarios.report import frontier, leakage, tables
 from scenarios.report.drawings import bars, panels
 from scenarios.report.outcome import Outcome
 from scenarios.report.pictures import LARGEST_SIDE, cipher_pictures
@@ -42,7 +42,8 @@ def write_report(folder: Path) -> tuple[Path, Path]:
     Returns
     -------
     tuple of Path
-        The HTML page, which needs no other file, and its Markdown twin, which has no pictures.
+        The HTML page, which needs no other file, and its Markdown twin, which has no pictures. Where attacks left
+        pictures, the page shows images of the data. Only this user may read the files.
 
     Raises
     ------
@@ -68,11 +69,15 @@ def write_report(folder: Path) -> tuple[Path, Path]:
         # At scale smoke a finding would be a claim that the numbers do not bear.
         "pairs": [] if smoke else [table for table in groups if table.rows],
         "how": [] if smoke else tables.how_compared(outcome, sum(len(table.rows) for table in groups)),
+        "frontier_tables": frontier.tables(outcome),
+        "attacks": leakage.attacks_table(outcome),
+        "cards": leakage.cards(outcome, folder),
         "further": [table for table in (tables.queries(outcome), tables.owners(outcome)) if table is not None],
         "missing": tables.missing(outcome),
     }
     drawn = {
         "bars": bars(outcome),
+        "frontiers": frontier.frontiers(outcome),
         "panels": panels(outcome),
         "ciphers": cipher_pictures(outcome.scenario, outcome.record.scale),
         "largest_side": LARGEST_SIDE,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -79,6 +80,14 @@ def test_no_means_no_and_comes_before_the_work(call: Callable[..., SimpleNamespa
     assert not (tmp_path / "state" / "store").exists()
     assert "20 in " in done.text
     assert "nothing leaves before" in done.text
+
+
+def test_what_leaks_is_said_and_shown_before_the_question(call: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
+    done = call(answer="n\n", exchange="images")
+    # Of noise no attack restores more than noise.
+    assert "leakage      No attack" in done.text
+    assert stat.S_IMODE((tmp_path / "state" / "leakage.png").stat().st_mode) == 0o600
+    assert "no image is sent" in call(answer="n\n", exchange="updates").text
 
 
 @pytest.mark.parametrize(("options", "answer"), [(["--yes"], None), ([], "y\n")])

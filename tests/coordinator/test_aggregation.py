@@ -19,7 +19,7 @@ from coordinator.quorum import Quorum
 from coordinator.rounds import Rounds
 from ppfed import wire
 from ppfed.errors import FederationError
-from ppfed.network import build_network
+from ppfed.network import Backbone, build_network
 from ppfed.network_state import flatten, network_layout, network_state
 from ppfed.training import Evaluation
 
@@ -87,9 +87,12 @@ def test_plain_averaging_is_flowers_bit_for_bit(make: Callable[..., SimpleNamesp
     close(mine, mean(some))
 
 
+@pytest.mark.parametrize("backbone", Backbone)
 @pytest.mark.parametrize("strategy", OPTIMIZERS)
-def test_statistics_are_averaged_and_parameters_are_not(make: Callable[..., SimpleNamespace], strategy: str) -> None:
-    made = make(strategy, server_learning_rate=0.5)
+def test_statistics_are_averaged_and_parameters_are_not(
+    make: Callable[..., SimpleNamespace], strategy: str, backbone: Backbone
+) -> None:
+    made = make(strategy, server_learning_rate=0.5, backbone=backbone)
     some = updates(made.start, 1)
     result, average = made.aggregation.aggregate(1, made.start, messages(some)), mean(some)
     statistics = set(made.start) - made.trained

@@ -35,7 +35,7 @@ from ppfed.gradients import (
     values_per_image,
 )
 from ppfed.images.source import Split
-from ppfed.network import build_network
+from ppfed.network import Backbone, build_network
 from ppfed.network_state import network_state
 from ppfed.training import ImageTensors, Trainer, evaluate
 
@@ -142,10 +142,12 @@ def _step_by_hand(
     return loss.item()
 
 
-def test_passes_equal_plain_sgd_over_the_union(make_federation: MakeFederation) -> None:
+@pytest.mark.parametrize("backbone", Backbone)
+def test_passes_equal_plain_sgd_over_the_union(make_federation: MakeFederation, backbone: Backbone) -> None:
     """On one machine, with torch.optim.SGD: the same batches, each owner's part normalised by itself."""
     owners = {"anna": ((40,), (6,)), "bert": ((24,), (5,))}
-    federation = make(make_federation, owners_=owners, training={"batch_size": 32, "base_maps": 8})
+    training = {"batch_size": 32, "base_maps": 8, "backbone": backbone}
+    federation = make(make_federation, owners_=owners, training=training)
     records, mine = run(federation)
     settings = federation.settings
     network = build_network(settings.network_config(), settings.training.seed)
@@ -163,8 +165,8 @@ def test_passes_equal_plain_sgd_over_the_union(make_federation: MakeFederation) 
     theirs = network_state(network)
     apart = max(float((mine[name] - theirs[name]).abs().max()) for name in mine)
     moved = max(float((mine[name] - fresh[name]).abs().max()) for name in mine)
-    # Four steps of float32 through 20 layers of batch norm, each of which divides by what may be small; in float64 such
-    # steps agree to 1e-9 (tests/ppfed/test_gradients.py).
+    # Four steps of float32 through some 20 layers of batch norm, each of which divides by what may be small; in float64
+    # such steps agree to 1e-9 (tests/ppfed/test_gradients.py).
     assert apart < 0.01 * moved
 
 

@@ -34,6 +34,7 @@ OPTIONS: dict[str, Any] = {
     "adaptation": False,
     "adaptation_kind": "block",
     "features": "fold",
+    "backbone": "convmixer",
     "base_maps": 16,
     "label_smoothing": 0.1,
     "padding": "fill",
@@ -82,7 +83,7 @@ def test_options_become_settings() -> None:
     assert (training.learning_rate, training.schedule, training.base_maps) == (0.3, "paper", 16)
     assert (training.adaptation, training.vertical_flip, training.horizontal_flip) == ((), True, False)
     assert (training.adaptation_kind, training.features, training.label_smoothing) == ("block", "fold", 0.1)
-    assert (training.padding, training.mirrored_views) == ("fill", False)
+    assert (training.padding, training.mirrored_views, training.backbone) == ("fill", False, "convmixer")
     assert (plan.address, plan.listen) == ("gpu.example.org:9443", "0.0.0.0:9000")
 
 
@@ -104,6 +105,9 @@ def test_colour_shuffle_is_on_where_the_cipher_has_it() -> None:
         ({"colour_shuffle": False}, "fold"),
         ({"scope": "fixed"}, "values"),
         ({"cipher": "etc-v1"}, "values"),
+        ({"cipher": "np2-v1"}, "sorted-fold-twice"),
+        ({"cipher": "np2-v1", "colour_shuffle": False}, "fold-twice"),
+        ({"cipher": "np2-v1", "scope": "fixed"}, "values"),
         ({"features": "values"}, "values"),
     ],
 )
@@ -164,6 +168,8 @@ def test_only_a_federation_that_is_not_local_listens_on_all_interfaces(address: 
         {"name": "../zoo"},
         {"rounds": 0},
         {"schedule": "cosine"},
+        {"backbone": "resnet50"},
+        {"backbone": "convmixer", "size": "30"},
         {"address": "gpu.example.org"},
         {"address": "gpu.example.org:0"},
         {"address": "gpu.example.org:99999"},

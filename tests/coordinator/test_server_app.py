@@ -21,7 +21,7 @@ from ppfed.errors import FederationError
 from ppfed.images.source import Split
 from ppfed.images.types import EncryptedImages
 from ppfed.model_folder import load_model
-from ppfed.network import build_network
+from ppfed.network import Backbone, build_network
 from ppfed.network_state import load_network_state, network_state
 from ppfed.store import Shard
 from ppfed.training import ImageTensors, Trainer, evaluate
@@ -62,11 +62,12 @@ def trained_by_hand(federation: SimpleNamespace) -> tuple[dict[str, torch.Tensor
     return network_state(network), accuracies
 
 
+@pytest.mark.parametrize("backbone", Backbone)
 @pytest.mark.parametrize("exchange", EXCHANGES)
 def test_a_federation_ends_with_a_model_for_everyone(
-    make_federation: MakeFederation, audit: Audit, exchange: str, fingerprint: str
+    make_federation: MakeFederation, audit: Audit, exchange: str, backbone: Backbone, fingerprint: str
 ) -> None:
-    federation = make_federation(exchange=exchange, training={"rounds": 2, "seed": 3})
+    federation = make_federation(exchange=exchange, training={"rounds": 2, "seed": 3, "backbone": backbone})
     run_federation(federation.grid, federation.state, CPU)
     status = federation.state.status()
     assert (status.phase, status.message) == (Phase.FINISHED, "")
@@ -83,6 +84,7 @@ def test_a_federation_ends_with_a_model_for_everyone(
     ]
     assert card.held_out_images == 11
     assert card.cipher_spec() == federation.settings.cipher.spec
+    assert card.network_config() == federation.settings.network_config()
     assert card.accuracy == status.rounds[-1].accuracy
     # What the card claims is what the model does.
     correct = sum(

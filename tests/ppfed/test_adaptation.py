@@ -8,7 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ppfed.adaptation import AdaptationKind, BlockWise, InputFeatures, PositionMixing, adaptation_network
+from ppfed.adaptation import (
+    AdaptationKind,
+    BlockWise,
+    InputFeatures,
+    PositionMixing,
+    adaptation_network,
+    best_features,
+)
+from ppfed.ciphers.registry import make_cipher
+from ppfed.ciphers.spec import CipherSpec, Scope, cipher_names
+from ppfed.images.types import PlainImages
+from ppfed.keys.master import MasterKey
 
 PIXEL, BLOCK, BLOCK_WISE = AdaptationKind.PIXEL, AdaptationKind.BLOCK, AdaptationKind.BLOCK_WISE
 
@@ -44,6 +55,71 @@ def test_a_sorted_fold_is_the_fold_in_order(seed: int) -> None:
     images = random_images(2, 5, 3, seed)
     expected = InputFeatures.FOLD.of(images).sort(dim=1).values
     assert torch.equal(InputFeatures.SORTED_FOLD.of(images), expected)
+
+
+TWICE = (InputFeatures.FOLD_TWICE, InputFeatures.SORTED_FOLD_TWICE)
+
+
+@pytest.mark.parametrize("features", TWICE)
+def test_a_fold_twice_is_the_same_for_all_four_masks_and_for_nothing_else(features: InputFeatures) -> None:
+    values = torch.arange(256, dtype=torch.uint8)
+    low = values.int() & 127
+    distance = torch.minimum(low, 127 - low)
+    expected = distance.float() / 31.5 - 1.0
+    for mask in (0x00, 0xFF, 0x80, 0x7F):
+        # Whole numbers and halves up to 255, then one and the same division: equal to the bit.
+        assert torch.equal(features.of((values ^ mask).view(1, 16, 16, 1)).flatten(), expected)
+    assert [int((distance == one).sum()) for one in range(64)] == [4] * 64
+
+
+@given(st.integers(0, 2**31), st.permutations(range(3)))
+def test_a_sorted_fold_twice_cannot_tell_the_order_of_colours(seed: int, order: list[int]) -> None:
+    images = random_images(2, 6, 3, seed)
+    sorted_twice, twice = InputFeatures.SORTED_FOLD_TWICE.of(images), InputFeatures.FOLD_TWICE.of(images)
+    assert torch.equal(sorted_twice, InputFeatures.SORTED_FOLD_TWICE.of(images[..., order]))
+    assert torch.equal(sorted_twice, twice.sort(dim=1).values)
+    if order != [0, 1, 2]:
+        assert not torch.equal(twice, InputFeatures.FOLD_TWICE.of(images[..., order]))
+
+
+def test_a_fold_twice_has_a_gradient() -> None:
+    """Attacks search for images by gradient descent through the features."""
+    values = torch.tensor([10.0, 100.0, 140.0, 250.0]).reshape(1, 2, 2, 1).requires_grad_()
+    InputFeatures.FOLD_TWICE.of(values).sum().backward()
+    # Towards 64 and 192 it rises, by 1 / 31.5 for each grey level.
+    torch.testing.assert_close(values.grad.flatten() * 31.5, torch.tensor([1.0, -1.0, 1.0, -1.0]))
+
+
+SHOWN = [(name, shuffle) for name in ("np-v1", "np2-v1") for shuffle in (False, True)]
+
+
+@pytest.mark.parametrize(("name", "shuffle"), SHOWN)
+def test_the_features_of_a_cipher_with_fresh_masks_do_not_see_the_key(name: str, shuffle: bool) -> None:
+    spec = CipherSpec(name, Scope.IMAGE, shuffle)
+    images = random_images(3, 8, 3)
+    shown = []
+    for key in (bytes(32), bytes(range(32))):
+        encrypted = make_cipher(spec, MasterKey(key)).encrypt(PlainImages(images.numpy())).pixels
+        assert not torch.equal(torch.from_numpy(encrypted), images)
+        shown.append(best_features(spec).of(torch.from_numpy(encrypted)))
+    assert torch.equal(shown[0], best_features(spec).of(images))
+    assert torch.equal(shown[0], shown[1])
+
+
+def test_the_features_of_a_cipher_show_no_less_than_it_leaves() -> None:
+    """A fold twice would throw away the top bit, and sorting the colours' order, where the cipher keeps them."""
+    kinds = {spec: best_features(CipherSpec(spec[0], Scope.IMAGE, spec[1])) for spec in SHOWN}
+    assert list(kinds.values()) == [
+        InputFeatures.FOLD,
+        InputFeatures.SORTED_FOLD,
+        InputFeatures.FOLD_TWICE,
+        InputFeatures.SORTED_FOLD_TWICE,
+    ]
+    for name in cipher_names():
+        for shuffle in (False, True):
+            assert best_features(CipherSpec(name, Scope.FIXED, shuffle)) is InputFeatures.VALUES
+            if (name, shuffle) not in SHOWN:
+                assert best_features(CipherSpec(name, Scope.IMAGE, shuffle)) is InputFeatures.VALUES
 
 
 @pytest.mark.parametrize("features", InputFeatures)

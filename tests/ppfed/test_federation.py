@@ -27,7 +27,7 @@ from ppfed.federation import (
     new_token,
     parse_classes,
 )
-from ppfed.network import NetworkConfig, build_network
+from ppfed.network import Backbone, NetworkConfig, build_network
 from ppfed.network_state import network_state
 
 MakeSettings = Callable[..., FederationSettings]
@@ -68,6 +68,9 @@ def invite(make_settings: MakeSettings) -> Invite:
         ({"exchange": "images", "training": {"batch_norm": "shared"}}, "batch_norm belongs to exchange 'gradients'"),
         ({"training": {"server_learning_rate": 1.0}}, "fedavg has no server learning rate"),
         ({"training": {"base_maps": 1024}}, "lower base_maps"),
+        ({"training": {"backbone": "convmixer", "base_maps": 1024, "adaptation": (4096,) * 14}}, "lower base_maps"),
+        ({"training": {"backbone": "vit"}}, "training.backbone"),
+        ({"training": {"backbone": "convmixer"}, "height": 30}, "multiples of 4"),
         ({"training": {"adaptation": (4096,) * 16, "base_maps": 128}}, "lower base_maps"),
         ({"name": "../zoo"}, "name"),
         ({"name": ""}, "name"),
@@ -118,6 +121,7 @@ TRAINING_CHANGES: dict[str, Any] = {
     "features": "fold",
     "padding": "fill",
     "mirrored_views": False,
+    "backbone": "convmixer",
     "base_maps": 3,
     "shift": 1,
     "horizontal_flip": False,
@@ -159,10 +163,19 @@ def test_the_digest_survives_json(make_settings: MakeSettings) -> None:
 
 
 def test_settings_reach_network_and_training(make_settings: MakeSettings) -> None:
-    agreed = make_settings(training={"rounds": 3, "local_epochs": 2, "seed": 5, "shift": 1, "vertical_flip": True})
+    agreed = make_settings(
+        training={
+            "rounds": 3,
+            "local_epochs": 2,
+            "seed": 5,
+            "shift": 1,
+            "vertical_flip": True,
+            "backbone": "convmixer",
+        }
+    )
     network, training = agreed.network_config(), agreed.training_config(seed_offset=7)
     assert (network.classes, network.height, network.width, network.channels) == (2, 8, 8, 3)
-    assert (network.adaptation, network.base_maps) == ((2, 2), 2)
+    assert (network.adaptation, network.base_maps, network.backbone) == ((2, 2), 2, Backbone.CONVMIXER)
     assert (training.epochs, training.batch_size, training.learning_rate) == (6, 8, 0.05)
     assert training.seed == 12
     assert training.augmentation == agreed.augmentation()
@@ -318,15 +331,16 @@ def test_tokens_differ() -> None:
 @settings(deadline=None, max_examples=25)
 @given(
     classes=st.integers(2, 50),
-    side=st.sampled_from([8, 95, 96]),
+    side=st.sampled_from([8, 92, 96]),
     channels=st.sampled_from([1, 3]),
     adaptation=st.lists(st.integers(1, 9), max_size=3).map(tuple),
     base_maps=st.integers(1, 6),
+    backbone=st.sampled_from(Backbone),
 )
 def test_weights_are_counted_as_they_are_built(
-    classes: int, side: int, channels: int, adaptation: tuple[int, ...], base_maps: int
+    classes: int, side: int, channels: int, adaptation: tuple[int, ...], base_maps: int, backbone: Backbone
 ) -> None:
-    config = NetworkConfig(classes, side, side, channels, adaptation, base_maps)
+    config = NetworkConfig(classes, side, side, channels, adaptation, base_maps, backbone=backbone)
     assert count_weights(config) == sum(tensor.numel() for tensor in network_state(build_network(config, 0)).values())
 
 

@@ -28,12 +28,12 @@ from ppfed.gradients import (
     steps_of_pass,
     values_per_image,
 )
-from ppfed.network import NetworkConfig, build_network
+from ppfed.network import Backbone, NetworkConfig, build_network
 from ppfed.network_state import network_state
 from ppfed.training import ImageTensors, Schedule, Trainer, TrainingConfig
 
 CPU = torch.device("cpu")
-SHAPE = (6, 6, 3)
+SHAPE = (8, 8, 3)
 CLASSES = 3
 CONFIG = TrainingConfig(
     epochs=10,
@@ -193,22 +193,25 @@ def test_steps_equal_the_centralized_steps_with_the_same_micro_batches(
 class DoubleClassifier(nn.Module):
     """The classifier that federations train, in float64."""
 
-    def __init__(self) -> None:
+    def __init__(self, backbone: Backbone) -> None:
         super().__init__()
-        config = NetworkConfig(classes=CLASSES, height=6, width=6, adaptation=(2, 2), base_maps=2)
+        config = NetworkConfig(CLASSES, *SHAPE, adaptation=(2, 2), base_maps=2, backbone=backbone)
         self.classifier = build_network(config, 0).double()
 
     def forward(self, images: Tensor) -> Tensor:
         maps = self.classifier.config.features.of(images).double()
-        logits: Tensor = self.classifier.resnet(self.classifier.adaptation(maps))
+        logits: Tensor = self.classifier.backbone(self.classifier.adaptation(maps))
         return logits
 
 
+@pytest.mark.parametrize("backbone", Backbone)
 @pytest.mark.parametrize(
     ("mode", "normalise"), [(BatchNormMode.LOCAL, "parts"), (BatchNormMode.SHARED, "running")], ids=["local", "shared"]
 )
-def test_the_classifier_itself_equals_the_centralized_one(mode: BatchNormMode, normalise: str) -> None:
-    one, other = DoubleClassifier(), DoubleClassifier()
+def test_the_classifier_itself_equals_the_centralized_one(
+    backbone: Backbone, mode: BatchNormMode, normalise: str
+) -> None:
+    one, other = DoubleClassifier(backbone), DoubleClassifier(backbone)
     batches = steps_of_owners((8, 6), 3)
     federated(one, batches, mode)
     centralized(other, batches, normalise=normalise)
@@ -250,8 +253,9 @@ def test_local_batch_norm_differs_from_one_forward_pass_over_the_union() -> None
     torch.testing.assert_close(one.norm1.running_var, other.norm1.running_var, **EXACT)
 
 
-def test_one_owner_takes_the_step_of_the_one_training_loop() -> None:
-    config = NetworkConfig(classes=CLASSES, height=6, width=6, adaptation=(2, 2), base_maps=2)
+@pytest.mark.parametrize("backbone", Backbone)
+def test_one_owner_takes_the_step_of_the_one_training_loop(backbone: Backbone) -> None:
+    config = NetworkConfig(CLASSES, *SHAPE, adaptation=(2, 2), base_maps=2, backbone=backbone)
     one, other = build_network(config, 0), build_network(config, 0)
     images, labels = batch(12, 0)
     trainer = Trainer(other, CONFIG, CPU)

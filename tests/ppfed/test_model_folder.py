@@ -37,7 +37,7 @@ from ppfed.model_folder import (
     load_model,
     write_model,
 )
-from ppfed.network import ImageClassifier, NetworkConfig, build_network
+from ppfed.network import Backbone, ImageClassifier, NetworkConfig, build_network
 from ppfed.network_state import network_state
 
 CPU = torch.device("cpu")
@@ -98,6 +98,8 @@ cards = st.builds(
     classes=st.lists(st.text(min_size=1, max_size=20), min_size=2, max_size=4, unique=True).map(tuple),
     adaptation=st.lists(st.integers(1, 5), max_size=2).map(tuple),
     base_maps=st.integers(1, 3),
+    width=st.just(8),
+    backbone=st.sampled_from(Backbone),
     owners=st.lists(owners, max_size=3).map(tuple),
     accuracy=st.floats(0, 1),
     held_out_images=st.integers(1, 1000),
@@ -189,6 +191,9 @@ PROBLEMS: dict[str, Callable[[Path], object]] = {
     r"resnet\.fc\.weight has shape": edit_card(lambda card: card.update(classes=["a", "b"])),
     r"resnet\.fc\.bias is missing": edit_weights(lambda state: state.pop("resnet.fc.bias")),
     r"fc\.bias holds values that are not finite": edit_weights(lambda state: state["resnet.fc.bias"].fill_(1e400)),
+    r"card\.json is damaged: backbone": edit_card(lambda card: card.update(backbone="vit")),
+    r"card\.json describes a network that cannot be: .*of 4": edit_card(lambda card: card.update(backbone="convmixer")),
+    r"convmixer\.embedding\.weight is missing": edit_card(lambda card: card.update(backbone="convmixer", width=8)),
     r"do not fit the network: adaptation\.0": edit_card(lambda card: card.update(base_maps=1024, adaptation=[4096])),
 }
 
@@ -200,6 +205,11 @@ def test_each_problem_has_its_own_message(folder: Path, message: str) -> None:
         load_model(folder, CPU)
     assert caught.match(f"(?m){message}")
     assert caught.value.hint
+
+
+def test_a_card_from_before_there_was_a_choice_of_backbone_is_read(folder: Path) -> None:
+    edit_card(lambda content: content.pop("backbone"))(folder)
+    assert load_model(folder, CPU).card == card(backbone=Backbone.RESNET18)
 
 
 def test_no_folder_is_said_so(tmp_path: Path) -> None:

@@ -195,7 +195,14 @@ def timeless(result: Result) -> Result:
 
 def test_settings_reach_the_federation(material: Material, tmp_path: Path) -> None:
     arm = Arm(
-        name="arm", mode="updates", owners=3, local_epochs=2, features="fold", padding="reflect", mirrored_views=True
+        name="arm",
+        mode="updates",
+        owners=3,
+        local_epochs=2,
+        features="fold",
+        backbone="convmixer",
+        padding="reflect",
+        mirrored_views=True,
     )
     budget = BUDGET.model_copy(update={"epochs": 4})
     settings = ArmRun(arm, budget, material, 5, tmp_path, CPU, lambda _progress: None).settings()
@@ -203,6 +210,7 @@ def test_settings_reach_the_federation(material: Material, tmp_path: Path) -> No
     assert (settings.training.rounds, settings.training.local_epochs) == (2, 2)
     assert settings.training.padding == "reflect"
     assert settings.network_config().features == "fold"
+    assert settings.network_config().backbone == "convmixer"
     assert settings.network_config().mirrored_views
     assert settings.training.seed == 5
 

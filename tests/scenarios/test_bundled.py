@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from scenarios import results
-from scenarios.declaration import Mode, bundled
+from scenarios.declaration import Mode, Scale, bundled
 
 
 @pytest.mark.slow
@@ -39,8 +39,14 @@ def test_a_bundled_scenario_runs(name: str, tmp_path: Path) -> None:
         assert sum(one.owner_images) == scenario.smoke.images
         assert one.held_out_images == scenario.smoke.held_out
         assert (one.bytes_to_coordinator > 0) is (arm.mode is not Mode.ALONE)
+        assert one.membership is not None
+        assert (one.leakage is not None) is (scenario.smoke.attack and bool(arm.attacks))
+        if one.leakage is not None:
+            # An attack may be run in several settings.
+            assert set(arm.wanted_attacks) == {attack.attack for attack in one.leakage.attacks}
         assert (one.bytes_from_coordinator > 0) is (arm.mode not in {Mode.CENTRALIZED, Mode.ALONE})
 
     page = html.unescape((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
     assert "These numbers say that everything runs, and nothing else." in page
     assert all(arm.group in page for arm in scenario.arms)
+    assert ("Accuracy against leakage" in page) is scenario.is_attacked(Scale.SMOKE)

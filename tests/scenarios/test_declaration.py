@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from ppfed.ciphers.registry import cipher_names, make_cipher
+from ppfed.ciphers.spec import Scope
 from ppfed.errors import UsageError
 from ppfed.keys.master import MasterKey
+from ppfed.leakage.audit import applicable
+from ppfed.leakage.record import AttackName
 from ppfed.network import build_network
 from scenarios.arms import ArmRun
 from scenarios.declaration import Arm, Mode, Partition, Scale, Scenario, bundled, load, parse
@@ -37,6 +40,43 @@ def test_lists_become_arms() -> None:
     ]
 
 
+def test_sizes_become_arms_in_groups_of_their_own() -> None:
+    scenario = declared('[[arms]]\nname = "a"\nsize = [16, 32]\n[[arms]]\nname = "b"\ngroup = "g"\nsize = [16, 32]\n')
+    found = [(arm.name, arm.size, arm.group) for arm in scenario.arms]
+    assert found == [
+        ("a, 16 pixels", 16, "16 pixels"),
+        ("a, 32 pixels", 32, "32 pixels"),
+        ("b, 16 pixels", 16, "g"),
+        ("b, 32 pixels", 32, "g"),
+    ]
+
+
+def test_all_attacks_are_those_that_fit() -> None:
+    encrypted, plain, sent = declared(
+        '[[arms]]\nname = "e"\nattacks = ["all"]\n'
+        '[[arms]]\nname = "p"\ncipher = "plain"\nattacks = ["all"]\n'
+        '[[arms]]\nname = "s"\nmode = "gradients"\nowners = 2\nattacks = ["all"]\n'
+    ).arms
+    assert encrypted.spec is not None
+    assert encrypted.wanted_attacks == applicable(encrypted.spec, 3)
+    assert AttackName.FOLD in encrypted.wanted_attacks
+    assert plain.wanted_attacks == ()
+    assert sent.wanted_attacks == (AttackName.GRADIENTS,)
+    assert declared('[[arms]]\nname = "n"\n').arms[0].wanted_attacks == ()
+
+
+def test_named_attacks_are_run_in_the_order_of_cards() -> None:
+    (arm,) = declared('[[arms]]\nname = "a"\nattacks = ["collusion", "fold"]\n').arms
+    assert arm.wanted_attacks == (AttackName.FOLD, AttackName.COLLUSION)
+
+
+def test_a_scale_says_what_attacks_spend() -> None:
+    scenario = declared('[[arms]]\nname = "a"\n')
+    assert [scenario.budget(scale).attack_preset for scale in Scale] == ["quick", "cpu", "gpu"]
+    chosen = scenario.model_copy(update={"paper": scenario.paper.model_copy(update={"attack_preset": "cpu"})})
+    assert chosen.budget(Scale.PAPER).attack_preset == "cpu"
+
+
 @pytest.mark.parametrize("text", ["iid", "dirichlet-0.3", "dirichlet-100", "shards-2"])
 def test_a_partition_is_written_as_it_is_read(text: str) -> None:
     assert str(Partition.parse(text)) == text
@@ -63,6 +103,15 @@ def test_what_is_no_partition_is_refused(text: str) -> None:
         ('[[arms]]\nname = "a"\nbatch_norm = "shared"\n', "mode 'gradients'"),
         ('[[arms]]\nname = "a"\ncolour = "red"\n', "colour"),
         ('[[arms]]\nname = "a"\npartition = "random"\n', "no partition"),
+        ('[[arms]]\nname = "a"\nattacks = ["guessing"]\n', "attacks"),
+        ('[[arms]]\nname = "a"\nattacks = ["fold", "fold"]\n', "once each"),
+        ('[[arms]]\nname = "a"\nattacks = ["all", "fold"]\n', "'all' alone"),
+        ('[[arms]]\nname = "a"\nattacks = ["gradients"]\n', "does not fit"),
+        ('[[arms]]\nname = "a"\ncipher = "plain"\nattacks = ["fold"]\n', "none but 'all'"),
+        ('[[arms]]\nname = "a"\nmode = "updates"\nattacks = ["fold"]\n', "there is gradients"),
+        ('[[arms]]\nname = "a"\nmode = "alone"\nattacks = ["all"]\n', "nobody is sent"),
+        ('[[arms]]\nname = "a"\nmode = "pooled"\ncipher = "pixel-block-mixing"\n', "mixing is compared"),
+        ('[[arms]]\nname = "a"\naugmentation = "client"\ncipher = "pixel-block-mixing"\n', "mixing is compared"),
         ("[[arms]\n", "not TOML"),
         ("arms = 3\n", "malformed"),
     ],
@@ -95,7 +144,7 @@ def test_the_digest_is_of_what_decides_numbers() -> None:
 
 
 def test_the_bundled_scenarios_are_the_promised_ones() -> None:
-    promised = {"paper-table2", "paper-table3", "federated", "gradients", "wrong-key", "frontier", "options"}
+    promised = {"paper-table2", "paper-table3", "federated", "gradients", "wrong-key", "frontier", "options", "leakage"}
     assert set(bundled()) == promised
 
 
@@ -117,6 +166,14 @@ def test_every_bundled_arm_has_a_cipher_a_network_and_sound_settings(name: str, 
             if arm.spec is not None:
                 assert arm.spec.name in cipher_names()
                 make_cipher(arm.spec, MasterKey.generate()).encrypt(material.train)
+
+
+def test_leakage_is_measured_of_every_cipher_in_both_scopes() -> None:
+    attacked = {(arm.cipher, arm.scope) for arm in bundled()["leakage"].arms if arm.attacks and arm.spec is not None}
+    assert {(name, scope) for name in cipher_names() for scope in Scope} <= attacked
+    # With one key stream for all, NP twice is NP with another constant: the same attacks read it off.
+    every = {(arm.cipher, arm.size) for arm in bundled()["frontier"].arms if arm.attacks}
+    assert every >= {(name, side) for name in cipher_names() for side in (16, 32, 48)}
 
 
 def test_the_papers_tables_are_the_papers() -> None:

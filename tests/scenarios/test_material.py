@@ -60,12 +60,37 @@ def test_digits_have_disjoint_splits_of_all_classes() -> None:
     assert not train.intersection(image.tobytes() for image in material.held_out.pixels)
 
 
+def test_the_attacker_has_the_last_images_of_each_class(class_folder: Path) -> None:
+    material = read_images(class_folder, 8, 6, 2, attacker_images=4)
+    assert material.attacker is not None
+    assert material.attacker_labels is not None
+    assert material.attacker.pixels[:, 0, 0, 0].tolist() == [17, 18, 117, 118]
+    assert material.attacker_labels.tolist() == [0, 0, 1, 1]
+    with pytest.raises(DataError, match="for the attacker"):
+        read_images(class_folder, 8, 6, 2, attacker_images=100)
+
+
+def test_the_attacker_shares_training_images_only_where_there_are_too_few() -> None:
+    def shared(images: int) -> int:
+        material = digits(16, images, 50, attacker_images=400)
+        assert material.attacker is not None
+        own = {image.tobytes() for image in material.attacker.pixels}
+        held_out = {image.tobytes() for image in material.held_out.pixels}
+        assert not own & held_out
+        return sum(image.tobytes() in own for image in material.train.pixels)
+
+    assert shared(1000) == 0  # the rarest class has 140 images: 100 and 40
+    assert shared(1300) > 0
+
+
 def test_a_cache_is_private_and_keeps_everything(tmp_path: Path) -> None:
-    material = digits(8, 20, 10)
-    path = tmp_path / "8.npz"
-    material.save(path)
-    assert stat.S_IMODE(path.stat().st_mode) == 0o600
-    assert Material.load(path).digest() == material.digest()
+    for attacker_images in (0, 40):
+        material = digits(8, 20, 10, attacker_images=attacker_images)
+        path = tmp_path / "8.npz"
+        material.save(path)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+        assert Material.load(path).digest() == material.digest()
+        assert (Material.load(path).attacker is None) is (attacker_images == 0)
 
 
 def test_the_digest_changes_with_one_pixel_and_with_one_label() -> None:
@@ -80,6 +105,8 @@ def test_the_digest_changes_with_one_pixel_and_with_one_label() -> None:
         Material(material.classes, material.train, labels, *held_out(material)),
     ]
     assert first not in {one.digest() for one in changed}
+    attacked = {digits(8, 20, 10, attacker_images=count).digest() for count in (0, 40, 50)}
+    assert len(attacked) == 3
 
 
 def held_out(material: Material) -> tuple:  # type: ignore[type-arg]

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import html.parser
+import io
+import itertools
 import math
 import re
 import statistics
@@ -10,21 +12,28 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from scipy import stats
 
 from ppfed.augment import Padding
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import DataError, UsageError
+from ppfed.federation import Exchange
+from ppfed.leakage.record import AttackName, AttackOutcome, LeakageRecord, Measure, Resemblance
 from ppfed.model_folder import NOTICE
+from scenarios.attacking import save_pictures
 from scenarios.declaration import Arm, Scale, Scenario
 from scenarios.report import compare, write_report
 from scenarios.report.drawings import panels
+from scenarios.report.frontier import frontier, frontiers
+from scenarios.report.leakage import cards, leaks
 from scenarios.report.outcome import Outcome
 from scenarios.report.pictures import cipher_pictures, drawn_image
 from scenarios.report.statistics import Accuracies, Finding, difference, half_width, plan, sampling_variance
 from scenarios.report.tables import accuracies
 from scenarios.report.verdict import SMOKE, verdict
-from scenarios.results import CurveRow, Identity, Result, RunRecord, append
+from scenarios.report.wording import NOTHING
+from scenarios.results import CurveRow, Identity, Result, RunRecord, append, pictures_path
 
 HOSTILE = '<script>alert("x")</script> | `c` [l](javascript:x) $a$'
 ACCURACIES = st.floats(0, 1)
@@ -278,6 +287,7 @@ def test_owners_and_queries_have_tables(tmp_path: Path) -> None:
         {"mirrored_views": True},
         {"size": 16},
         {"label_smoothing": 0.1},
+        {"backbone": "convmixer"},
     ],
     ids=lambda changed: list(changed)[-1],
 )
@@ -320,6 +330,204 @@ def test_results_that_do_not_belong_are_refused(tmp_path: Path, name: str, seed:
     append(folder, make_result(name, seed, 0.5))
     with pytest.raises(DataError, match=what):
         write_report(folder)
+
+
+PUBLISHED_RUN = Path(__file__).parents[2] / "docs" / "results" / "paper-table2-small"
+ATTACKED = (
+    {"name": "plain", "group": "g", "cipher": "plain", "attacks": ["all"]},
+    {"name": "NP", "group": "g", "attacks": ["fold", "collusion"]},
+    {"name": "NP, another network", "group": "g", "adaptation": []},
+    {"name": "NP + shuffle", "group": "g", "colour_shuffle": True, "attacks": ["fold"]},
+    {"name": "alone", "group": "g", "mode": "alone", "owners": 2},
+)
+
+
+def resemblance(ssim: float, right: float, **more: object) -> Resemblance:
+    return Resemblance(
+        images=100,
+        ssim=Measure(mean=ssim, spread=0.125),
+        psnr_db=Measure(mean=100.0 if ssim == 1 else 12.5, spread=1),
+        reidentified=right,
+        candidates=1000,
+        median_rank=3,
+        pair_accuracy=0.75,
+        **more,
+    )
+
+
+def make_record(sent: float, *attacks: tuple[AttackName, float, float], cipher: bool = True) -> LeakageRecord:
+    return LeakageRecord(
+        cipher={"name": "np-v1"} if cipher else None,
+        height=8,
+        width=8,
+        channels=3,
+        data=HOSTILE,
+        preset="quick",
+        ciphertext=resemblance(sent, 0.002),
+        perfect=resemblance(1.0, 1.0),
+        attacks=tuple(
+            AttackOutcome(
+                attack=name,
+                needs=HOSTILE,
+                resemblance=resemblance(ssim, right, class_accuracy=0.25),
+                bits=0.5,
+                seconds=61,
+            )
+            for name, ssim, right in attacks
+        ),
+    )
+
+
+def attacked_run(folder: Path) -> Path:
+    """Two seeds; the key restores everything, and counts for no leak."""
+    make_run(folder, {}, ATTACKED)
+    for seed, shift in enumerate((0.0, 0.02)):
+        key = (AttackName.COLLUSION, 1.0, 1.0)
+        records = {
+            "plain": make_record(1.0, cipher=False),
+            "NP": make_record(0.035, (AttackName.FOLD, 0.44 + shift, 0.3), (AttackName.UNFOLD, 0.40, 0.5), key),
+            "NP, another network": None,
+            "NP + shuffle": make_record(0.2, (AttackName.FOLD, 0.1, 0.1)),
+            "alone": None,
+        }
+        membership = {"auc": 0.625, "advantage": 0.2, "tpr_at_1_percent_fpr": 0.02, "members": 50, "others": 50}
+        for name, accuracy in (("plain", 0.8), ("NP", 0.7), ("NP, another network", 0.6), ("NP + shuffle", 0.65)):
+            append(folder, make_result(name, seed, accuracy, leakage=records[name], membership=membership))
+        append(folder, make_result("alone", seed, 0.9, membership=membership))
+    return folder
+
+
+def test_a_run_of_an_earlier_version_is_still_read(tmp_path: Path) -> None:
+    for name in ("run.json", "results.jsonl"):
+        (tmp_path / name).write_bytes((PUBLISHED_RUN / name).read_bytes())
+    page, text = write_report(tmp_path)
+    published = (PUBLISHED_RUN / "report.md").read_text("utf-8")
+    rows = [line for line in published.splitlines() if line.startswith(("| NP", "| fresh"))]
+    assert rows
+    assert set(rows) <= set(text.read_text("utf-8").splitlines())
+    assert "eakage" not in Page(page).text
+
+
+def test_what_attackers_got_stands_beside_the_accuracy(tmp_path: Path) -> None:
+    markdown = write_report(attacked_run(tmp_path / "run"))[1].read_text("utf-8")
+    # Means over two seeds; the right one is told best by another attack than that with the greatest SSIM.
+    assert cells(markdown, "NP")[0][10:14] == ["Fold", "0.450 (0.035)", "50 % of 1,000", "0.625"]
+    assert cells(markdown, "NP, another network")[0][10:14] == cells(markdown, "NP")[0][10:14]
+    # An attack that does worse than looking at what is sent counts for nothing.
+    assert cells(markdown, "NP + shuffle")[0][10:13] == ["none needed", "0.200 (0.200)", "10 % of 1,000"]
+    assert cells(markdown, "plain")[0][11] == "1.000 (1.000)"
+    # Nobody is sent anything.
+    assert cells(markdown, "alone")[0][10:14] == [NOTHING, NOTHING, NOTHING, "0.625"]
+
+
+def test_an_attacked_arm_without_a_result_fills_its_row(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", {}, ATTACKED)
+    append(folder, make_result("NP", 0, 0.5, leakage=make_record(0.1, (AttackName.FOLD, 0.4, 0.3))))
+    table = accuracies(Outcome.read(folder))
+    assert {len(row.cells) for row in table.rows} == {len(table.columns)}
+
+
+def test_each_attacked_arm_has_a_card(tmp_path: Path) -> None:
+    folder = attacked_run(tmp_path / "run")
+    page, text = write_report(folder)
+    outcome = Outcome.read(folder)
+    shown = {card.arm: card for card in cards(outcome, folder)}
+    assert list(shown) == ["plain", "NP", "NP + shuffle"]
+    named = ["Ciphertext", "Fold", "Classical solver", "An owner hands over the key", "Perfect copy"]
+    assert [row.cells[0] for row in shown["NP"].table.rows] == named
+    fold = shown["NP"].table.rows[1].cells
+    assert fold[1:] == ("0.440 ± 0.125", "12.5 ± 1.0", NOTHING, "30 %", "3", "75 %", "25 %", "50 %", "1 min 1 s")
+    for path in (page, text):
+        content = path.read_text("utf-8")
+        assert "<script" not in content.replace("\\<script", "")
+    markdown = text.read_text("utf-8")
+    assert "restores these images to SSIM 0.44" in markdown.replace("\\", "")
+    assert cells(markdown, "Fold")[0][1].startswith("Folds each value")
+    assert "images of the data" not in Page(page).text
+
+
+def test_a_card_shows_what_was_restored_and_says_whose_images_these_are(tmp_path: Path) -> None:
+    folder = attacked_run(tmp_path / "run")
+    original = np.random.default_rng(0).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8)
+    pictures = {"original": original, "ciphertext": original[::-1], "fold": 255 - original[..., :1]}
+    path = pictures_path(folder, "np", 0)
+    path.parent.mkdir()
+    save_pictures(path, pictures)
+    page = write_report(folder)[0]
+    parsed = Page(page)
+    assert "images of the data" in parsed.text
+    alternatives = [attributes["alt"] for tag, attributes in parsed.tags if tag == "img"]
+    assert {"NP: Original", "NP: Ciphertext", "NP: Fold"} <= set(alternatives)
+    assert page.stat().st_mode & 0o077 == 0
+    strips = next(card.strips for card in cards(Outcome.read(folder), folder) if card.arm == "NP")
+    shown = [np.asarray(Image.open(io.BytesIO(strip.png))) for strip in strips]
+    assert np.array_equal(shown[0], np.concatenate(list(original), axis=1))
+    # Of a negative the picture is shown upright, as it counted.
+    assert np.array_equal(shown[2], np.concatenate(list(original[..., 0]), axis=1))
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+def test_the_frontier_is_what_nobody_dominates(points: list[tuple[int, int]]) -> None:
+    best = frontier([(float(accuracy), float(leakage)) for accuracy, leakage in points])
+    assert best
+    chosen = [points[place] for place in best]
+    # By rising leakage accuracy rises too; only equal points stand together.
+    for (low, less), (high, more) in itertools.pairwise(chosen):
+        assert (low < high and less < more) or (low, less) == (high, more)
+    for place, (accuracy, leakage) in enumerate(points):
+        better = any(a >= accuracy and s <= leakage and (a, s) != (accuracy, leakage) for a, s in chosen)
+        assert better is (place not in best)
+
+
+def test_the_frontier_names_who_beats_whom(tmp_path: Path) -> None:
+    outcome = Outcome.read(attacked_run(tmp_path / "run"))
+    (drawn,) = frontiers(outcome)
+    assert drawn.title == "8 x 8 pixels, exchange images"
+    beaten = {point.arm.name: point.beaten_by for point in drawn.points}
+    assert beaten == {"plain": "", "NP": "", "NP + shuffle": "", "NP, another network": "NP"}
+    assert [point.number for point in drawn.points] == [1, 2, 3, 4]
+    for drawing, labels in zip(drawn.drawings, ((1.0, 0.45, 0.2), (1.0, 0.5, 0.1)), strict=True):
+        texts = re.findall(r">([^<]+)</text>", drawing)
+        assert {"1", "2", "3", "4"} <= set(texts)
+        # The step line passes through each of the best points, whose markers are drawn where it bends.
+        assert drawing.count("<use") >= 4
+        assert all(f"at {100 * value:.3g}" in drawing or f"at {value:.3g}" in drawing for value in labels)
+    spoken = " ".join(verdict(outcome))
+    assert "Of 4 arms with measured leakage (8 x 8 pixels, exchange images)" in spoken
+    assert "“NP + shuffle” (65.00\N{NO-BREAK SPACE}%, SSIM 0.200)" in spoken
+
+
+def test_sizes_and_exchanges_are_not_compared(tmp_path: Path) -> None:
+    arms = (
+        *({"name": f"NP {side}", "size": side, "attacks": ["all"]} for side in (8, 16)),
+        *({"name": f"again {side}", "size": side} for side in (8, 16)),
+        {"name": "sent", "mode": "gradients", "owners": 2, "attacks": ["all"]},
+        {"name": "sent again", "mode": "gradients", "owners": 2, "adaptation": []},
+    )
+    folder = make_run(tmp_path / "run", {}, arms)
+    images = make_record(0.1, (AttackName.FOLD, 0.4, 0.3))
+    gradients = make_record(0.9, (AttackName.GRADIENTS, 0.2, 0.3)).model_copy(update={"exchange": Exchange.GRADIENTS})
+    for arm in arms:
+        record = gradients if "mode" in arm else images
+        append(folder, make_result(str(arm["name"]), 0, 0.5, leakage=record if "attacks" in arm else None))
+    outcome = Outcome.read(folder)
+    titles = ["8 x 8 pixels, exchange images", "8 x 8 pixels, exchange gradients", "16 x 16 pixels, exchange images"]
+    assert [one.title for one in frontiers(outcome)] == titles
+    # No image is sent: the encrypted one is what inversion looks for, and not what anybody has.
+    assert leaks(outcome)["sent again"].ssim == 0.2
+    ids = [attributes["id"] for _, attributes in Page(write_report(folder)[0]).tags if "id" in attributes]
+    assert len(ids) == len(set(ids))
+
+
+def test_mixed_images_are_no_plain_control(tmp_path: Path) -> None:
+    arms = ({"name": "mixed", "cipher": "pixel-block-mixing"}, {"name": "plain", "cipher": "plain"}, {"name": "NP"})
+    outcome = Outcome.read(make_run(tmp_path / "run", {"mixed": (0.5,), "plain": (0.9,), "NP": (0.6,)}, arms))
+    controls = {arm.name: outcome.control(arm) for arm in outcome.finished}
+    assert {name: found and found.name for name, found in controls.items()} == {
+        "mixed": "plain",
+        "plain": None,
+        "NP": "plain",
+    }
 
 
 def test_two_runs_side_by_side(tmp_path: Path) -> None:

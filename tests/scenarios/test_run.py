@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -17,6 +18,7 @@ from PIL import Image
 
 from ppfed.errors import DataError, UsageError
 from scenarios import results
+from scenarios.attacking import load_pictures
 from scenarios.declaration import Scale, Scenario, load
 from scenarios.results import Result, RunRecord
 from scenarios.run import RunFolder, Runner, Watcher, code_digest, jobs_of, open_run
@@ -25,7 +27,10 @@ KILLS = int(os.environ.get("PPFED_TEST_KILLS", "4"))
 """How often the run is killed; 'PPFED_TEST_KILLS=20' is the full proof."""
 
 PPFED = (sys.executable, "-c", "from ppfed.cli.main import main; main()")
-BUDGET = "size = 8\nepochs = 4\nbase_maps = 2\nbatch_size = 16\nimages = 100\nheld_out = 50\n"
+BUDGET = (
+    "size = 8\nepochs = 4\nbase_maps = 2\nbatch_size = 16\nimages = 100\nheld_out = 50\n"
+    "targets = 20\nattacker_images = 50\n"
+)
 TINY = (
     'title = "t"\nquestion = "q"\n'
     + "".join(f"[{scale}]\n{BUDGET}" for scale in Scale)
@@ -37,6 +42,7 @@ cipher = "plain"
 [[arms]]
 name = "fresh"
 colour_shuffle = true
+attacks = ["fold", "collusion"]
 
 [[arms]]
 name = "client"
@@ -78,8 +84,12 @@ def comparable(folder: Path) -> dict[tuple[str, int], Result]:
     found = {}
     for one in results.read(folder):
         curve = tuple(row.model_copy(update={"seconds": 0.0}) for row in one.curve)
+        record = one.leakage
+        if record is not None:
+            attacks = tuple(attack.model_copy(update={"seconds": 0.0}) for attack in record.attacks)
+            record = record.model_copy(update={"attacks": attacks})
         assert (one.arm, one.seed) not in found
-        found[one.arm, one.seed] = one.model_copy(update={"seconds": 0.0, "curve": curve})
+        found[one.arm, one.seed] = one.model_copy(update={"seconds": 0.0, "curve": curve, "leakage": record})
     return found
 
 
@@ -97,6 +107,12 @@ def test_every_arm_has_a_result_and_nothing_else_is_left(undisturbed: Path) -> N
     for one in found:
         assert [row.passes for row in one.curve] == [1, 2, 3, 4]
         assert one.held_out_images == 50
+        assert (one.leakage is not None) is (one.arm == "fresh")
+        assert one.membership is not None
+    pictures = list((undisturbed / "pictures").iterdir())
+    assert [path.name for path in pictures] == ["fresh-seed-0.npz"]
+    assert stat.S_IMODE(pictures[0].stat().st_mode) == 0o600
+    assert stat.S_IMODE(pictures[0].parent.stat().st_mode) == 0o700
     assert not (undisturbed / "images").exists()
     assert not [path for path in (undisturbed / "arms").iterdir() if path.is_dir()]
 
@@ -147,6 +163,8 @@ def test_a_run_that_is_killed_again_and_again_ends_with_the_same_results(
                     file.write('{"arm": "pla')
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         assert comparable(folder) == comparable(undisturbed)
+        # The pictures of an attack that was killed after it are made, or kept, too.
+        assert load_pictures(folder / "pictures" / "fresh-seed-0.npz").keys() >= {"original", "ciphertext", "fold"}
     assert killed == KILLS
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from ppfed.attacks.fold import fold, keyless_view
+from ppfed.attacks.fold import fold, fold_twice, keyless_view
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.images.types import PlainImages, UInt8Array
@@ -42,3 +42,11 @@ def test_the_view_needs_no_key(pixels: UInt8Array, scope: Scope, shuffle: bool) 
         assert np.abs(views[0] - mean).max() <= 0.5
     else:
         assert np.array_equal(views[0], 2 * fold(pixels))
+
+
+def test_folding_twice_loses_what_np_twice_hides_and_nothing_else() -> None:
+    values = np.arange(256, dtype=np.uint8)
+    folded = fold_twice(values)
+    assert len(np.unique(folded)) == 64
+    for constant in (0x00, 0xFF, 0x80, 0x7F):
+        assert np.array_equal(fold_twice(values ^ np.uint8(constant)), folded)

@@ -1,0 +1,1 @@
+"""What an attacker gets: attacks run against a cipher, measured, written down and shown."""

@@ -1,0 +1,61 @@
+"""What attackers got of each cipher in ppfed's own measurements, for those who have not measured their own images.
+
+``python -m scenarios.reference`` measures and writes ``reference.json``.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+
+from pydantic import TypeAdapter
+
+from ppfed.ciphers.spec import CipherSpec
+from ppfed.federation import Exchange
+from ppfed.leakage.record import LeakageRecord
+from ppfed.leakage.wording import sentence
+
+REFERENCE_FILE = "reference.json"
+RECORDS = TypeAdapter(tuple[LeakageRecord, ...])
+
+
+@cache
+def references() -> tuple[LeakageRecord, ...]:
+    """Return all records."""
+    return RECORDS.validate_json(resources.files(__package__).joinpath(REFERENCE_FILE).read_bytes())
+
+
+def reference(spec: CipherSpec, exchange: Exchange) -> LeakageRecord | None:
+    """Return what was measured of a cipher in an exchange; None where nothing was.
+
+    Parameters
+    ----------
+    spec : CipherSpec
+    exchange : Exchange
+        For ``updates`` and ``gradients`` the record of that exchange, where there is one.
+    """
+    return next(
+        (
+            record
+            for record in references()
+            if record.cipher is not None and record.cipher.spec == spec and record.exchange is exchange
+        ),
+        None,
+    )
+
+
+def quoted(spec: CipherSpec, exchange: Exchange) -> str:
+    """Quote what ppfed measured of a cipher, on images that are not the owner's.
+
+    In exchanges that send no image, what is quoted is what can be made of the encrypted images that may come out of
+    what is sent: no more than that leaks, and how much of it does is another question (docs/leakage.md).
+    """
+    measured = reference(spec, Exchange.IMAGES)
+    text = (
+        "not measured for this cipher; 'ppfed audit leakage' does, on your own images"
+        if measured is None
+        else f"measured on {measured.data}: {sentence(measured)}"
+    )
+    if exchange is Exchange.IMAGES:
+        return text
+    return f"no image is sent. Should encrypted images come out of what is sent, then of those: {text}"

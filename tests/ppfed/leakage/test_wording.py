@@ -1,0 +1,181 @@
+"""Records in words."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+from ppfed.federation import CipherSettings, Exchange
+from ppfed.leakage.record import AttackName, AttackOutcome, LeakageRecord, Measure, Resemblance
+from ppfed.leakage.wording import (
+    ATTACKS,
+    NOTHING,
+    cipher_words,
+    exchange_words,
+    legend,
+    markdown_table,
+    part_words,
+    sentence,
+    title,
+)
+
+MakeRecord = Callable[..., LeakageRecord]
+MakeResemblance = Callable[..., Resemblance]
+
+
+def test_every_attack_has_words() -> None:
+    assert set(ATTACKS) == set(AttackName)
+    assert len({words.title for words in ATTACKS.values()}) == len(AttackName)
+    for words in ATTACKS.values():
+        # The clause follows "A coordinator that": a verb in the present tense, or "is handed".
+        assert words.does.split()[0].endswith("s")
+        assert not words.does.endswith((".", ","))
+        assert words.line[0].isupper()
+        assert words.line.endswith(".")
+        assert words.source
+        for loaded in ("secure", "private"):
+            assert loaded not in words.line
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (0, "0 %"),
+        (0.0001, "under 0.1 %"),
+        (0.001, "0.1 %"),
+        (0.0472, "4.7 %"),
+        (0.0996, "10 %"),
+        (0.471, "47 %"),
+        (0.994, "99.4 %"),
+        (0.9995, "over 99.9 %"),
+        (1, "100 %"),
+    ],
+)
+def test_parts(part: float, words: str) -> None:
+    assert part_words(part) == words
+
+
+def test_the_strongest_attack_speaks(make_record: MakeRecord, make_resemblance: MakeResemblance) -> None:
+    record = make_record(
+        (AttackName.FOLD, "", make_resemblance(0.4, 0.3)),
+        (AttackName.INVERSION, "", make_resemblance(0.47, 0.47)),
+        (AttackName.COLLUSION, "", make_resemblance(1)),
+    )
+    assert sentence(record) == (
+        "A coordinator that trains a network on pictures of its own restores these images to SSIM 0.47 (0.03 as sent, "
+        "1 is a copy) and tells which of 1,000 an image is in 47 %. With the key of one owner, a coordinator has every "
+        "image exactly."
+    )
+
+
+def test_another_attack_that_tells_images_apart_better_is_named(
+    make_record: MakeRecord, make_resemblance: MakeResemblance
+) -> None:
+    inversion = (AttackName.INVERSION, "", make_resemblance(0.47, 0.3))
+    better = make_record((AttackName.JIGSAW, "8 images", make_resemblance(0.4, 0.6)), inversion)
+    assert sentence(better).endswith(
+        "in 30 %. One that puts the blocks together by their edges (8 images) tells which of 1,000 an image is in 60 %."
+    )
+    # 33 % is not clearly more than 30 %: two standard errors of their difference are 4.1 points for 1,000 images.
+    alike = make_record((AttackName.JIGSAW, "", make_resemblance(0.4, 0.33)), inversion)
+    assert sentence(alike).endswith("in 30 %.")
+
+
+@pytest.mark.parametrize("attacks", [1, 2])
+def test_no_attack_beats_the_ciphertext(
+    attacks: int, make_record: MakeRecord, make_resemblance: MakeResemblance
+) -> None:
+    found = [(name, "", make_resemblance(0.032, 0.002)) for name in (AttackName.SAME_MASK, AttackName.FOLD)]
+    text = sentence(make_record(*found[:attacks]))
+    lead = {
+        1: "The one attack tried restores no more than the ciphertext shows: SSIM 0.03 (0.03 as sent",
+        2: "No attack tried restores more than the ciphertext shows: SSIM 0.03 at most (0.03 as sent",
+    }
+    assert text == (
+        f"{lead[attacks]}, 1 is a copy), and which of 1,000 an image is it tells in 0.2 % (guessing: 0.1 %). "
+        "A stronger attack may exist."
+    )
+
+
+def test_what_counts_as_beating_the_ciphertext(make_record: MakeRecord, make_resemblance: MakeResemblance) -> None:
+    """0.03 with a spread of 0.12 over 1,000 images: two standard errors of a difference are 0.0107."""
+    for ssim, reidentified, beats in ((0.040, 0.001, False), (0.042, 0.001, True), (0.03, 0.05, True)):
+        text = sentence(make_record((AttackName.FOLD, "", make_resemblance(ssim, reidentified))))
+        assert text.startswith("A coordinator that") == beats
+
+
+def test_exact_recovery(make_record: MakeRecord, make_resemblance: MakeResemblance) -> None:
+    known = (AttackName.KNOWN_PLAINTEXT, "5 pairs", make_resemblance(1))
+    assert sentence(make_record(known)) == (
+        "A coordinator that reads the one key stream off a few images that it knows (5 pairs) restores these images "
+        "exactly: SSIM 1 (0.03 as sent)."
+    )
+    nearly = make_resemblance(0.9991, 1.0)
+    text = sentence(make_record((AttackName.SAME_MASK, "", nearly)))
+    assert "to SSIM over 0.99 (0.03 as sent, 1 is a copy) and tells which of 1,000 an image is in 100 %" in text
+    assert "exactly" not in text
+
+
+def test_exchanges_in_which_no_image_is_sent(make_record: MakeRecord, make_resemblance: MakeResemblance) -> None:
+    gradients = (AttackName.GRADIENTS, "batch of 8", make_resemblance(0.2, 0.1))
+    assert sentence(make_record(gradients, exchange=Exchange.GRADIENTS)) == (
+        "A coordinator that searches for the images that explain what an owner sent (batch of 8) restores these images "
+        "to SSIM 0.20 (0.03 encrypted, 1 is a copy) and tells which of 1,000 an image is in 10 %."
+    )
+    control = make_record(gradients, cipher=None, exchange=Exchange.GRADIENTS, ciphertext=make_resemblance(1))
+    assert sentence(control) == (
+        "A coordinator that searches for the images that explain what an owner sent (batch of 8) restores these "
+        "images, which are not encrypted, to SSIM 0.20 (1 is a copy) and tells which of 1,000 an image is in 10 %."
+    )
+
+
+def test_without_cipher_and_without_attack(make_record: MakeRecord, make_resemblance: MakeResemblance) -> None:
+    assert sentence(make_record(cipher=None, ciphertext=make_resemblance(1))) == (
+        "These images are not encrypted: whoever is sent them has every image exactly."
+    )
+    assert sentence(make_record()).startswith("No attack without the key was tried")
+    only_key = make_record((AttackName.COLLUSION, "", make_resemblance(1)))
+    assert "says nothing" in sentence(only_key)
+    assert sentence(only_key).endswith("With the key of one owner, a coordinator has every image exactly.")
+
+
+def test_the_table(make_record: MakeRecord, make_resemblance: MakeResemblance) -> None:
+    fewer = make_resemblance(-0.0204, 0.5, candidates=200)
+    judged = make_resemblance(0.47, 0.47, class_accuracy=0.612, feature_distance=Measure(mean=0.41, spread=0.0504))
+    bits = AttackOutcome(
+        attack=AttackName.SAME_MASK, setting="a|b", needs="x", resemblance=judged, bits=0.984, seconds=2
+    )
+    record = make_record((AttackName.FOLD, "", fewer)).model_dump()
+    record["attacks"] = (*record["attacks"], bits.model_dump())
+    table = markdown_table(LeakageRecord.model_validate(record))
+    assert table.replace(NOTHING, "none").replace("\N{MINUS SIGN}", "-").splitlines() == [
+        "|  | SSIM (mean ± spread) | PSNR (dB) | feature distance | right one of 1,000 | right one of two "
+        "| class accuracy | key bits found |",
+        "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
+        "| Ciphertext | 0.030 ± 0.120 | 17.2 ± 2.5 | none | 0.1 % | 95 % | none | none |",
+        "| Fold | -0.020 ± 0.120 | 17.2 ± 2.5 | none | 50 % (of 200) | 95 % | none | none |",
+        r"| Ciphertexts of one mask, a\|b | 0.470 ± 0.120 | 17.2 ± 2.5 | 0.410 ± 0.050 | 47 % | 95 % | 61 % | 98 % |",
+        "| Perfect copy | 1.000 ± 0.000 | 100.0 ± 0.0 | none | 100 % | 100 % | none | none |",
+    ]
+
+
+def test_the_legend(make_record: MakeRecord, make_resemblance: MakeResemblance) -> None:
+    record = make_record(
+        (AttackName.KNOWN_PLAINTEXT, "1 pair", make_resemblance()), (AttackName.JIGSAW, "", make_resemblance())
+    )
+    first, second = legend(record).splitlines()
+    assert first.startswith(
+        f"- **{title(record.attacks[0])}.** Reads the one key stream off a few images that it knows"
+    )
+    assert "It needs what it needs." in second
+    assert "Source: Gallagher, CVPR 2012" in second
+
+
+def test_cipher_and_exchange(make_record: MakeRecord) -> None:
+    # A cipher that this version does not know, in a card from another, is named all the same.
+    assert "later-v9" in cipher_words(CipherSettings(name="later-v9"))
+    assert "plain" in cipher_words(None)
+    assert "encrypted images" in exchange_words(make_record())
+    assert "no image" in exchange_words(make_record(exchange=Exchange.UPDATES))
+    assert "encrypted" not in exchange_words(make_record(cipher=None))
