@@ -119,7 +119,7 @@ class ModelCard(_Frozen):
     created : datetime
         With its time zone.
     leakage : LeakageRecord or None
-        What attackers got of this cipher in this exchange, in ppfed's own measurements; None where there are none.
+        What attackers got of images encrypted so, in ppfed's own measurements; None where there are none.
     notice : str
         Always ``NOTICE``.
     """

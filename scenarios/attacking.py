@@ -172,7 +172,8 @@ class Attacker:
         )
 
     def _target_rows(self, count: int) -> Int64Array:
-        return evenly(count, self.budget.targets)
+        """Choose what is attacked, mixed: some attacks are tried on the first few, and images lie class by class."""
+        return np.random.default_rng(self.seed).permutation(evenly(count, self.budget.targets))
 
     @property
     def _preset(self) -> AuditPreset:

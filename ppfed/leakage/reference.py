@@ -25,23 +25,9 @@ def references() -> tuple[LeakageRecord, ...]:
     return RECORDS.validate_json(resources.files(__package__).joinpath(REFERENCE_FILE).read_bytes())
 
 
-def reference(spec: CipherSpec, exchange: Exchange) -> LeakageRecord | None:
-    """Return what was measured of a cipher in an exchange; None where nothing was.
-
-    Parameters
-    ----------
-    spec : CipherSpec
-    exchange : Exchange
-        For ``updates`` and ``gradients`` the record of that exchange, where there is one.
-    """
-    return next(
-        (
-            record
-            for record in references()
-            if record.cipher is not None and record.cipher.spec == spec and record.exchange is exchange
-        ),
-        None,
-    )
+def reference(spec: CipherSpec) -> LeakageRecord | None:
+    """Return what was measured of encrypted images under a cipher; None where nothing was."""
+    return next((one for one in references() if one.cipher is not None and one.cipher.spec == spec), None)
 
 
 def quoted(spec: CipherSpec, exchange: Exchange) -> str:
@@ -50,7 +36,7 @@ def quoted(spec: CipherSpec, exchange: Exchange) -> str:
     In exchanges that send no image, what is quoted is what can be made of the encrypted images that may come out of
     what is sent: no more than that leaks, and how much of it does is another question (docs/leakage.md).
     """
-    measured = reference(spec, Exchange.IMAGES)
+    measured = reference(spec)
     text = (
         "not measured for this cipher; 'ppfed audit leakage' does, on your own images"
         if measured is None

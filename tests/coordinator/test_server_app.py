@@ -84,6 +84,8 @@ def test_a_federation_ends_with_a_model_for_everyone(
     ]
     assert card.held_out_images == 11
     assert card.cipher_spec() == federation.settings.cipher.spec
+    assert card.leakage is not None
+    assert card.leakage.cipher == federation.settings.cipher
     assert card.network_config() == federation.settings.network_config()
     assert card.accuracy == status.rounds[-1].accuracy
     # What the card claims is what the model does.
