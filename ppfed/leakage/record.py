@@ -21,7 +21,7 @@ class AttackName(StrEnum):
     UNFOLD = "unfold"
     """Fresh masks, ciphertexts only: the strongest classical solver."""
     SAME_MASK = "same-mask"
-    """One mask for all, ciphertexts only: sign of the leading singular vector."""
+    """One mask for all, ciphertexts only: what neighbouring values have in common gives the mask."""
     KNOWN_PLAINTEXT = "known-plaintext"
     """One key stream for all: read off from a few pairs."""
     CHOSEN_PLAINTEXT = "chosen-plaintext"

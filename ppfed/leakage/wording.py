@@ -75,7 +75,7 @@ ATTACKS: Mapping[AttackName, AttackWords] = MappingProxyType(
         AttackName.SAME_MASK: AttackWords(
             "Ciphertexts of one mask",
             "reads the one mask off many ciphertexts",
-            ", by the sign of the leading singular vector",
+            ", by what neighbouring values have in common",
             "ours (docs/leakage.md); with a network: arXiv 1912.04746",
         ),
         AttackName.KNOWN_PLAINTEXT: AttackWords(
