@@ -157,6 +157,7 @@ def _show_leakage(console: Console, settings: FederationSettings, source: Sectio
     """Say with its number, and show, what a coordinator can restore, before the owner decides."""
     from ppfed.cli.console import print_line
     from ppfed.cli.images import quiet_decoders
+    from ppfed.errors import DataError
     from ppfed.federation import Exchange
     from ppfed.images.source import LoadReport
     from ppfed.leakage.glance import GLANCE_IMAGES, glance
@@ -167,16 +168,20 @@ def _show_leakage(console: Console, settings: FederationSettings, source: Sectio
     if settings.exchange is not Exchange.IMAGES:
         print_line(console, f"leakage      {quoted(settings.cipher.spec, settings.exchange)}")
         return
-    with quiet_decoders():
-        # Bad images are reported when all are read, after this.
-        pixels, _ = read_some(
-            source,
-            size=(settings.height, settings.width),
-            channels=settings.channels,
-            count=GLANCE_IMAGES,
-            seed=0,
-            report=LoadReport(),
-        )
+    try:
+        with quiet_decoders():
+            pixels, _ = read_some(
+                source,
+                size=(settings.height, settings.width),
+                channels=settings.channels,
+                count=GLANCE_IMAGES,
+                seed=0,
+                report=LoadReport(),
+            )
+    except DataError:
+        # No usable image: preparation reads all of them after this, and says what is wrong with them.
+        print_line(console, f"leakage      {quoted(settings.cipher.spec, settings.exchange)}")
+        return
     seen = glance(pixels, settings.cipher.spec, picture)
     print_line(console, f"leakage      {seen.sentence}")
     print_line(console, f"             {VERDICT}")

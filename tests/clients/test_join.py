@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from clients import cli, join
 from clients.preparation import MARKER
 from ppfed.enrolment import Phase, StatusReply
-from ppfed.errors import UsageError
+from ppfed.errors import BadImagesError, UsageError
 from ppfed.federation import FederationSettings, Invite, new_token
 from ppfed.keys.files import write_key_file
 from ppfed.keys.master import MasterKey
@@ -88,6 +88,16 @@ def test_what_leaks_is_said_and_shown_before_the_question(call: Callable[..., Si
     assert "leakage      No attack" in done.text
     assert stat.S_IMODE((tmp_path / "state" / "leakage.png").stat().st_mode) == 0o600
     assert "no image is sent" in call(answer="n\n", exchange="updates").text
+
+
+def test_a_folder_without_a_usable_image_is_reported_by_preparation(
+    call: Callable[..., SimpleNamespace], tmp_path: Path
+) -> None:
+    for path in (tmp_path / "data").rglob("*.png"):
+        path.write_bytes(b"no image")
+    done = call("--yes", exchange="images")
+    assert isinstance(done.error, BadImagesError)
+    assert done.served == []
 
 
 @pytest.mark.parametrize(("options", "answer"), [(["--yes"], None), ([], "y\n")])
