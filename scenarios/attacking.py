@@ -172,8 +172,7 @@ class Attacker:
         )
 
     def _target_rows(self, count: int) -> Int64Array:
-        """Choose what is attacked, mixed: some attacks are tried on the first few, and images lie class by class."""
-        return np.random.default_rng(self.seed).permutation(evenly(count, self.budget.targets))
+        return mixed(count, self.budget.targets, self.seed)
 
     @property
     def _preset(self) -> AuditPreset:
@@ -190,6 +189,11 @@ def evenly(count: int, most: int) -> Int64Array:
     """Choose at most ``most`` of ``count`` rows at even distances: images lie class by class."""
     rows: Int64Array = np.linspace(0, count - 1, min(count, most)).round().astype(np.int64)
     return rows
+
+
+def mixed(count: int, most: int, seed: int) -> Int64Array:
+    """Put such rows into a random order: some attacks are tried on the first few, which shall be of all classes."""
+    return np.random.default_rng(seed).permutation(evenly(count, most))
 
 
 def rows_without(images: UInt8Array, others: UInt8Array) -> Int64Array:

@@ -13,8 +13,6 @@ from functools import partial
 from importlib import resources
 from pathlib import Path
 
-import numpy as np
-
 from ppfed.atomic import write_atomic
 from ppfed.attacks.inversion import CPU
 from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info, cipher_names
@@ -26,7 +24,7 @@ from ppfed.leakage.images import AuditImages
 from ppfed.leakage.record import AttackName, LeakageRecord
 from ppfed.leakage.reference import RECORDS, REFERENCE_FILE
 from ppfed.training import pick_device
-from scenarios.attacking import evenly, rows_without
+from scenarios.attacking import mixed, rows_without
 from scenarios.material import read_images
 
 DATA = "CIFAR-10 (JPEG 75)"
@@ -106,8 +104,7 @@ def _silent(_what: str, _part: float) -> None:
 def _images(data: Path) -> AuditImages:
     """Attack every tenth held-out image; the attacker has the training images."""
     material = read_images(data, _SIZE, CPU.images, None)
-    # Mixed: some attacks are tried on the first few only, and images lie class by class.
-    rows = np.random.default_rng(0).permutation(evenly(len(material.held_out), _TARGETS))
+    rows = mixed(len(material.held_out), _TARGETS, 0)
     targets = material.held_out.pixels[rows]
     own = rows_without(material.train.pixels, targets)
     return AuditImages(

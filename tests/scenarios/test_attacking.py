@@ -23,6 +23,7 @@ from scenarios.attacking import (
     evenly,
     load_pictures,
     membership_rows,
+    mixed,
     rows_without,
     save_pictures,
 )
@@ -123,7 +124,7 @@ def test_an_encrypted_arm_is_attacked_as_declared(material: Material, tmp_path: 
     assert record.attacks[0].resemblance.ssim.mean < 1.0
     assert record.data == "20 held-out images of digits"
     pictures = load_pictures(tmp_path / "arm" / PICTURES_FILE)
-    targets = material.held_out.pixels[evenly(len(material.held_out), BUDGET.targets)]
+    targets = material.held_out.pixels[mixed(len(material.held_out), BUDGET.targets, 0)]
     assert np.array_equal(pictures[ORIGINAL_KEY], targets[: len(pictures[ORIGINAL_KEY])])
     assert not np.array_equal(pictures[CIPHERTEXT_KEY], pictures[ORIGINAL_KEY])
 
@@ -146,7 +147,7 @@ def test_mixed_training_images_are_compared_with_their_originals(material: Mater
     assert record is not None
     assert record.ciphertext.ssim.mean < 0.99 < record.perfect.ssim.mean
     pictures = load_pictures(tmp_path / "arm" / PICTURES_FILE)
-    chosen = evenly(100, BUDGET.targets)[: len(pictures[ORIGINAL_KEY])]
+    chosen = mixed(100, BUDGET.targets, 0)[: len(pictures[ORIGINAL_KEY])]
     # What is measured is what the network saw, and nothing else is mixed.
     assert np.array_equal(pictures[CIPHERTEXT_KEY], trained_on[chosen])
     assert np.array_equal(pictures[ORIGINAL_KEY], material.train.pixels[chosen])
