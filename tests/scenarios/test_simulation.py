@@ -108,9 +108,10 @@ def test_a_simulation_equals_the_same_federation_in_memory(
 
     weight_bytes = 4 * count_weights(federation.settings.network_config())
     if exchange == "updates":
-        # Two rounds there and back, the last average and the farewell there; settings and names are less than 2 %.
+        # Two rounds there and back, the last average and the farewell there; settings and names are less than 2 %. The
+        # farewell brings each owner the model card with what was measured of the cipher: some kilobytes, 2 % of this.
         assert 1 < result.bytes_to_coordinator / (3 * 2 * weight_bytes) < 1.02
-        assert 1 < result.bytes_from_coordinator / (3 * 4 * weight_bytes) < 1.02
+        assert 1 < result.bytes_from_coordinator / (3 * 4 * weight_bytes) < 1.05
     elif exchange == "images":
         sent = (19 + 10 + 14 + 6 + 5 + 4) * (8 * 8 * 3 + 12 + 8)
         assert sent < result.bytes_to_coordinator < sent + 6 * 1000
