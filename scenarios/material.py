@@ -14,6 +14,7 @@ from sklearn.datasets import load_digits
 
 from clients.preparation import HOLD_OUT_EVERY
 from ppfed.errors import BadImagesError, DataError
+from ppfed.images.labels import rank_in_class
 from ppfed.images.open import open_source
 from ppfed.images.source import ImageSource, LoadReport, Split, no_progress
 from ppfed.images.types import Int64Array, PlainImages, UInt8Array
@@ -121,7 +122,7 @@ def read_images(
     if Split.HELD_OUT in source.counts:
         test, test_labels = _read(source, Split.HELD_OUT, size, progress)
     else:
-        apart = _rank_in_class(train_labels) % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1
+        apart = rank_in_class(train_labels) % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1
         test, test_labels = train[apart], train_labels[apart]
         train, train_labels = train[~apart], train_labels[~apart]
     return _material(
@@ -139,7 +140,7 @@ def digits(size: int, images: int | None, held_out: int | None, *, attacker_imag
     resized = [np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BILINEAR)) for one in grey]
     pixels = np.repeat(np.stack(resized)[..., None], CHANNELS, axis=3)
     labels = loaded.target.astype(np.int64)
-    apart = _rank_in_class(labels) % 5 == 4
+    apart = rank_in_class(labels) % 5 == 4
     classes = tuple(str(digit) for digit in range(10))
     train, test = (pixels[~apart], labels[~apart]), (pixels[apart], labels[apart])
     return _material(classes, train, test, images, held_out, attacker_images, DIGITS)
@@ -183,15 +184,6 @@ def _read(
     )
 
 
-def _rank_in_class(labels: Int64Array) -> Int64Array:
-    """For each image, how many of its class came before it."""
-    rank = np.empty(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        rank[rows] = np.arange(len(rows))
-    return rank
-
-
 def _first_of_each(labels: Int64Array, count: int | None, classes: int, what: str) -> Int64Array:
     """Rows of the first ``count / classes`` images of each class, in their order."""
     if count is None:
@@ -204,5 +196,5 @@ def _first_of_each(labels: Int64Array, count: int | None, classes: int, what: st
             f"and the rarest class has {rarest}",
             hint="Name larger data with --data, or a smaller scale with --scale.",
         )
-    rows: Int64Array = np.flatnonzero(_rank_in_class(labels) < each)
+    rows: Int64Array = np.flatnonzero(rank_in_class(labels) < each)
     return rows

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ppfed.attacks.bit_planes import restore_le
-from ppfed.attacks.jigsaw import assemble
+from ppfed.attacks.jigsaw import Assembly, assemble
 from ppfed.attacks.stream import NP_CONSTANTS, NP_TWICE_CONSTANTS
 from ppfed.attacks.unfold import unfold
 from ppfed.ciphers.spec import BLOCK_PX, CipherSpec
@@ -19,6 +19,9 @@ Solver = Callable[[UInt8Array], UInt8Array]
 
 XOR_CONSTANTS = {"np-v1": NP_CONSTANTS, "np2-v1": NP_TWICE_CONSTANTS}
 """What each cipher of the NP family may XOR a value with."""
+
+PUZZLES = {"etc-v1": True, "block-pixel-v1": False}
+"""Ciphers that scramble blocks: whether they turn, negate and recolour each, or permute the pixels of all alike."""
 
 _MOST_BLOCKS = 1024
 """In a jigsaw puzzle: blocks are compared in pairs, in memory."""
@@ -31,7 +34,7 @@ def fits(cipher: str, shape: tuple[int, int, int]) -> bool:
     rows, columns = shape[0] // BLOCK_PX, shape[1] // BLOCK_PX
     if cipher == "le-v1":
         return min(rows, columns) >= _FEWEST_BLOCKS_ASIDE
-    return cipher not in ("etc-v1", "block-pixel-v1") or rows * columns <= _MOST_BLOCKS
+    return cipher not in PUZZLES or rows * columns <= _MOST_BLOCKS
 
 
 def solver(cipher: CipherSpec, *, device: torch.device, seed: int = 0) -> Solver | None:
@@ -56,16 +59,23 @@ def solver(cipher: CipherSpec, *, device: torch.device, seed: int = 0) -> Solver
         return lambda hidden: unfold(hidden, colour_shuffle=cipher.colour_shuffle, constants=constants, device=device)
     if cipher.name == "le-v1":
         return lambda hidden: restore_le(hidden, pooled=False)
-    if cipher.name not in ("etc-v1", "block-pixel-v1"):
+    if cipher.name not in PUZZLES:
         return None
-    every_way = cipher.name == "etc-v1"
-    return lambda hidden: assemble(
+    return lambda hidden: puzzle(cipher.name, hidden, pooled=False, generator=np.random.default_rng(seed)).restore(
+        hidden
+    )
+
+
+def puzzle(cipher: str, hidden: UInt8Array, *, pooled: bool, generator: np.random.Generator) -> Assembly:
+    """Put the blocks of ciphertexts together with what the cipher may have done to them; see ``jigsaw.assemble``."""
+    every_way = PUZZLES[cipher]
+    return assemble(
         hidden,
         block_px=BLOCK_PX,
         turns=every_way,
         negatives=every_way,
         colours=every_way,
         pixels=not every_way,
-        pooled=False,
-        generator=np.random.default_rng(seed),
-    ).restore(hidden)
+        pooled=pooled,
+        generator=generator,
+    )

@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from ppfed.adaptation import best_features
-from ppfed.attacks import bit_planes, inversion, jigsaw, known_plaintext, same_mask, stream, template, unfold, unpaired
-from ppfed.attacks.alone import XOR_CONSTANTS, fits
+from ppfed.attacks import bit_planes, inversion, known_plaintext, same_mask, stream, template, unfold, unpaired
+from ppfed.attacks.alone import PUZZLES, XOR_CONSTANTS, fits, puzzle
 from ppfed.attacks.edges import Variants
 from ppfed.attacks.fold import folded_view
 from ppfed.attacks.views import likeliest_view, views
 from ppfed.ciphers.negative_positive import NegativePositiveCipher
 from ppfed.ciphers.registry import Cipher, make_cipher
-from ppfed.ciphers.spec import BLOCK_PX, CipherSpec, Scope
+from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import UsageError
 from ppfed.images.types import ID_BYTES, EncryptedImages, PlainImages, UInt8Array
 from ppfed.keys.master import MasterKey
@@ -250,17 +250,8 @@ def _jigsaw(session: Session, _tell: Tell) -> Iterator[Restored]:
     pooled = session.spec.scope is Scope.FIXED
     hidden = session.encrypted.pixels
     solved = hidden[: session.preset.pooled if pooled else session.preset.searched]
-    every_way = session.spec.name == "etc-v1"
-    found = jigsaw.assemble(
-        solved,
-        block_px=BLOCK_PX,
-        turns=every_way,
-        negatives=every_way,
-        colours=every_way,
-        pixels=not every_way,
-        pooled=pooled,
-        generator=np.random.default_rng(session.seed),
-    )
+    every_way = PUZZLES[session.spec.name]
+    found = puzzle(session.spec.name, solved, pooled=pooled, generator=np.random.default_rng(session.seed))
     restored = found.restore(hidden if pooled else solved)
     needs = "ciphertexts that share one key stream" if pooled else "the ciphertext alone"
     open_ways = Variants.of(turns=True, negatives=every_way, colours=every_way)
@@ -365,7 +356,7 @@ ATTACKERS: Mapping[AttackName, Attacker] = MappingProxyType(
         AttackName.KNOWN_PLAINTEXT: Attacker(_only(*_NP), _known_plaintext),
         AttackName.CHOSEN_PLAINTEXT: Attacker(_only(*_NP), _chosen_plaintext),
         AttackName.BIT_PLANES: Attacker(_only("le-v1"), _bit_planes),
-        AttackName.JIGSAW: Attacker(_only("etc-v1", "block-pixel-v1"), _jigsaw),
+        AttackName.JIGSAW: Attacker(_only(*PUZZLES), _jigsaw),
         AttackName.TEMPLATE: Attacker(_only(*_TEMPLATES, scope=Scope.FIXED), _template),
         AttackName.INVERSION: Attacker(lambda spec, _channels: spec.scope is Scope.IMAGE, _inversion),
         AttackName.LEAKED_PAIRS: Attacker(lambda spec, _channels: spec.scope is Scope.FIXED, _leaked_pairs),

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from ppfed.errors import DataError
+from ppfed.images.labels import rank_in_class
 from ppfed.images.sections import SectionedSource
 from ppfed.images.source import LoadReport, no_progress
 from ppfed.images.types import Int64Array, PlainImages, UInt8Array
@@ -207,12 +208,3 @@ def read_some(
     mixed = np.random.default_rng(seed + 1).permutation(len(all_labels))
     mixed = mixed[np.argsort(rank_in_class(all_labels[mixed]), kind="stable")]
     return joined[mixed], all_labels[mixed]
-
-
-def rank_in_class(labels: Int64Array) -> Int64Array:
-    """For each image, how many of its class came before it."""
-    rank = np.empty(len(labels), dtype=np.int64)
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        rank[rows] = np.arange(len(rows))
-    return rank

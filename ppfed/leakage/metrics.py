@@ -13,16 +13,13 @@ from skimage.metrics import structural_similarity
 from ppfed.errors import DataError
 from ppfed.images.types import Int64Array, UInt8Array
 from ppfed.leakage.judge import Judge
-from ppfed.leakage.record import Measure, Resemblance
+from ppfed.leakage.record import EXACT_PSNR_DB, Measure, Resemblance
 from ppfed.leakage.reidentification import FloatArray, reidentify
 
 SSIM_WINDOW_PX = 7
 """scikit-image's default; smaller images get the largest odd window that fits."""
 SMALLEST_SIDE_PX = 3
 """No window with a variance fits below."""
-EXACT_PSNR_DB = 100.0
-"""Stands for the infinite PSNR of an exact copy, so that means exist."""
-
 _GREY = (0.299, 0.587, 0.114)
 """Luma of ITU-R BT.601."""
 

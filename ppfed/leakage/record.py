@@ -12,6 +12,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ppfed.federation import CipherSettings, Exchange
 
+EXACT_PSNR_DB = 100.0
+"""Stands for the infinite PSNR of an exact copy, so that means exist."""
+
 
 class AttackName(StrEnum):
     """The attacks, in the order in which cards list them (docs/leakage.md)."""

@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ppfed.federation import CipherSettings, Exchange
-from ppfed.leakage.metrics import EXACT_PSNR_DB
-from ppfed.leakage.record import AttackName, AttackOutcome, LeakageRecord, Measure, Resemblance
+from ppfed.leakage.record import EXACT_PSNR_DB, AttackName, AttackOutcome, LeakageRecord, Measure, Resemblance
 
 NOTHING = "\N{EN DASH}"
 _PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
