@@ -1,4 +1,7 @@
-"""``ppfed demo``: the main job on this machine, between real processes. ``ppfed scenario``: declared experiments."""
+"""``ppfed demo``: the main job on this machine, between real processes. ``ppfed scenario``: declared experiments.
+
+``ppfed bench``: how fast it is.
+"""
 
 # Heavy imports stay inside the command, so that 'ppfed --help' is quick.
 # ruff: noqa: PLC0415
@@ -39,6 +42,33 @@ def demo(
     print_line(stdout(), answers)
     for name, path in run.paths(results).items():
         print_line(stdout(), f"{name:<18}{path}")
+
+
+def bench(
+    sections: Annotated[
+        list[str] | None, typer.Argument(help="Parts of it; default: all.", metavar="[SECTION]...", show_default=False)
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Three minutes instead of half an hour.")] = False,
+    device: Annotated[str, typer.Option("--device", help="Where to train: auto, cpu, cuda or mps.")] = "auto",
+    out: Annotated[Path, typer.Option("--out", help="JSON to write.", metavar="FILE")] = Path("bench.json"),
+) -> None:
+    """Measure how fast ppfed is, as ratios to something measured in the same run."""
+    from ppfed.cli.console import print_line, stderr, stdout
+    from ppfed.training import pick_device
+    from scenarios.bench import run
+    from scenarios.bench.measurement import BenchSettings
+
+    chosen = run.choose(sections or [])
+    settings = BenchSettings(quick=quick, device=pick_device(device))
+    rows = []
+    console = stderr()
+    for row in run.measure(chosen, settings):
+        print_line(console, f"{row.section}: {row.name}: {run.in_words(row.value, row.unit)}")
+        rows.append(row)
+    run.write(out, rows, settings)
+    stdout().print(run.table(rows))
+    print_line(stdout(), f"written to {out}")
+    run.check(rows)
 
 
 @scenario.command("list")
