@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
@@ -18,8 +19,8 @@ from ppfed.keys.master import MasterKey
 StreamT = TypeVar("StreamT")
 """What the key makes of a batch: the random choices of one cipher, for each image or for all of them."""
 
-_CHUNK_VALUES = 1 << 20
-"""Values encrypted at once: large enough for whole batches, small enough to keep the temporaries in cache."""
+_CHUNK_VALUES = 1 << 18
+"""Values encrypted at once: small enough that everything made of them on the way stays in a core's cache."""
 
 
 class KeyedCipher(ABC, Generic[StreamT]):
@@ -32,6 +33,8 @@ class KeyedCipher(ABC, Generic[StreamT]):
         Its name is the subclass's.
     random_bytes : callable
         Where ids come from: the operating system's CSPRNG. They are public but must never repeat.
+    threads : int or None
+        That share a large batch; None for one a core. The result does not depend on it.
 
     Raises
     ------
@@ -45,7 +48,13 @@ class KeyedCipher(ABC, Generic[StreamT]):
     uses: ClassVar[tuple[str, ...]]
     """What it needs keystreams for; each has a sub-key of its own."""
 
-    def __init__(self, key: MasterKey, spec: CipherSpec, random_bytes: Callable[[int], bytes] = os.urandom) -> None:
+    def __init__(
+        self,
+        key: MasterKey,
+        spec: CipherSpec,
+        random_bytes: Callable[[int], bytes] = os.urandom,
+        threads: int | None = None,
+    ) -> None:
         if spec.name != self.name:
             raise ValueError(f"this is cipher {self.name}, not {spec.name}")
         self._info = cipher_info(spec.name)
@@ -53,6 +62,7 @@ class KeyedCipher(ABC, Generic[StreamT]):
         self._spec = spec
         self._fingerprint = key.fingerprint
         self._random_bytes = random_bytes
+        self._threads = threads or os.cpu_count() or 1
         self._keystreams = {
             use: Keystream(key.derive(f"ppfed/v1/{self.label}/{spec.scope}/{use}")) for use in self.uses
         }
@@ -105,23 +115,32 @@ class KeyedCipher(ABC, Generic[StreamT]):
         """Derive the random choices from nonces, (N, 12)."""
 
     @abstractmethod
-    def _apply(self, pixels: UInt8Array, stream: StreamT) -> UInt8Array:
-        """Encrypt images of (N, H, W, C) with a stream of N or of one."""
+    def _apply(self, pixels: UInt8Array, stream: StreamT, out: UInt8Array) -> None:
+        """Encrypt images of (N, H, W, C) with a stream of N or of one, into ``out`` of the same shape."""
 
     @abstractmethod
-    def _remove(self, pixels: UInt8Array, stream: StreamT) -> UInt8Array:
+    def _remove(self, pixels: UInt8Array, stream: StreamT, out: UInt8Array) -> None:
         """Decrypt; shapes as in ``_apply``."""
 
     def _transform(
-        self, pixels: UInt8Array, ids: UInt8Array, change: Callable[[UInt8Array, StreamT], UInt8Array]
+        self, pixels: UInt8Array, ids: UInt8Array, change: Callable[[UInt8Array, StreamT, UInt8Array], None]
     ) -> UInt8Array:
         shape = (pixels.shape[1], pixels.shape[2], pixels.shape[3])
         self._info.check(self._spec, shape)
         shared = self.stream(ids[:1], shape) if self._spec.scope is Scope.FIXED else None
         result = np.empty_like(pixels)
-        for rows in _chunks(len(pixels), max(1, _CHUNK_VALUES // (shape[0] * shape[1] * shape[2]))):
+
+        def change_rows(rows: slice) -> None:
             stream = self.stream(ids[rows], shape) if shared is None else shared
-            result[rows] = change(pixels[rows], stream)
+            change(pixels[rows], stream, result[rows])
+
+        chunks = list(_chunks(len(pixels), max(1, _CHUNK_VALUES // (shape[0] * shape[1] * shape[2]))))
+        if self._threads == 1 or len(chunks) <= 1:
+            for rows in chunks:
+                change_rows(rows)
+        else:
+            with ThreadPoolExecutor(min(self._threads, len(chunks))) as executor:
+                list(executor.map(change_rows, chunks))
         return result
 
 

@@ -9,9 +9,9 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher as BlockCipher
 from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
+from ppfed.ciphers.kernels import UInt64Array, lay_out_counters, scale_words, spread_bits
 from ppfed.images.types import ID_BYTES, UInt8Array
 
-UInt64Array = npt.NDArray[np.uint64]
 IndexArray = npt.NDArray[np.intp]
 
 _BLOCK_BYTES = 16
@@ -54,16 +54,19 @@ class Keystream:
         uint8 array, (N, length), C-contiguous
         """
         blocks = -(-length // _BLOCK_BYTES)
-        counters = np.empty((len(nonces), blocks, _BLOCK_BYTES), dtype=np.uint8)
-        counters[:, :, :ID_BYTES] = nonces[:, None, :]
-        counters[:, :, ID_BYTES:] = np.arange(blocks, dtype=">u4").view(np.uint8).reshape(blocks, 4)
-        encryptor = self._aes.encryptor()
-        keystream = np.frombuffer(encryptor.update(counters.data), dtype=np.uint8)
-        return np.ascontiguousarray(keystream.reshape(len(nonces), blocks * _BLOCK_BYTES)[:, :length])
+        counters = np.empty((len(nonces), blocks, _BLOCK_BYTES // 4), dtype="<u4")
+        lay_out_counters(np.array(nonces, dtype=np.uint8, order="C").view("<u4"), counters)
+        # The interface asks for room for a block more than it fills.
+        keystream = np.empty(counters.nbytes + _BLOCK_BYTES - 1, dtype=np.uint8)
+        filled = self._aes.encryptor().update_into(counters.reshape(-1).view(np.uint8).data, keystream.data)
+        return np.ascontiguousarray(keystream[:filled].reshape(len(nonces), blocks * _BLOCK_BYTES)[:, :length])
 
     def masks(self, nonces: UInt8Array, count: int) -> UInt8Array:
         """Spread each bit to a byte: 0 or 255. Returns a uint8 array, (N, count)."""
-        return _SPREAD[self.bytes(nonces, (count + 7) // 8)].view(np.uint8)[:, :count]
+        packed = self.bytes(nonces, (count + 7) // 8)
+        spread = np.empty(packed.shape, dtype=np.uint64)
+        spread_bits(packed.reshape(-1), _SPREAD, spread.reshape(-1))
+        return spread.view(np.uint8)[:, :count]
 
     def below(self, nonces: UInt8Array, count: int, bound: int) -> UInt8Array:
         """Draw numbers from 0 to ``bound`` - 1, each from a 32-bit word, with a bias below ``bound`` / 2^32.
@@ -72,9 +75,10 @@ class Keystream:
         -------
         uint8 array, (N, count)
         """
-        words = self.bytes(nonces, 4 * count).view("<u4").astype(np.uint64)
-        # (u * bound) >> 32 for 32-bit u: the high half of a 64-bit product.
-        return ((words * np.uint64(bound)) >> np.uint64(32)).astype(np.uint8)
+        words = self.bytes(nonces, 4 * count).view("<u4").astype(np.uint32, copy=False)
+        drawn = np.empty(words.shape, dtype=np.uint8)
+        scale_words(words.reshape(-1), bound, drawn.reshape(-1))
+        return drawn
 
     def words(self, nonces: UInt8Array, count: int) -> UInt64Array:
         """Read little-endian 64-bit words. Returns a uint64 array, (N, count)."""

@@ -11,7 +11,8 @@ from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.decrepit.ciphers.algorithms import ARC4
 from cryptography.hazmat.primitives.ciphers import Cipher as BlockCipher
 
-from ppfed.ciphers.keystream import IndexArray, UInt64Array
+from ppfed.ciphers.kernels import UInt64Array
+from ppfed.ciphers.keystream import IndexArray
 from ppfed.ciphers.shuffling import ShuffleStream, ShufflingCipher
 from ppfed.errors import UsageError
 from ppfed.images.types import UInt8Array

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 import numpy as np
 
+from ppfed.ciphers.kernels import UInt32Array, permute_colours
 from ppfed.ciphers.keyed import KeyedCipher
 from ppfed.images.types import UInt8Array
 
@@ -19,8 +20,9 @@ COLOUR_PERMUTATIONS: UInt8Array = np.array(
 )
 """(6, 3): row k lists the old channel that each new channel takes: RGB, RBG, GRB, GBR, BRG, BGR (paper, 3.2)."""
 
-_GATHER = np.argsort(COLOUR_PERMUTATIONS, axis=1).astype(np.uint8)
-"""(6, 3): the inverse permutations, which undo the shuffle."""
+_SHUFFLE = 8 * COLOUR_PERMUTATIONS.astype(np.uint32)
+_UNDO = 8 * np.argsort(COLOUR_PERMUTATIONS, axis=1).astype(np.uint32)
+"""(6, 3): the permutations and their inverses in bits, as ``permute_colours`` takes them."""
 
 _TOP_BIT = np.uint8(0x80)
 
@@ -41,37 +43,41 @@ class NPStream:
     permutation: UInt8Array | None
 
 
-def apply_stream(pixels: UInt8Array, stream: NPStream) -> UInt8Array:
+def apply_stream(pixels: UInt8Array, stream: NPStream, out: UInt8Array | None = None) -> UInt8Array:
     """Encrypt: step 2, then step 3.
 
     Parameters
     ----------
-    pixels : uint8 array, (N, H, W, C)
+    pixels : uint8 array, (N, H, W, C), C-contiguous
     stream : NPStream
         Of the same shape, or with N = 1 for a mask shared by the batch.
+    out : uint8 array, (N, H, W, C), C-contiguous, or None
+        Where the result goes; a new array if it is None.
 
     Returns
     -------
     uint8 array, (N, H, W, C)
     """
-    masked = pixels ^ stream.mask
-    return masked if stream.permutation is None else _permute_colours(masked, stream.permutation, COLOUR_PERMUTATIONS)
-
-
-def remove_stream(pixels: UInt8Array, stream: NPStream) -> UInt8Array:
-    """Decrypt: undo step 3, then step 2. Shapes as in ``apply_stream``."""
+    out = np.bitwise_xor(pixels, stream.mask, out=out)
     if stream.permutation is not None:
-        pixels = _permute_colours(pixels, stream.permutation, _GATHER)
-    return pixels ^ stream.mask
+        _permute_colours(out, stream.permutation, _SHUFFLE, out)
+    return out
 
 
-def _permute_colours(pixels: UInt8Array, permutation: UInt8Array, table: UInt8Array) -> UInt8Array:
-    shape = pixels.shape
-    permutation = np.broadcast_to(permutation, shape[:3])
-    # One flat gather: value 3p + table[permutation of p] becomes the new value at each channel of pixel p.
-    index = table.astype(np.int32)[permutation].reshape(-1, 3)
-    index += np.arange(0, pixels.size, 3, dtype=np.int32)[:, None]
-    return pixels.reshape(-1)[index].reshape(shape)
+def remove_stream(pixels: UInt8Array, stream: NPStream, out: UInt8Array) -> None:
+    """Decrypt: undo step 3, then step 2. Shapes as in ``apply_stream``."""
+    if stream.permutation is None:
+        np.bitwise_xor(pixels, stream.mask, out=out)
+        return
+    _permute_colours(pixels, stream.permutation, _UNDO, out)
+    out ^= stream.mask
+
+
+def _permute_colours(pixels: UInt8Array, permutation: UInt8Array, shifts: UInt32Array, out: UInt8Array) -> None:
+    count, height, width, channels = pixels.shape
+    flat = np.ascontiguousarray(permutation).reshape(len(permutation), height * width)
+    values = height * width * channels
+    permute_colours(pixels.reshape(count, values), flat, shifts, out.reshape(count, values))
 
 
 class NegativePositiveCipher(KeyedCipher[NPStream]):
@@ -93,11 +99,11 @@ class NegativePositiveCipher(KeyedCipher[NPStream]):
         """Draw what is XORed with each value: (N, values)."""
         return self._keystreams["mask"].masks(nonces, values)
 
-    def _apply(self, pixels: UInt8Array, stream: NPStream) -> UInt8Array:
-        return apply_stream(pixels, stream)
+    def _apply(self, pixels: UInt8Array, stream: NPStream, out: UInt8Array) -> None:
+        apply_stream(pixels, stream, out)
 
-    def _remove(self, pixels: UInt8Array, stream: NPStream) -> UInt8Array:
-        return remove_stream(pixels, stream)
+    def _remove(self, pixels: UInt8Array, stream: NPStream, out: UInt8Array) -> None:
+        remove_stream(pixels, stream, out)
 
 
 class NegativePositiveTwiceCipher(NegativePositiveCipher):

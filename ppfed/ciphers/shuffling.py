@@ -39,16 +39,16 @@ class ShufflingCipher(KeyedCipher[ShuffleStream]):
         """Put images of (N, H, W, C) together again."""
         return symbols.reshape(shape)
 
-    def _apply(self, pixels: UInt8Array, stream: ShuffleStream) -> UInt8Array:
+    def _apply(self, pixels: UInt8Array, stream: ShuffleStream, out: UInt8Array) -> None:
         symbols = self._symbols(pixels)
         masked = symbols if stream.mask is None else symbols ^ stream.mask
         if len(stream.source) == 1:
             moved = masked.take(stream.source[0], axis=1)
         else:
             moved = masked.reshape(-1)[_flat(stream.source)]
-        return self._pixels(moved, pixels.shape)
+        out[...] = self._pixels(moved, pixels.shape)
 
-    def _remove(self, pixels: UInt8Array, stream: ShuffleStream) -> UInt8Array:
+    def _remove(self, pixels: UInt8Array, stream: ShuffleStream, out: UInt8Array) -> None:
         symbols = self._symbols(pixels)
         if len(stream.source) == 1:
             moved = symbols.take(stream.source[0].argsort(), axis=1)
@@ -56,7 +56,7 @@ class ShufflingCipher(KeyedCipher[ShuffleStream]):
             moved = np.empty_like(symbols)
             moved.reshape(-1)[_flat(stream.source)] = symbols
         plain = moved if stream.mask is None else moved ^ stream.mask
-        return self._pixels(plain, pixels.shape)
+        out[...] = self._pixels(plain, pixels.shape)
 
 
 class BlockShufflingCipher(ShufflingCipher):

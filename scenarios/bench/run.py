@@ -13,10 +13,11 @@ from rich.table import Table
 
 from ppfed.atomic import write_atomic
 from ppfed.errors import PPFedError, UsageError
+from scenarios.bench import cipher
 from scenarios.bench.machine import machine
 from scenarios.bench.measurement import BenchSettings, Bound, Measurement, Section
 
-SECTIONS: Mapping[str, Section] = {}
+SECTIONS: Mapping[str, Section] = {"cipher": cipher.measure}
 """By name, in the order in which they run."""
 
 

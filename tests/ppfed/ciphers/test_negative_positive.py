@@ -114,6 +114,17 @@ def test_chunks_leave_no_trace(chunk_values: int, spec: CipherSpec, monkeypatch:
     assert np.array_equal(cipher.decrypt(whole).pixels, images.pixels)
 
 
+@pytest.mark.parametrize("spec", [CipherSpec(scope=scope, colour_shuffle=True) for scope in Scope], ids=str)
+def test_threads_leave_no_trace(spec: CipherSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(keyed, "_CHUNK_VALUES", 60)
+    images = PlainImages(np.random.default_rng(0).integers(0, 256, (40, 4, 5, 3), dtype=np.uint8))
+    alone = NegativePositiveCipher(MasterKey(bytes(32)), spec, threads=1)
+    whole = alone.encrypt(images)
+    several = NegativePositiveCipher(MasterKey(bytes(32)), spec, threads=4)
+    assert np.array_equal(several.encrypt(images, whole.ids).pixels, whole.pixels)
+    assert np.array_equal(several.decrypt(whole).pixels, images.pixels)
+
+
 @given(batches, st.sampled_from(Scope), keys)
 def test_without_shuffle_each_value_is_itself_or_its_negative(
     images: PlainImages, scope: Scope, key: MasterKey
