@@ -15,8 +15,9 @@ from ppfed.atomic import write_atomic
 from ppfed.errors import PPFedError, UsageError
 from scenarios.bench.machine import machine
 from scenarios.bench.measurement import BenchSettings, Bound, Measurement, Section
+from scenarios.bench.upload import section as upload
 
-SECTIONS: Mapping[str, Section] = {}
+SECTIONS: Mapping[str, Section] = {"upload": upload.measure}
 """By name, in the order in which they run."""
 
 
