@@ -26,6 +26,10 @@ LEAKAGE_PICTURE = "leakage.png"
 """In the owner's folder: what a coordinator can restore of its images."""
 
 _POLL_S = 0.2
+_POLL_BUSY_S = 0.02
+_BUSY_S = 5.0
+"""So long after an answer the next question is looked for more often: shards and steps are asked for one after another,
+and Flower's SuperNode, which looks for the answer twice a second, is the slower one."""
 _STATUS_S = 3.0
 _DELIVERY_S = 2.0
 _UNREACHABLE_S = 30.0
@@ -192,16 +196,16 @@ def _answer_until_end(
         lambda error: notice(f"a message was answered with an error: {error}"),
     )
     next_status = time.monotonic()
-    last_answer = time.monotonic()
+    last_answer = last_question = time.monotonic()
     told = ""
     finished: float | None = None
     try:
         while app.farewell is None:
             if _answered(executor, node):
-                last_answer = time.monotonic()
+                last_answer = last_question = time.monotonic()
                 continue
             node.require_running()
-            time.sleep(_POLL_S)
+            time.sleep(_POLL_BUSY_S if time.monotonic() - last_question < _BUSY_S else _POLL_S)
             if finished is not None and time.monotonic() - finished > _FAREWELL_GRACE_S:
                 return (
                     "the federation finished and its model is at the coordinator, but the model did not arrive here: "

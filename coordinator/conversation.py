@@ -165,6 +165,8 @@ class Conversation:
                     answered = True
                     del self._asked[question]
                     yield reply
+                    # A shard of images is large: not one more than is needed while the next is pulled.
+                    reply = None
             if not answered:
                 yield from self._lost()
                 time.sleep(_POLL_S)

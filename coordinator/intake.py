@@ -82,6 +82,7 @@ class Intake:
         FederationError
             If fewer than the quorum are left.
         """
+        self._state.audit("intake began", owners=len(self._deliveries))
         now = time.monotonic()
         for owner, delivery in self._deliveries.items():
             delivery.last_heard = now
@@ -89,10 +90,13 @@ class Intake:
         while any(not delivery.complete for delivery in self._deliveries.values()):
             for reply in self._conversation.answers(time.monotonic() + _CHASE_S):
                 self._handle(reply)
+                # A shard is large: not one more than is needed while the next is pulled.
+                del reply
             self._conversation.check_stop()
             self._chase()
-            if not self._conversation.waiting_for():
+            if not self._conversation.waiting_for() and any(not one.complete for one in self._deliveries.values()):
                 time.sleep(_CHASE_S)
+        self._state.audit("intake ended", owners=len(self._deliveries))
         return sorted(self._deliveries)
 
     def _handle(self, reply: Reply) -> None:

@@ -14,6 +14,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from coordinator.aggregation import make_strategy
 from coordinator.conversation import Conversation, StopRequestedError
+from coordinator.flower_waiting import wait_briefly
 from coordinator.gradients import Gradients
 from coordinator.intake import Intake
 from coordinator.pooled import distinct_images, pooled_images, train_pooled
@@ -45,6 +46,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, _context: Context) -> None:
     """Run the federation whose state folder the environment names."""
+    wait_briefly()
     state = StateFolder(Path(os.environ[STATE_VARIABLE]))
     device = pick_device(os.environ.get(DEVICE_VARIABLE, "auto"))
     run_federation(grid, state, device)

@@ -35,10 +35,20 @@ class SuperLink:
     certificates : Certificates
     app_environment : mapping of str to str
         Added to the environment of the ServerApp's process.
+    bundle : Path
+        The app that is submitted; ours, unless a benchmark has one of its own.
     """
 
-    def __init__(self, home: Path, logs: Path, certificates: Certificates, app_environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        home: Path,
+        logs: Path,
+        certificates: Certificates,
+        app_environment: Mapping[str, str],
+        bundle: Path = _BUNDLE,
+    ) -> None:
         self._home = home
+        self._bundle = bundle
         self._ca = certificates.ca
         self._port = free_port()
         self._environment = flower_environment(home)
@@ -105,8 +115,8 @@ class SuperLink:
         return int(reply["node-id"])
 
     def submit(self) -> int:
-        """Submit a run of our ServerApp and return its id. Raises ServiceError."""
-        return int(self._flwr("run", str(_BUNDLE), _CONNECTION)["run-id"])
+        """Submit a run of the bundle's ServerApp and return its id. Raises ServiceError."""
+        return int(self._flwr("run", str(self._bundle), _CONNECTION)["run-id"])
 
     def run_status(self, run_id: int) -> str:
         """Status of a run in Flower's words: ``running``, ``finished:completed``, ``finished:failed``."""

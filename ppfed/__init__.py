@@ -6,11 +6,16 @@ coordinator, which imports ``ppfed`` too, never loads the key module.
 
 from __future__ import annotations
 
+import os
 from importlib import import_module
 from importlib.metadata import version
 from typing import Any
 
 __version__ = version("ppfed")
+
+# Flower reads this once, when it is first imported, which happens after this package is: an owner's messages were cut
+# into Flower's own 5 MiB otherwise.
+os.environ.setdefault("FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE", str(8 << 20))
 
 _HOMES = {
     "CipherSpec": "ppfed.ciphers.spec",

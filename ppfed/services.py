@@ -22,7 +22,15 @@ from ppfed.errors import ServiceError
 _TERMINATE_GRACE_S = 10.0
 _PR_SET_PDEATHSIG = 1
 _LOG_TAIL_LINES = 5
+CHUNK_BYTES = 8 << 20
+"""Flower cuts an array into objects of this size and holds several copies of two of them at each hop."""
+
 _PASSED_ON = ("HOME", "LANG", "LC_ALL", "TZ", "TMPDIR", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "LD_LIBRARY_PATH")
+
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20), "MALLOC_ARENA_MAX": "2"}
+"""For the GNU C library; others ignore it. Flower handles each object in one of forty threads, and by default memory
+for it stays with the thread that last had it: the SuperLink kept what several messages need. What is as large as this
+is handed back to the system at once."""
 
 
 def flower_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
@@ -46,8 +54,9 @@ def flower_environment(home: Path, extra: Mapping[str, str] | None = None) -> di
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
         "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
-        "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(32 << 20),
+        "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE": str(CHUNK_BYTES),
         "RAY_USAGE_STATS_ENABLED": "0",
+        **_MALLOC,
         **(extra or {}),
     }
 

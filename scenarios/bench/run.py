@@ -16,8 +16,9 @@ from ppfed.errors import PPFedError, UsageError
 from scenarios.bench import cipher
 from scenarios.bench.machine import machine
 from scenarios.bench.measurement import BenchSettings, Bound, Measurement, Section
+from scenarios.bench.upload import section as upload
 
-SECTIONS: Mapping[str, Section] = {"cipher": cipher.measure}
+SECTIONS: Mapping[str, Section] = {"cipher": cipher.measure, "upload": upload.measure}
 """By name, in the order in which they run."""
 
 

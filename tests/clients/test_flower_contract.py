@@ -6,6 +6,9 @@ import ast
 import importlib
 import inspect
 import io
+import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from importlib.metadata import requires, version
@@ -18,13 +21,16 @@ from flwr.app import Array, Message, RecordDict
 from flwr.app.metadata import Metadata
 from flwr.cli.build import build_fab_from_disk
 from flwr.cli.config_utils import load_and_validate
+from flwr.common import constant
 from flwr.common.constant import FAB_MAX_SIZE, ErrorCode, SubStatus
 from flwr.proto import runtime_pb2
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, TaskType
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from flwr.supercore.inflatable.inflatable_utils import pull_objects
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.routers.runtime import router as runtime_router
 from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.superlink.grid import http_grid
 from flwr.supernode.fleet_http_client import FleetHttpClient
 from packaging.requirements import Requirement
 
@@ -33,6 +39,7 @@ from coordinator import front_door, superlink
 from ppfed import wire
 from ppfed.enrolment import FLEET_PREFIX
 from ppfed.errors import DataError, PeerDataError, ServiceError
+from ppfed.services import CHUNK_BYTES, flower_environment
 
 EXECUTOR = Path(inspect.getfile(flower_executor))
 BUNDLE = Path(inspect.getfile(superlink)).parent / "bundle"
@@ -173,6 +180,27 @@ def test_the_method_that_joins_the_chunks_of_an_array_is_the_one_that_is_checked
     assert "arraychunk_ids" in ast.unparse(defined)
     assert Array.inflate.__func__.__module__ == wire.__name__  # type: ignore[attr-defined]
     inspect.signature(Array.inflate).bind(b"", children={})
+
+
+def test_the_grid_pulls_with_the_function_whose_waits_are_shortened() -> None:
+    """coordinator.flower_waiting replaces it: under another name, the coordinator would sleep through an upload."""
+    source = inspect.getsource(http_grid.HttpGrid.pull_messages)
+    assert source.count("pull_objects(") == 1
+    assert "backoff" not in source
+    named = {"initial_backoff": 0.05, "backoff_cap": 0.2, "max_tries_per_object": None, "max_time": 600.0}
+    inspect.signature(pull_objects).bind(["id"], lambda _id: b"", **named)
+
+
+def test_arrays_are_cut_into_chunks_of_the_size_that_was_chosen() -> None:
+    name = "FLWR_PRIVATE_MAX_ARRAY_CHUNK_SIZE"
+    assert f'os.getenv("{name}"' in inspect.getsource(constant)
+    assert flower_environment(Path("home"))[name] == str(CHUNK_BYTES)
+    code = f"import clients.join; from flwr.common import constant; print(constant.{name})"
+    owner = {key: value for key, value in os.environ.items() if key != name}
+    done = subprocess.run([sys.executable, "-c", code], env=owner, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(CHUNK_BYTES)
+    # A push is one request: the chunk and a little around it.
+    assert CHUNK_BYTES + 4096 < front_door._MOST_FLEET_BYTES
 
 
 # The bundle.

@@ -762,3 +762,23 @@ def test_the_tests_can_fail(make_settings: MakeSettings, make_shard: MakeShard) 
     assert replace(RESULT, images=5) == RESULT
     assert isinstance(shard.images, EncryptedImages)
     assert zipfile.is_zipfile(io.BytesIO(zipped()))
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        np.arange(60, dtype=np.uint8).reshape(3, 5, 4),
+        np.arange(60, dtype=np.int64).reshape(3, 20)[:, ::2],
+        np.zeros((0, 4), np.uint8),
+    ],
+    ids=["pixels", "not contiguous", "empty"],
+)
+def test_an_array_is_packed_byte_for_byte_as_flower_packs_it(values: np.ndarray) -> None:
+    ours, flowers = wire._array(values), Array(values)
+    assert (ours.dtype, ours.shape, ours.stype, ours.data) == (
+        flowers.dtype,
+        flowers.shape,
+        flowers.stype,
+        flowers.data,
+    )
+    assert ours.object_id == flowers.object_id
