@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import skimage.data
@@ -10,6 +12,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from ppfed.adaptation import InputFeatures
+from ppfed.attacks.gradient_inversion import CPU as PRESET
 from ppfed.attacks.gradient_inversion import (
     GradientInversion,
     GradientInversionConfig,
@@ -25,9 +28,12 @@ from ppfed.augment import NO_AUGMENTATION
 from ppfed.ciphers.spec import CipherSpec
 from ppfed.gradients import BatchNormMode, PartialGradient, batch_norm_layers, partial_gradient
 from ppfed.images.types import UInt8Array
+from ppfed.leakage.metrics import resemblance
 from ppfed.network import ImageClassifier, NetworkConfig, build_network
 from ppfed.network_state import network_state
 from ppfed.training import ImageTensors, Schedule, Trainer, TrainingConfig
+
+from ..photographs import pieces
 
 CPU = torch.device("cpu")
 CLASSES = 10
@@ -84,6 +90,21 @@ def test_an_image_is_restored_from_its_gradient_and_not_from_another() -> None:
     assert found.gradient_distance < 0.05
     # The control: what a gradient of another image gives has nothing of this one.
     assert psnr_db(inverted(other).images, image) < psnr_db(flat, image)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("mode", "low", "high"), [(BatchNormMode.SHARED, 0.3, 0.9), (BatchNormMode.LOCAL, -0.2, 0.2)])
+def test_32_pixels_are_restored_where_batch_norm_does_not_look_at_the_image(
+    mode: BatchNormMode, low: float, high: float
+) -> None:
+    """Preset ``cpu``. Where batch norm uses the image's own statistics it fails (docs/leakage.md)."""
+    image = pieces(1)
+    model = build_network(NetworkConfig(CLASSES, 32, 32, base_maps=16), seed=0)
+    part = sent(model, image, LABEL, mode)
+    config = replace(PRESET, smooth=InputFeatures.VALUES, batch_norm=mode)
+    gradient = gradient_by_name(model, part.gradient)
+    found = invert_gradient(model, gradient, None, image.shape, config, moments=part.moments, device=CPU, seed=0)
+    assert low < resemblance(np.repeat(found.images, 2, 0), np.repeat(image, 2, 0)).ssim.mean < high
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
