@@ -9,6 +9,7 @@ import pytest
 import skimage.data
 import torch
 from PIL import Image
+from skimage.metrics import structural_similarity as ssim
 from torch import Tensor, nn
 
 from ppfed.adaptation import InputFeatures
@@ -28,7 +29,6 @@ from ppfed.augment import NO_AUGMENTATION
 from ppfed.ciphers.spec import CipherSpec
 from ppfed.gradients import BatchNormMode, PartialGradient, batch_norm_layers, partial_gradient
 from ppfed.images.types import UInt8Array
-from ppfed.leakage.metrics import resemblance
 from ppfed.network import ImageClassifier, NetworkConfig, build_network
 from ppfed.network_state import network_state
 from ppfed.training import ImageTensors, Schedule, Trainer, TrainingConfig
@@ -92,19 +92,22 @@ def test_an_image_is_restored_from_its_gradient_and_not_from_another() -> None:
     assert psnr_db(inverted(other).images, image) < psnr_db(flat, image)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("mode", "low", "high"), [(BatchNormMode.SHARED, 0.3, 0.9), (BatchNormMode.LOCAL, -0.2, 0.2)])
-def test_32_pixels_are_restored_where_batch_norm_does_not_look_at_the_image(
+# With 200 steps 0.75 and 0.03 were measured; the bounds leave room for fewer steps and other machines' rounding.
+@pytest.mark.parametrize(
+    ("mode", "low", "high"), [(BatchNormMode.SHARED, 0.35, 0.95), (BatchNormMode.LOCAL, -0.2, 0.2)]
+)
+def test_a_picture_is_restored_where_batch_norm_does_not_look_at_it(
     mode: BatchNormMode, low: float, high: float
 ) -> None:
-    """Preset ``cpu``. Where batch norm uses the image's own statistics it fails (docs/leakage.md)."""
-    image = pieces(1)
-    model = build_network(NetworkConfig(CLASSES, 32, 32, base_maps=16), seed=0)
+    """A part of preset ``cpu``; where batch norm uses the image's own statistics it fails (docs/leakage.md)."""
+    image = pieces(1, side=16)
+    model = network(side=16, maps=16)
     part = sent(model, image, LABEL, mode)
-    config = replace(PRESET, smooth=InputFeatures.VALUES, batch_norm=mode)
+    config = replace(PRESET, steps=120, smooth=InputFeatures.VALUES, batch_norm=mode)
     gradient = gradient_by_name(model, part.gradient)
     found = invert_gradient(model, gradient, None, image.shape, config, moments=part.moments, device=CPU, seed=0)
-    assert low < resemblance(np.repeat(found.images, 2, 0), np.repeat(image, 2, 0)).ssim.mean < high
+    like = float(ssim(found.images[0].mean(-1), image[0].mean(-1), win_size=7, data_range=255))
+    assert low < like < high, like
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
