@@ -22,7 +22,7 @@ from ppfed.federation import Exchange, FederationSettings
 from ppfed.images.types import Int64Array, PlainImages, UInt8Array
 from ppfed.leakage.attackers import AuditPreset
 from ppfed.leakage.audit import Audit, audit, judge_of
-from ppfed.leakage.gradients import audit_gradients
+from ppfed.leakage.gradients import audit_gradients, sent_batches
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.judge import Judge
 from ppfed.leakage.metrics import resemblance
@@ -36,10 +36,6 @@ LEAKAGE_FILE, PICTURES_FILE = "leakage.json", "pictures.npz"
 
 MOST_PICTURES = 8
 """Images of each kind that are kept for reports."""
-
-_BATCHES = {AuditPreset.QUICK: (1,)}
-_USUAL_BATCHES = (1, 8, 32)
-"""Images in a gradient that is inverted."""
 
 _JUDGE_PART = 0.2
 """Of an attack, in its progress: training the network that judges what was restored."""
@@ -125,13 +121,15 @@ class Attacker:
             images,
             network,
             self.settings.exchange,
-            _BATCHES.get(self._preset, _USUAL_BATCHES),
+            sent_batches(self.settings.exchange, self.settings.training.min_local_batch),
             self._preset,
             device=self.device,
             seed=self.seed,
             on_progress=_second_part(on_progress),
             restore=None if spec is None else solver(spec, device=self.device, seed=self.seed),
             judge=self._judge(images, on_progress),
+            batch_norm=self.settings.training.batch_norm,
+            attacks=self.arm.wanted_attacks,
         )
 
     def _judge(self, images: AuditImages, on_progress: OnProgress) -> Judge:

@@ -32,6 +32,7 @@ from ppfed.federation import ServerStrategy, describe_invalid
 from ppfed.gradients import BatchNormMode
 from ppfed.leakage.attackers import AuditPreset
 from ppfed.leakage.audit import applicable
+from ppfed.leakage.gradients import SENT_ATTACKS
 from ppfed.leakage.record import AttackName
 from ppfed.network import Backbone
 from ppfed.training import Schedule
@@ -313,7 +314,7 @@ class Arm(_Declared):
     def possible_attacks(self) -> tuple[AttackName, ...]:
         """Attacks that make sense for the cipher, and for what leaves an owner."""
         if self.mode in (Mode.UPDATES, Mode.GRADIENTS):
-            return (AttackName.GRADIENTS,)
+            return SENT_ATTACKS
         return () if self.spec is None else applicable(self.spec, CHANNELS)
 
     @property

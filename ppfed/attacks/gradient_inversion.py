@@ -54,19 +54,19 @@ class GradientInversionConfig:
         Of the owner's loss.
     """
 
-    steps: int = 1000
+    steps: int = 500
     restarts: int = 1
     learning_rate: float = 0.1
     signed: bool = True
     smooth: InputFeatures | None = None
-    total_variation: float = 1e-2
-    moments: float = 1e-2
+    total_variation: float = 2e-2
+    moments: float = 0.1
     batch_norm: BatchNormMode = BatchNormMode.LOCAL
     label_smoothing: float = 0.0
 
 
 QUICK = GradientInversionConfig(steps=100)
-CPU = GradientInversionConfig(steps=1000)
+CPU = GradientInversionConfig(steps=500)
 GPU = GradientInversionConfig(steps=8000, restarts=4)
 
 

@@ -16,7 +16,13 @@ from ppfed.cli.options import CipherOption, ScopeOption, ShuffleOption
 from ppfed.errors import UsageError
 
 if TYPE_CHECKING:
+    import torch
+
+    from ppfed.federation import Exchange, FederationSettings
+    from ppfed.leakage.attackers import AuditPreset
+    from ppfed.leakage.audit import Audit
     from ppfed.leakage.images import AuditImages
+    from ppfed.leakage.judge import Judge
     from ppfed.leakage.record import AttackName
 
 _SEED = 0
@@ -37,12 +43,21 @@ def leakage(
     source: Annotated[
         Path, typer.Argument(metavar="DIR", help="Your plain images: class folders, CIFAR-10 for Python, or an .npz.")
     ],
+    *,
     out: Annotated[
         Path, typer.Option(metavar="DIR", help="Folder for the leakage card; its picture shows plain images.")
     ] = Path("leakage"),
     invite: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Take cipher, size and channels from an invite, as 'client join' will."),
+    ] = None,
+    exchange_name: Annotated[
+        str | None,
+        typer.Option(
+            "--exchange",
+            metavar="NAME",
+            help="What leaves: images, or updates or gradients, of small batches. Default: the invite's, else images.",
+        ),
     ] = None,
     cipher_name: CipherOption = DEFAULT_CIPHER,
     scope: ScopeOption = Scope.IMAGE,
@@ -65,50 +80,108 @@ def leakage(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Attack your own images as a coordinator could, and see what it gets. Needs no key and sends nothing."""
-    from ppfed.federation import Invite
+    from ppfed.federation import Exchange, Invite
     from ppfed.images.size import parse_size
     from ppfed.leakage.attackers import AuditPreset
     from ppfed.leakage.audit import applicable, audit, judge_of
+    from ppfed.leakage.gradients import SENT_ATTACKS
     from ppfed.leakage.wording import markdown_table, sentence
     from ppfed.training import pick_device
 
-    if invite is None:
+    settings = None if invite is None else Invite.read(invite).federation
+    if settings is None:
         spec, sides, channels = cipher_info(cipher_name).spec(scope, colour_shuffle=shuffle), parse_size(size), None
     else:
-        settings = Invite.read(invite).federation
         spec, sides, channels = settings.cipher.spec, (settings.height, settings.width), settings.channels
     try:
         chosen = AuditPreset(preset)
     except ValueError:
         raise UsageError(f"there is no preset {preset!r}", hint=f"Choose {', '.join(AuditPreset)}.") from None
+    try:
+        exchange = Exchange(exchange_name or (Exchange.IMAGES if settings is None else settings.exchange))
+    except ValueError:
+        raise UsageError(f"there is no exchange {exchange_name!r}", hint=f"Choose {', '.join(Exchange)}.") from None
     place = pick_device(device)
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty.", hint="Name another folder with --out.")
     images = _read(source, attacker_data, sides, channels, targets, chosen.own_images)
-    attacks = _chosen_attacks(attack, applicable(spec, images.shape[2]), spec)
+    possible = applicable(spec, images.shape[2]) if exchange is Exchange.IMAGES else SENT_ATTACKS
+    attacks = _chosen_attacks(attack, possible, spec)
     print_line(
         stderr(),
-        f"attacking {len(images.targets):,} images, {spec}; the attacker has {len(images.own):,} images of its own",
+        f"attacking exchange {exchange}, {len(images.targets):,} images, {spec}; the attacker has "
+        f"{len(images.own):,} images of its own",
     )
     with progress_bar("training a judge", _STEPS) as advance:
         judge = judge_of(images, chosen, place, _SEED, _in_steps(advance))
     with progress_bar("attacking", _STEPS) as advance:
         told = _in_steps(advance)
-        result = audit(
-            spec,
-            images,
-            attacks,
-            chosen,
-            device=place,
-            seed=_SEED,
-            on_progress=lambda _what, part: told(part),
-            judge=judge,
-        )
+        progress = _untitled(told)
+        if exchange is Exchange.IMAGES:
+            result = audit(spec, images, attacks, chosen, device=place, seed=_SEED, on_progress=progress, judge=judge)
+        else:
+            result = _audit_sent(spec, images, exchange, settings, attacks, chosen, place, progress, judge)
     paths = result.write(out)
     print_line(stdout(), markdown_table(result.record))
     print_line(stdout(), sentence(result.record))
     for path in paths:
         print_line(stdout(), str(path))
+
+
+def _audit_sent(
+    spec: CipherSpec,
+    images: AuditImages,
+    exchange: Exchange,
+    settings: FederationSettings | None,
+    attacks: tuple[AttackName, ...],
+    preset: AuditPreset,
+    device: torch.device,
+    on_progress: Callable[[str, float], None],
+    judge: Judge,
+) -> Audit:
+    """Attack what leaves in place of images, for the invite's network or else the default one."""
+    from ppfed.adaptation import best_features
+    from ppfed.attacks.alone import solver
+    from ppfed.federation import Exchange, TrainingSettings
+    from ppfed.gradients import BatchNormMode
+    from ppfed.leakage.gradients import audit_gradients, sent_attacks, sent_batches
+    from ppfed.network import NetworkConfig, build_network
+
+    height, width, channels = images.shape
+    training = TrainingSettings() if settings is None else settings.training
+    if settings is None:
+        config = NetworkConfig(
+            images.classes, height, width, channels, base_maps=training.base_maps, features=best_features(spec)
+        )
+    elif images.classes > len(settings.classes):
+        raise UsageError(
+            f"these images have {images.classes} classes, and the invite's network has {len(settings.classes)}",
+            hint="Name a folder with the classes of the federation.",
+        )
+    else:
+        config = settings.network_config()
+    left_out = sorted(set(attacks) - set(sent_attacks(config)))
+    if left_out:
+        print_line(stderr(), f"left out: {', '.join(left_out)}; no such weights are known for this network")
+    return audit_gradients(
+        spec,
+        images,
+        build_network(config, _SEED).to(device),
+        exchange,
+        sent_batches(exchange, training.min_local_batch),
+        preset,
+        device=device,
+        seed=_SEED,
+        on_progress=on_progress,
+        restore=solver(spec, device=device, seed=_SEED),
+        judge=judge,
+        batch_norm=training.batch_norm if exchange is Exchange.GRADIENTS else BatchNormMode.LOCAL,
+        attacks=attacks,
+    )
+
+
+def _untitled(told: Callable[[float], None]) -> Callable[[str, float], None]:
+    return lambda _what, part: told(part)
 
 
 def _in_steps(advance: Callable[[int], None]) -> Callable[[float], None]:

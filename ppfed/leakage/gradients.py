@@ -1,7 +1,10 @@
 """Attacks what owners send instead of images: gradients, or the weights after a local step.
 
-What comes out of an inversion is an image as encrypted as the owner had it. So each is measured three times: as it
-came, folded, and as an attack on ciphertexts restores it.
+Two coordinators attack. One is curious: it trains as agreed, and searches for the images that explain what it is sent.
+The other is hostile: it chooses the weights that it sends so that images can be read off the answer.
+
+What comes out is an image as encrypted as the owner had it. So each is measured three times: as it came, folded, and as
+an attack on ciphertexts restores it.
 """
 
 from __future__ import annotations
@@ -20,33 +23,56 @@ from torch import nn
 
 from ppfed.attacks import gradient_inversion
 from ppfed.attacks.alone import Solver
+from ppfed.attacks.chosen_weights import can_choose, chosen_network, read_images
 from ppfed.attacks.fold import fold, folded_view, folds
 from ppfed.attacks.gradient_inversion import GradientInversionConfig, invert_gradient, smooth_view
 from ppfed.augment import Augmentation
 from ppfed.ciphers.spec import CipherSpec
 from ppfed.federation import CipherSettings, Exchange
-from ppfed.gradients import Moments, partial_gradient
-from ppfed.images.types import EncryptedImages, Int64Array, UInt8Array
+from ppfed.gradients import FEWEST_IMAGES, BatchNormMode, Moments, partial_gradient
+from ppfed.images.types import EncryptedImages, Int64Array, PlainImages, UInt8Array
 from ppfed.leakage.attackers import AuditPreset, Session
 from ppfed.leakage.audit import SHOWN, Audit, measured
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.judge import Judge
 from ppfed.leakage.picture import CIPHERTEXT_KEY, ORIGINAL_KEY, picture_key
 from ppfed.leakage.record import AttackName, AttackOutcome, LeakageRecord
-from ppfed.network import ImageClassifier
+from ppfed.network import ImageClassifier, NetworkConfig
 from ppfed.network_state import network_state
 from ppfed.training import ImageTensors, Trainer, TrainingConfig
 
-_CONFIGS = {
-    AuditPreset.QUICK: gradient_inversion.QUICK,
-    AuditPreset.CPU: gradient_inversion.CPU,
-    AuditPreset.GPU: gradient_inversion.GPU,
+
+@dataclass(frozen=True)
+class _Search:
+    """What a preset spends on searching for images.
+
+    Attributes
+    ----------
+    config : GradientInversionConfig
+    images : int
+        So many are attacked, in batches, and one batch at least.
+    largest : int
+        Batch that is tried.
+    """
+
+    config: GradientInversionConfig
+    images: int
+    largest: int
+
+
+_SEARCHES = {
+    AuditPreset.QUICK: _Search(gradient_inversion.QUICK, 2, 2),
+    AuditPreset.CPU: _Search(gradient_inversion.CPU, 2, 2),
+    AuditPreset.GPU: _Search(gradient_inversion.GPU, 64, 32),
 }
+_READ = {AuditPreset.QUICK: 16, AuditPreset.CPU: 96, AuditPreset.GPU: 960}
+"""So many images are read with chosen weights."""
 _RATE = 0.05
 """Of the local step; any but 0 tells the same."""
 _WORDS = {Exchange.GRADIENTS: "a gradient", Exchange.UPDATES: "the weights after one local step"}
-_IMAGES = {AuditPreset.QUICK: 2, AuditPreset.CPU: 8, AuditPreset.GPU: 64}
-"""So many images are attacked at least, in batches."""
+_BATCHES = (1, 2, 8, 32)
+SENT_ATTACKS = (AttackName.CHOSEN_WEIGHTS, AttackName.GRADIENTS)
+"""Attacks on what owners send instead of images, in the order of cards."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,6 +91,18 @@ class Sent:
     moments: Moments
 
 
+def sent_batches(exchange: Exchange, fewest: int = FEWEST_IMAGES) -> tuple[int, ...]:
+    """List the numbers of images to measure: an owner sends no gradient over fewer than ``fewest``."""
+    if exchange is Exchange.UPDATES:
+        return _BATCHES
+    return tuple(batch for batch in _BATCHES if batch >= fewest) or (fewest,)
+
+
+def sent_attacks(config: NetworkConfig) -> tuple[AttackName, ...]:
+    """Name the attacks on what owners send instead of images, for a network."""
+    return SENT_ATTACKS if can_choose(config) else (AttackName.GRADIENTS,)
+
+
 def audit_gradients(
     spec: CipherSpec | None,
     images: AuditImages,
@@ -78,11 +116,14 @@ def audit_gradients(
     on_progress: Callable[[str, float], None],
     restore: Solver | None,
     judge: Judge | None = None,
+    batch_norm: BatchNormMode = BatchNormMode.LOCAL,
+    attacks: Sequence[AttackName] = SENT_ATTACKS,
 ) -> Audit:
-    """Let an owner send what the exchange says, and invert it.
+    """Let an owner send what the exchange says, and make images of it.
 
     The owner does what helps the attacker: it does not augment, and in exchange ``updates`` it takes one local step on
-    one batch. The attacker knows the labels, which a gradient of few images tells anyway.
+    one batch. The attacker knows the labels, which a gradient of few images tells anyway. Batches are drawn at random,
+    so that images of a batch may share a label.
 
     Parameters
     ----------
@@ -90,7 +131,7 @@ def audit_gradients(
         None for plain images: the control.
     images : AuditImages
     network : ImageClassifier
-        With the weights of the attacked step.
+        With the weights of the step that a curious coordinator attacks; a hostile one chooses others.
     exchange : Exchange
         ``gradients`` or ``updates``.
     batches : sequence of int
@@ -104,45 +145,60 @@ def audit_gradients(
         Restores ciphertexts, as ``ppfed.attacks.alone.solver``; None leaves that out.
     judge : Judge or None
         As for ``audit``.
+    batch_norm : BatchNormMode
+        Exchange ``gradients``: what batch norm normalises with.
+    attacks : sequence of AttackName
+        Of ``SENT_ATTACKS``. Weights are chosen only for networks for which ``sent_attacks`` says so, and the search is
+        left out for batches larger than the preset tries.
 
     Raises
     ------
     ValueError
-        If the exchange sends images.
+        If the exchange sends images, or in ``updates`` batch norm is not local.
     """
     if exchange is Exchange.IMAGES:
         raise ValueError("exchange 'images' sends images: audit() attacks those")
-    wanted = [batch for batch in batches if batch <= len(images.targets)]
+    if exchange is Exchange.UPDATES and batch_norm is not BatchNormMode.LOCAL:
+        raise ValueError("exchange 'updates' normalises with each batch's own statistics")
+    images = _mixed(images, seed)
     encrypted = None if spec is None else Session(spec, images, preset, device, seed).encrypted
-    fed = images.targets.pixels if encrypted is None else encrypted.pixels
+    owner = _Owner(
+        images.targets.pixels if encrypted is None else encrypted.pixels,
+        images.target_labels,
+        exchange,
+        batch_norm,
+        device,
+    )
+    wanted = [
+        (attack, batch)
+        for attack in SENT_ATTACKS
+        if attack in attacks and attack in sent_attacks(network.config)
+        for batch in batches
+        if batch <= len(images.targets) and (attack is AttackName.CHOSEN_WEIGHTS or batch <= _SEARCHES[preset].largest)
+    ]
     outcomes: list[AttackOutcome] = []
-    shown = min(SHOWN, _IMAGES[preset], len(fed))
-    pictures = {ORIGINAL_KEY: images.targets.pixels[:shown], CIPHERTEXT_KEY: fed[:shown]}
-    for number, batch in enumerate(wanted):
+    shown = min(SHOWN, len(owner.fed), *(_count(attack, batch, preset, len(owner.fed)) for attack, batch in wanted))
+    pictures = {ORIGINAL_KEY: images.targets.pixels[:shown], CIPHERTEXT_KEY: owner.fed[:shown]}
+    for number, (attack, batch) in enumerate(wanted):
         started = time.monotonic()
-        inverted = _inverted(
-            network,
-            fed[: max(batch, _IMAGES[preset] // batch * batch)],
-            images.target_labels,
-            batch,
-            exchange,
-            replace(_CONFIGS[preset], smooth=smooth_view(spec)),
-            device,
-            seed,
-            partial(_tell_part, on_progress, _WORDS[exchange], number, len(wanted)),
-        )
+        count = _count(attack, batch, preset, len(owner.fed))
+        tell = partial(_tell_part, on_progress, _WORDS[exchange], number, len(wanted))
+        if attack is AttackName.CHOSEN_WEIGHTS:
+            found = _read(owner, chosen_network(network.config, seed).to(device), batch, count, tell)
+        else:
+            config = replace(_SEARCHES[preset].config, smooth=smooth_view(spec), batch_norm=batch_norm)
+            found = _inverted(owner, network, batch, count, config, seed, tell)
         seconds = time.monotonic() - started
-        for how, view in _views(inverted, encrypted, restore):
+        for how, view in _views(found, encrypted, restore):
             outcome = AttackOutcome(
-                attack=AttackName.GRADIENTS,
+                attack=attack,
                 setting=f"{_images_in_words(batch)}{how}",
                 needs=f"{_WORDS[exchange]} over {_images_in_words(batch)}, and the labels, which such a gradient tells",
                 resemblance=measured(view, images, judge),
                 seconds=seconds,
             )
             outcomes.append(outcome)
-            if len(view) >= shown:
-                pictures[picture_key(outcome)] = view[:shown]
+            pictures[picture_key(outcome)] = view[:shown]
     height, width, channels = images.shape
     record = LeakageRecord(
         cipher=None if spec is None else CipherSettings.of(spec),
@@ -152,7 +208,7 @@ def audit_gradients(
         channels=channels,
         data=images.data,
         preset=preset.value,
-        ciphertext=measured(fed, images, judge),
+        ciphertext=measured(owner.fed, images, judge),
         perfect=measured(images.targets.pixels, images, judge),
         attacks=tuple(outcomes),
     )
@@ -161,7 +217,12 @@ def audit_gradients(
 
 
 def sent_by_owner(
-    network: ImageClassifier, images: UInt8Array, labels: Int64Array, exchange: Exchange, device: torch.device
+    network: ImageClassifier,
+    images: UInt8Array,
+    labels: Int64Array,
+    exchange: Exchange,
+    device: torch.device,
+    batch_norm: BatchNormMode = BatchNormMode.LOCAL,
 ) -> Sent:
     """Compute what the coordinator learns of one batch; the network is not changed.
 
@@ -174,11 +235,15 @@ def sent_by_owner(
     exchange : Exchange
         ``gradients`` or ``updates``.
     device : torch.device
+    batch_norm : BatchNormMode
+        Exchange ``gradients``: what batch norm normalises with.
     """
     batch = ImageTensors.from_numpy(np.ascontiguousarray(images), labels, device)
     own = copy.deepcopy(network)
     if exchange is Exchange.GRADIENTS:
-        part = partial_gradient(own, batch.images, batch.labels, nn.CrossEntropyLoss(), micro_batch=len(batch))
+        part = partial_gradient(
+            own, batch.images, batch.labels, nn.CrossEntropyLoss(), micro_batch=len(batch), batch_norm=batch_norm
+        )
         return Sent(gradient_inversion.gradient_by_name(own, part.gradient), part.moments)
     config = TrainingConfig(
         epochs=1, batch_size=len(batch), learning_rate=_RATE, warmup=0.0, augmentation=Augmentation(0, False, False)
@@ -192,14 +257,52 @@ def sent_by_owner(
     )
 
 
+@dataclass(frozen=True, eq=False)
+class _Owner:
+    """What it trains on, (N, H, W, C), and how it answers."""
+
+    fed: UInt8Array
+    labels: Int64Array
+    exchange: Exchange
+    batch_norm: BatchNormMode
+    device: torch.device
+
+    def answers(self, network: ImageClassifier, batch: int, count: int) -> Iterator[tuple[slice, Sent]]:
+        """Send what comes of one batch after another, until ``count`` images were used."""
+        for start in range(0, count, batch):
+            rows = slice(start, start + batch)
+            yield (
+                rows,
+                sent_by_owner(network, self.fed[rows], self.labels[rows], self.exchange, self.device, self.batch_norm),
+            )
+
+
+def _count(attack: AttackName, batch: int, preset: AuditPreset, targets: int) -> int:
+    """Count the images to attack: whole batches, and one at least."""
+    most = _READ[preset] if attack is AttackName.CHOSEN_WEIGHTS else _SEARCHES[preset].images
+    return max(batch, min(most, targets) // batch * batch)
+
+
+def _read(
+    owner: _Owner, network: ImageClassifier, batch: int, count: int, on_progress: Callable[[float], None]
+) -> UInt8Array:
+    """Read batch after batch with chosen weights; images are in the owner's order, as the labels tell it."""
+    results = []
+    for rows, sent in owner.answers(network, batch, count):
+        labels = torch.from_numpy(owner.labels[rows])
+        shape = (batch, *owner.fed.shape[1:])
+        found = read_images(network, sent.gradient, sent.moments, labels, shape, batch_norm=owner.batch_norm)
+        results.append(found.images)
+        on_progress(rows.stop / count)
+    return np.concatenate(results)
+
+
 def _inverted(
+    owner: _Owner,
     network: ImageClassifier,
-    fed: UInt8Array,
-    labels: Int64Array,
     batch: int,
-    exchange: Exchange,
+    count: int,
     config: GradientInversionConfig,
-    device: torch.device,
     seed: int,
     on_progress: Callable[[float], None],
 ) -> UInt8Array:
@@ -208,22 +311,26 @@ def _inverted(
     A gradient does not say which image is which. Whoever measures has to pair them; an attacker does not care.
     """
     results = []
-    for start in range(0, len(fed), batch):
-        rows = slice(start, start + batch)
-        sent = sent_by_owner(network, fed[rows], labels[rows], exchange, device)
+    for rows, sent in owner.answers(network, batch, count):
         found = invert_gradient(
             network,
             sent.gradient,
-            torch.from_numpy(labels[rows]),
-            (batch, *fed.shape[1:]),
+            torch.from_numpy(owner.labels[rows]),
+            (batch, *owner.fed.shape[1:]),
             config,
             moments=sent.moments,
-            device=device,
-            seed=seed + start,
-            on_step=partial(_tell_step, on_progress, start, batch, len(fed)),
+            device=owner.device,
+            seed=seed + rows.start,
+            on_step=partial(_tell_step, on_progress, rows.start, batch, count),
         )
-        results.append(paired(found.images, fed[rows]))
+        results.append(paired(found.images, owner.fed[rows]))
     return np.concatenate(results)
+
+
+def _mixed(images: AuditImages, seed: int) -> AuditImages:
+    """Put the targets into a random order: where classes take turns, no two images of a batch would share a label."""
+    order = np.random.default_rng(seed).permutation(len(images.targets))
+    return replace(images, targets=PlainImages(images.targets.pixels[order]), target_labels=images.target_labels[order])
 
 
 def paired(found: UInt8Array, fed: UInt8Array) -> UInt8Array:

@@ -41,8 +41,10 @@ class AttackName(StrEnum):
     """One key stream for all: the same network trained on leaked pairs."""
     UNPAIRED = "unpaired"
     """A network trained on the ciphertexts against images of the attacker's own, without pairs."""
+    CHOSEN_WEIGHTS = "chosen-weights"
+    """Gradients or updates at weights that the coordinator chose to read images off them; encrypted images come out."""
     GRADIENTS = "gradients"
-    """Gradient or update inversion; what comes out is the encrypted image."""
+    """Gradient or update inversion at weights that anybody trains; what comes out is the encrypted image."""
     COLLUSION = "collusion"
     """An owner hands over the key."""
 

@@ -17,6 +17,10 @@ from ppfed.leakage.wording import sentence
 
 REFERENCE_FILE = "reference.json"
 RECORDS = TypeAdapter(tuple[LeakageRecord, ...])
+_SMALL = {
+    Exchange.UPDATES: "one local step over few images",
+    Exchange.GRADIENTS: "a gradient over few images",
+}
 
 
 @cache
@@ -25,17 +29,28 @@ def references() -> tuple[LeakageRecord, ...]:
     return RECORDS.validate_json(resources.files(__package__).joinpath(REFERENCE_FILE).read_bytes())
 
 
-def reference(spec: CipherSpec) -> LeakageRecord | None:
-    """Return what was measured of encrypted images under a cipher; None where nothing was."""
-    return next((one for one in references() if one.cipher is not None and one.cipher.spec == spec), None)
+def reference(spec: CipherSpec, exchange: Exchange = Exchange.IMAGES) -> LeakageRecord | None:
+    """Return what was measured of what owners send of images under a cipher; None where nothing was."""
+    return next(
+        (
+            one
+            for one in references()
+            if one.cipher is not None and one.cipher.spec == spec and one.exchange is exchange
+        ),
+        None,
+    )
 
 
 def quoted(spec: CipherSpec, exchange: Exchange) -> str:
     """Quote what ppfed measured of a cipher, on images that are not the owner's.
 
-    In exchanges that send no image, what is quoted is what can be made of the encrypted images that may come out of
-    what is sent: no more than that leaks, and how much of it does is another question (docs/leakage.md).
+    In exchanges that send no image, that is what comes out of one small batch; where that was not measured, what can be
+    made of the encrypted images that come out of it: no more than that leaks (docs/leakage.md).
     """
+    if exchange is not Exchange.IMAGES and (sent := reference(spec, exchange)) is not None:
+        return (
+            f"no image is sent, but {_SMALL[exchange]} gives its images away, measured on {sent.data}: {sentence(sent)}"
+        )
     measured = reference(spec)
     text = (
         "not measured for this cipher; 'ppfed audit leakage' does, on your own images"
@@ -44,4 +59,7 @@ def quoted(spec: CipherSpec, exchange: Exchange) -> str:
     )
     if exchange is Exchange.IMAGES:
         return text
-    return f"no image is sent. Should encrypted images come out of what is sent, then of those: {text}"
+    return (
+        f"no image is sent, but a coordinator that chooses the weights reads encrypted images off {_SMALL[exchange]} "
+        f"(docs/leakage.md). Of encrypted images: {text}"
+    )

@@ -125,6 +125,12 @@ ATTACKS: Mapping[AttackName, AttackWords] = MappingProxyType(
             ", without one image of which it knows both",
             "GAN-based attack, Sirichotedumrong and Kiya, arXiv 2010.06198",
         ),
+        AttackName.CHOSEN_WEIGHTS: AttackWords(
+            "Chosen weights",
+            "sends weights that turn what an owner sends back into equations in its pixels",
+            ", and solves them; it finds encrypted images, and of those that share a label in a batch the mean",
+            "ours (docs/leakage.md), after Fowl et al., ICLR 2022, arXiv 2110.13057",
+        ),
         AttackName.GRADIENTS: AttackWords(
             "Gradient inversion",
             "searches for the images that explain what an owner sent",

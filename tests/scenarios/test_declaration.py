@@ -61,7 +61,7 @@ def test_all_attacks_are_those_that_fit() -> None:
     assert encrypted.wanted_attacks == applicable(encrypted.spec, 3)
     assert AttackName.FOLD in encrypted.wanted_attacks
     assert plain.wanted_attacks == ()
-    assert sent.wanted_attacks == (AttackName.GRADIENTS,)
+    assert sent.wanted_attacks == (AttackName.CHOSEN_WEIGHTS, AttackName.GRADIENTS)
     assert declared('[[arms]]\nname = "n"\n').arms[0].wanted_attacks == ()
 
 
@@ -108,7 +108,7 @@ def test_what_is_no_partition_is_refused(text: str) -> None:
         ('[[arms]]\nname = "a"\nattacks = ["all", "fold"]\n', "'all' alone"),
         ('[[arms]]\nname = "a"\nattacks = ["gradients"]\n', "does not fit"),
         ('[[arms]]\nname = "a"\ncipher = "plain"\nattacks = ["fold"]\n', "none but 'all'"),
-        ('[[arms]]\nname = "a"\nmode = "updates"\nattacks = ["fold"]\n', "there is gradients"),
+        ('[[arms]]\nname = "a"\nmode = "updates"\nattacks = ["fold"]\n', "there is chosen-weights, gradients"),
         ('[[arms]]\nname = "a"\nmode = "alone"\nattacks = ["all"]\n', "nobody is sent"),
         ('[[arms]]\nname = "a"\nmode = "pooled"\ncipher = "pixel-block-mixing"\n', "mixing is compared"),
         ('[[arms]]\nname = "a"\naugmentation = "client"\ncipher = "pixel-block-mixing"\n', "mixing is compared"),

@@ -63,9 +63,20 @@ def test_the_attacker_can_have_other_pictures(photos: Path) -> None:
     assert record.perfect.class_accuracy is None
 
 
+def test_what_is_sent_instead_of_images_is_attacked(photos: Path) -> None:
+    result = call("photos", "--preset", "quick", "--exchange", "updates", "--attack", "chosen-weights", "--size", "16")
+    assert result.exit_code == 0, result.output
+    record = LeakageRecord.model_validate_json((photos / "leakage" / "leakage.json").read_bytes())
+    assert record.exchange == "updates"
+    assert {outcome.setting for outcome in record.attacks} >= {"one image", "one image, then restored"}
+    assert (photos / "leakage" / "leakage.png").exists()
+
+
 def test_what_cannot_be_done_is_said(photos: Path) -> None:
     assert "fold" in fail(UsageError, "photos", "--attack", "guess").hint
     assert "cpu" in fail(UsageError, "photos", "--preset", "slow").hint
+    assert "updates" in fail(UsageError, "photos", "--exchange", "telepathy").hint
+    assert "chosen-weights" in fail(UsageError, "photos", "--exchange", "updates", "--attack", "fold").hint
     (photos / "full").mkdir()
     (photos / "full" / "file").touch()
     assert "not empty" in fail(UsageError, "photos", "--out", "full").message

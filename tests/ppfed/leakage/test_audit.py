@@ -14,7 +14,7 @@ from ppfed.federation import Exchange
 from ppfed.images.types import PlainImages
 from ppfed.leakage.attackers import ATTACKERS, AuditPreset
 from ppfed.leakage.audit import Audit, applicable, audit
-from ppfed.leakage.gradients import audit_gradients
+from ppfed.leakage.gradients import SENT_ATTACKS, audit_gradients, sent_batches
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.record import AttackName, LeakageRecord
 from ppfed.network import NetworkConfig, build_network
@@ -117,7 +117,7 @@ def test_every_cipher_is_attacked_without_a_key_in_both_scopes() -> None:
             found = set(applicable(cipher_info(name).spec(scope), 3))
             assert AttackName.COLLUSION in found
             assert found - {AttackName.COLLUSION}
-    assert set(ATTACKERS) == set(AttackName) - {AttackName.GRADIENTS}
+    assert set(ATTACKERS) == set(AttackName) - set(SENT_ATTACKS)
 
 
 def test_the_same_seed_says_the_same(images: AuditImages) -> None:
@@ -160,7 +160,35 @@ def test_what_owners_send_instead_of_images_is_inverted(
         restore=lambda hidden: hidden,
     )
     settings = [outcome.setting for outcome in found.record.attacks]
-    # A batch of more images than there are is left out.
+    # A batch of more images than there are is left out; the network is too narrow for chosen weights.
     assert settings == (["2 images"] if spec is None else ["2 images", "2 images, folded", "2 images, then restored"])
     assert found.record.exchange is exchange
     assert all(torch.equal(state[name], tensor) for name, tensor in network.state_dict().items())
+
+
+# Batches of two from two classes: half of them share a label, and come out as their mean.
+@pytest.mark.parametrize("exchange", [Exchange.GRADIENTS, Exchange.UPDATES])
+@pytest.mark.parametrize(("batch", "low", "high"), [(1, 0.99, 1.0), (2, 0.6, 0.95)])
+def test_chosen_weights_read_plain_images_off_small_batches(
+    images: AuditImages, exchange: Exchange, batch: int, low: float, high: float
+) -> None:
+    found = audit_gradients(
+        None,
+        images,
+        build_network(NetworkConfig(2, 32, 32, base_maps=16), 0),
+        exchange,
+        (batch,),
+        AuditPreset.QUICK,
+        device=CPU,
+        seed=0,
+        on_progress=lambda _what, _part: None,
+        restore=None,
+        attacks=(AttackName.CHOSEN_WEIGHTS,),
+    )
+    assert low <= ssim(found, AttackName.CHOSEN_WEIGHTS) <= high
+
+
+def test_no_gradient_is_sent_over_fewer_images_than_agreed() -> None:
+    assert sent_batches(Exchange.UPDATES) == (1, 2, 8, 32)
+    assert sent_batches(Exchange.GRADIENTS) == (2, 8, 32)
+    assert sent_batches(Exchange.GRADIENTS, 64) == (64,)

@@ -62,5 +62,9 @@ def test_the_default_cipher_was_measured() -> None:
 
 
 def test_exchanges_that_send_no_image_say_so() -> None:
-    assert "no image is sent" in quoted(CipherSpec(), Exchange.UPDATES)
+    assert "measured on" in quoted(CipherSpec(), Exchange.UPDATES)
+    assert "2 images" in quoted(CipherSpec(), Exchange.GRADIENTS)
+    for name in cipher_names():
+        for exchange in (Exchange.UPDATES, Exchange.GRADIENTS):
+            assert "no image is sent, but" in quoted(cipher_info(name).spec(), exchange)
     assert "no image is sent" not in quoted(CipherSpec(), Exchange.IMAGES)
