@@ -2,7 +2,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: setup demo test lint clean
+.PHONY: setup demo test lint bench bench-quick clean
 
 setup: $(VENV)/.installed
 
@@ -14,8 +14,15 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/ppfed demo
 
+# Two tests at a time: many wait for Flower's polling. Threads that wait for work must not spin on the other's core.
 test: setup
-	$(BIN)/python -m pytest
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+
+bench: setup
+	$(BIN)/ppfed bench
+
+bench-quick: setup
+	$(BIN)/ppfed bench --quick
 
 lint: setup
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,10 @@ from ppfed.store import Shard, ShardStore
 # Deadlines measure the machine: on a busy one, or at the first use of something, they fail by chance.
 settings.register_profile("ppfed", deadline=None)
 settings.load_profile("ppfed")
+
+# A shell that starts a job in the background has it ignore Ctrl-C, and so would every child that a test starts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 KEY = MasterKey(bytes(range(32)))
 CLASSES = ("cat", "dog")
