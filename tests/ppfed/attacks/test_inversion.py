@@ -82,8 +82,8 @@ def test_leaked_pairs_invert_one_key_stream(name: str) -> None:
     # Measured: 0.99 to 1.00.
     right = named_right(inversion.restore(encrypt(spec, 0)(TARGETS)))
     assert right > 0.8
-    # Under other keys 0.00 to 0.03 with the block ciphers. With NP, of which the fold can be learned too, it hangs on how
-    # much the masks have in common: 0.32 to 0.76, 0.54 over seven keys.
+    # Under other keys 0.00 to 0.03 with the block ciphers. With NP, of which the fold can be learned too, it hangs on
+    # how much the masks have in common: 0.32 to 0.76, 0.54 over seven keys.
     others = [inversion.restore(encrypt(spec, key)(TARGETS)) for key in range(1, 8)]
     assert np.mean([named_right(one) for one in others]) < 0.7 * right
     # In grey levels no key comes close: 3 times the error at least, measured over the three ciphers.
