@@ -30,6 +30,7 @@ from ppfed.leakage.reference import reference
 from ppfed.model_folder import CardOwner, CurvePoint, ModelCard, curve_to_json, installed_versions, write_model
 from ppfed.network import ImageClassifier, build_network
 from ppfed.network_state import network_state
+from ppfed.services import end_with_parent
 from ppfed.store import ShardStore
 from ppfed.training import pick_device
 
@@ -46,6 +47,7 @@ app = ServerApp()
 @app.main()
 def main(grid: Grid, _context: Context) -> None:
     """Run the federation whose state folder the environment names."""
+    end_with_parent()
     wait_briefly()
     state = StateFolder(Path(os.environ[STATE_VARIABLE]))
     device = pick_device(os.environ.get(DEVICE_VARIABLE, "auto"))

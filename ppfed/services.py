@@ -12,6 +12,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Self
 from ppfed.errors import ServiceError
 
 _TERMINATE_GRACE_S = 10.0
+_PARENT_CHECK_S = 0.5
 _PR_SET_PDEATHSIG = 1
 _LOG_TAIL_LINES = 5
 CHUNK_BYTES = 8 << 20
@@ -72,6 +74,23 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def end_with_parent() -> None:
+    """End this process as soon as the one that started it is gone.
+
+    For what Flower starts: a SuperExec that is ended leaves its ServerApp behind, which would wait for a SuperLink that
+    never comes back, for ever.
+    """
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(_PARENT_CHECK_S)
+        # At once: the main thread may be in the middle of a wait. Files are replaced whole.
+        os._exit(1)
+
+    threading.Thread(target=watch, name="end-with-parent", daemon=True).start()
 
 
 class Service:

@@ -157,3 +157,28 @@ def test_a_service_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     finally:
         with contextlib.suppress(ProcessLookupError):
             os.kill(child, signal.SIGKILL)
+
+
+def test_what_a_service_starts_ends_with_it() -> None:
+    grandchild = """
+        import os, time
+        from ppfed.services import end_with_parent
+        end_with_parent()
+        print(os.getpid(), flush=True)
+        time.sleep(60)
+    """
+    script = f"""
+        import subprocess, sys, time
+        subprocess.Popen([sys.executable, "-c", {textwrap.dedent(grandchild)!r}])
+        time.sleep(60)
+    """
+    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert alive(child)
+        parent.kill()
+    try:
+        wait_for(lambda: not alive(child))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)

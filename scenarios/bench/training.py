@@ -1,0 +1,213 @@
+"""The training step: what augmentation, the adaptation network and our loop cost, and how near it is to the machine.
+
+With ``--device cuda`` it measures what a GPU does at full width with batches of 128 and 512.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from ppfed.adaptation import InputFeatures
+from ppfed.augment import NO_AUGMENTATION, Augmentation
+from ppfed.network import ImageClassifier, NetworkConfig, build_network
+from ppfed.training import ImageTensors, Trainer, TrainingConfig, autocast
+from scenarios.bench.measurement import BenchSettings, Bound, Measurement, Turns, in_turn
+
+SECTION = "training"
+_CLASSES = 10
+_SIDE = 32
+_ENCRYPTED = InputFeatures.SORTED_FOLD
+"""What the network is shown of the default cipher."""
+_MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
+
+
+@dataclass(frozen=True)
+class _Size:
+    """What is trained.
+
+    Attributes
+    ----------
+    base_maps : int
+    batch_size : int
+    steps : int
+        In a turn.
+    """
+
+    base_maps: int
+    batch_size: int
+    steps: int
+
+    def __str__(self) -> str:
+        return f"ResNet-18 of {self.base_maps} maps, batch {self.batch_size}"
+
+
+def measure(settings: BenchSettings) -> Iterator[Measurement]:
+    """Measure steps of the one training loop on random 32x32 images."""
+    budget_s = 1.0 if settings.quick else 10.0
+    for size in _sizes(settings):
+        step = _Step(size, settings.device, budget_s)
+        yield step.loop()
+        yield step.augmentation()
+        yield from step.overheads()
+        yield step.matrix_rate()
+
+
+def _sizes(settings: BenchSettings) -> tuple[_Size, ...]:
+    if settings.quick:
+        return (_Size(16, 64, 2),)
+    if settings.device.type == "cuda":
+        return (_Size(64, 128, 64), _Size(64, 512, 16))
+    return (_Size(64, 32, 2),)
+
+
+class _Step:
+    """Measures one size; every network is the same but for what is named."""
+
+    def __init__(self, size: _Size, device: torch.device, budget_s: float) -> None:
+        self._size, self._device, self._budget_s = size, device, budget_s
+        generator = torch.Generator().manual_seed(0)
+        count = size.batch_size * size.steps
+        self._data = ImageTensors(
+            torch.randint(0, 256, (count, _SIDE, _SIDE, 3), dtype=torch.uint8, generator=generator).to(device),
+            torch.randint(0, _CLASSES, (count,), generator=generator).to(device),
+        )
+
+    def loop(self) -> Measurement:
+        """Our loop, which shuffles and augments, beside steps on batches that lie ready."""
+        turns = in_turn(
+            self._epoch(self._network(), Augmentation()),
+            _bare_steps(self._network(), self._data, self._size.batch_size, self._device),
+            budget_s=self._budget_s,
+            device=self._device,
+        )
+        row = self._overhead("our loop, with augmentation", turns, "bare steps on batches that lie ready")
+        images_per_s = len(self._data) / statistics.median(turns.ours)
+        gpu = self._device.type == "cuda"
+        return replace(
+            row,
+            target=Bound(5.0 if gpu else 2.0, at_most=True),
+            floor=Bound(60.0, at_most=True),
+            details=row.details | {"ours_images_per_s": images_per_s},
+        )
+
+    def augmentation(self) -> Measurement:
+        """Shifts and flips of a batch, as a part of a step."""
+        images = self._data.images[: self._size.batch_size]
+        generator = torch.Generator().manual_seed(0)
+        augmentation = Augmentation()
+        step = self._epoch(self._network(), NO_AUGMENTATION)
+
+        def augment() -> None:
+            for _ in range(self._size.steps):
+                augmentation(images, generator)
+
+        turns = in_turn(augment, step, budget_s=self._budget_s, device=self._device)
+        parts = [100 / speed for speed in turns.speeds]
+        return Measurement(
+            SECTION,
+            f"augmentation, {self._size}",
+            statistics.median(parts),
+            "%",
+            "a step without it",
+            target=Bound(2.0, at_most=True),
+            floor=Bound(30.0, at_most=True),
+            spread=(min(parts), max(parts)),
+            details=turns.details | {"ours_images_per_s": len(self._data) / statistics.median(turns.ours)},
+        )
+
+    def overheads(self) -> Iterator[Measurement]:
+        """Training on encrypted images, with and without an adaptation network, beside plain images."""
+        for name, adaptation in (("no adaptation network", ()), ("adaptation network", (8, 32))):
+            turns = in_turn(
+                self._epoch(self._network(_ENCRYPTED, adaptation), Augmentation()),
+                self._epoch(self._network(InputFeatures.VALUES, ()), Augmentation()),
+                budget_s=self._budget_s,
+                device=self._device,
+            )
+            yield self._overhead(f"encrypted, {name}", turns, "plain, no adaptation network")
+
+    def matrix_rate(self) -> Measurement:
+        """Floating-point operations of a step in a second, beside those of a large matrix product of the same type."""
+        network = self._network()
+        images, labels = (part[: self._size.batch_size] for part in (self._data.images, self._data.labels))
+        with FlopCounterMode(display=False) as counter:
+            _loss(network, images, labels, self._device).backward()  # type: ignore[no-untyped-call]
+        step_flops = counter.get_total_flops() * self._size.steps
+        kind = torch.bfloat16 if self._device.type == "cuda" else torch.float32
+        side = _MATRIX_SIDE.get(self._device.type, _MATRIX_SIDE["cpu"])
+        left, right = (torch.randn(side, side, device=self._device, dtype=kind) for _ in range(2))
+        product_flops = 2 * side**3
+        turns = in_turn(
+            self._epoch(network, Augmentation()),
+            partial(torch.mm, left, right),
+            budget_s=self._budget_s,
+            device=self._device,
+        )
+        parts = [speed * step_flops / product_flops for speed in turns.speeds]
+        return Measurement(
+            SECTION,
+            f"matrix rate, {self._size}",
+            statistics.median(parts),
+            against=f"a {str(kind).removeprefix('torch.')} product of {side}x{side} matrices",
+            target=Bound(0.85) if self._size.base_maps == 64 and self._device.type == "cpu" else None,
+            floor=Bound(0.02),
+            spread=(min(parts), max(parts)),
+            details={
+                "step_gflop_per_image": step_flops / len(self._data) / 1e9,
+                "product_gflop_per_s": product_flops / statistics.median(turns.theirs) / 1e9,
+                "step_gflop_per_s": step_flops / statistics.median(turns.ours) / 1e9,
+            },
+        )
+
+    def _overhead(self, name: str, turns: Turns, against: str) -> Measurement:
+        overheads = turns.overheads
+        return Measurement(
+            SECTION,
+            f"{name}, {self._size}",
+            statistics.median(overheads),
+            "% longer",
+            against,
+            spread=(min(overheads), max(overheads)),
+            details=turns.details,
+        )
+
+    def _network(self, features: InputFeatures = _ENCRYPTED, adaptation: tuple[int, ...] = (8, 32)) -> ImageClassifier:
+        config = NetworkConfig(
+            _CLASSES, _SIDE, _SIDE, base_maps=self._size.base_maps, features=features, adaptation=adaptation
+        )
+        return build_network(config, 0).to(self._device)
+
+    def _epoch(self, network: ImageClassifier, augmentation: Augmentation) -> Callable[[], object]:
+        config = TrainingConfig(
+            epochs=1_000_000, batch_size=self._size.batch_size, learning_rate=1e-3, augmentation=augmentation
+        )
+        trainer = Trainer(network, config, self._device)
+        return lambda: list(trainer.train_epochs(self._data, 1, 1))
+
+
+def _bare_steps(network: nn.Module, data: ImageTensors, batch_size: int, device: torch.device) -> Callable[[], None]:
+    """Write the loop as tightly as PyTorch lets one: the same optimizer on batches that lie ready."""
+    optimizer = torch.optim.SGD(network.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    network.train()
+
+    def steps() -> None:
+        batches = zip(torch.split(data.images, batch_size), torch.split(data.labels, batch_size), strict=True)
+        for images, labels in batches:
+            loss = _loss(network, images, labels, device)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimizer.step()
+
+    return steps
+
+
+def _loss(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, device: torch.device) -> torch.Tensor:
+    with autocast(device):
+        return nn.functional.cross_entropy(network(images).float(), labels)
