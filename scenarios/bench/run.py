@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ppfed.atomic import write_atomic
 from ppfed.errors import PPFedError, UsageError
-from scenarios.bench import cipher, training
+from scenarios.bench import cipher, scaling, training
 from scenarios.bench.machine import machine
 from scenarios.bench.measurement import BenchSettings, Bound, Measurement, Section
 from scenarios.bench.upload import section as upload
@@ -22,6 +22,7 @@ SECTIONS: Mapping[str, Section] = {
     "cipher": cipher.measure,
     "training": training.measure,
     "upload": upload.measure,
+    "scaling": scaling.measure,
 }
 """By name, in the order in which they run."""
 
