@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from ppfed.leakage.record import AttackName
 from scenarios import results
 from scenarios.declaration import Mode, Scale, bundled
 
@@ -43,7 +44,11 @@ def test_a_bundled_scenario_runs(name: str, tmp_path: Path) -> None:
         assert (one.leakage is not None) is (scenario.smoke.attack and bool(arm.attacks))
         if one.leakage is not None:
             # An attack may be run in several settings.
-            assert set(arm.wanted_attacks) == {attack.attack for attack in one.leakage.attacks}
+            expected = set(arm.wanted_attacks)
+            if 4 * scenario.smoke.base_maps < 16 * one.leakage.channels:
+                # No such weights are known for so narrow a network (docs/leakage.md).
+                expected.discard(AttackName.CHOSEN_WEIGHTS)
+            assert expected == {attack.attack for attack in one.leakage.attacks}
         assert (one.bytes_from_coordinator > 0) is (arm.mode not in {Mode.CENTRALIZED, Mode.ALONE})
 
     page = html.unescape((tmp_path / "run" / "report.html").read_text(encoding="utf-8"))
