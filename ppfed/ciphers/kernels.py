@@ -11,18 +11,25 @@ from typing import Any, TypeVar, cast
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit
+from numba import njit, types
 
 from ppfed.images.types import UInt8Array
 
 UInt32Array = npt.NDArray[np.uint32]
 UInt64Array = npt.NDArray[np.uint64]
 
+
+def _array(kind: types.Type, dimensions: int, *, out: bool = False) -> types.Array:
+    """Describe a C-contiguous array; what is only read may be read-only, as images mapped from disk are."""
+    return types.Array(kind, dimensions, "C", readonly=not out)
+
+
 _Loop = TypeVar("_Loop", bound=Callable[..., None])
 
 
-def _compiled(signature: str) -> Callable[[_Loop], _Loop]:
+def _compiled(*arguments: types.Type) -> Callable[[_Loop], _Loop]:
     """Compile a loop when its module is imported, and keep the machine code for the next process."""
+    signature = types.void(*arguments)
 
     def compile_loop(loop: _Loop) -> _Loop:
         settings: dict[str, Any] = {"nogil": True, "boundscheck": False}
@@ -36,7 +43,7 @@ def _compiled(signature: str) -> Callable[[_Loop], _Loop]:
     return compile_loop
 
 
-@_compiled("void(uint32[::1], uint64, uint8[::1])")
+@_compiled(_array(types.uint32, 1), types.uint64, _array(types.uint8, 1, out=True))
 def scale_words(words: UInt32Array, bound: int, out: UInt8Array) -> None:
     """Map uniform 32-bit words to uniform numbers below ``bound``: the high half of ``word * bound``.
 
@@ -51,7 +58,7 @@ def scale_words(words: UInt32Array, bound: int, out: UInt8Array) -> None:
         out[index] = (np.uint64(words[index]) * bound) >> np.uint64(32)
 
 
-@_compiled("void(uint32[:, ::1], uint32[:, :, ::1])")
+@_compiled(_array(types.uint32, 2), _array(types.uint32, 3, out=True))
 def lay_out_counters(nonces: UInt32Array, out: UInt32Array) -> None:
     """Write the counter blocks of AES-CTR: the nonce, then the block's number as a big-endian word.
 
@@ -73,7 +80,7 @@ def lay_out_counters(nonces: UInt32Array, out: UInt32Array) -> None:
             )
 
 
-@_compiled("void(uint8[::1], uint64[::1], uint64[::1])")
+@_compiled(_array(types.uint8, 1), _array(types.uint64, 1), _array(types.uint64, 1, out=True))
 def spread_bits(packed: UInt8Array, table: UInt64Array, out: UInt64Array) -> None:
     """Spread each bit to a byte: ``out[i] = table[packed[i]]``.
 
@@ -88,7 +95,7 @@ def spread_bits(packed: UInt8Array, table: UInt64Array, out: UInt64Array) -> Non
         out[index] = table[packed[index]]
 
 
-@_compiled("void(uint8[:, ::1], uint8[:, ::1], uint32[:, ::1], uint8[:, ::1])")
+@_compiled(_array(types.uint8, 2), _array(types.uint8, 2), _array(types.uint32, 2), _array(types.uint8, 2, out=True))
 def permute_colours(pixels: UInt8Array, permutation: UInt8Array, shifts: UInt32Array, out: UInt8Array) -> None:
     """Permute the three values of each pixel.
 

@@ -20,7 +20,7 @@ NOT_CONFIDENTIAL = "Visual obfuscation, not confidentiality: it hides images fro
 
 VERDICT = (
     "No visual cipher that ppfed has measured is worth calling protection: where the coordinator must not see the "
-    "images, use exchange 'updates'."
+    "images, use exchange 'updates' with many images of each class (a step over few images gives them away)."
 )
 
 _ERRORS = 2.0

@@ -125,6 +125,16 @@ def test_threads_leave_no_trace(spec: CipherSpec, monkeypatch: pytest.MonkeyPatc
     assert np.array_equal(several.decrypt(whole).pixels, images.pixels)
 
 
+@given(batches, specs, keys)
+def test_images_that_cannot_be_written_to_are_read(images: PlainImages, spec: CipherSpec, key: MasterKey) -> None:
+    cipher = make_cipher(spec, key)
+    encrypted = cipher.encrypt(images)
+    for part in (images.pixels, encrypted.pixels, encrypted.ids):
+        part.flags.writeable = False
+    assert np.array_equal(cipher.encrypt(images, encrypted.ids).pixels, encrypted.pixels)
+    assert np.array_equal(cipher.decrypt(encrypted).pixels, images.pixels)
+
+
 @given(batches, st.sampled_from(Scope), keys)
 def test_without_shuffle_each_value_is_itself_or_its_negative(
     images: PlainImages, scope: Scope, key: MasterKey
