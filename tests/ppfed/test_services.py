@@ -136,6 +136,20 @@ def test_the_log_is_appended_to(service: Callable[[list[str]], Service]) -> None
     assert child.log_tail() == "first\nsecond"
 
 
+def assert_gone_with_its_parent(script: str) -> None:
+    """Kill the process that runs ``script``, which prints the number of another one."""
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = int(parent.stdout.readline())
+        assert alive(child)
+        parent.kill()
+    try:
+        wait_for(lambda: not alive(child))
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="uses prctl")
 def test_a_service_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     script = f"""
@@ -147,16 +161,7 @@ def test_a_service_dies_with_a_parent_that_is_killed(tmp_path: Path) -> None:
         print(child.start()._process.pid, flush=True)
         time.sleep(60)
     """
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
-        assert alive(child)
-        parent.kill()
-    try:
-        wait_for(lambda: not alive(child))
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+    assert_gone_with_its_parent(textwrap.dedent(script))
 
 
 def test_what_a_service_starts_ends_with_it() -> None:
@@ -172,13 +177,4 @@ def test_what_a_service_starts_ends_with_it() -> None:
         subprocess.Popen([sys.executable, "-c", {textwrap.dedent(grandchild)!r}])
         time.sleep(60)
     """
-    with subprocess.Popen([sys.executable, "-c", textwrap.dedent(script)], stdout=subprocess.PIPE, text=True) as parent:
-        assert parent.stdout is not None
-        child = int(parent.stdout.readline())
-        assert alive(child)
-        parent.kill()
-    try:
-        wait_for(lambda: not alive(child))
-    finally:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(child, signal.SIGKILL)
+    assert_gone_with_its_parent(textwrap.dedent(script))
