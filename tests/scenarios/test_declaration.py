@@ -100,6 +100,7 @@ def test_what_is_no_partition_is_refused(text: str) -> None:
         ('[[arms]]\nname = "a"\nmode = "updates"\nlocal_epochs = 3\n', "does not divide"),
         ('[[arms]]\nname = "a"\nmode = "pooled"\naugmentation = "client"\n', "centralized arms only"),
         ('[[arms]]\nname = "a"\nstrategy = "fedadam"\n', "mode 'updates'"),
+        ('[[arms]]\nname = "a"\nupdate_format = "bfloat16"\n', "modes 'updates' and 'gradients'"),
         ('[[arms]]\nname = "a"\nbatch_norm = "shared"\n', "mode 'gradients'"),
         ('[[arms]]\nname = "a"\ncolour = "red"\n', "colour"),
         ('[[arms]]\nname = "a"\npartition = "random"\n', "no partition"),
