@@ -145,8 +145,17 @@ def test_the_digest_is_of_what_decides_numbers() -> None:
 
 
 def test_the_bundled_scenarios_are_the_promised_ones() -> None:
-    promised = {"paper-table2", "paper-table3", "federated", "gradients", "wrong-key", "frontier", "options", "leakage"}
-    assert set(bundled()) == promised
+    assert set(bundled()) == {
+        "paper-table2",
+        "paper-table3",
+        "federated",
+        "formats",
+        "gradients",
+        "wrong-key",
+        "frontier",
+        "options",
+        "leakage",
+    }
 
 
 def arms() -> list[tuple[str, Arm]]:
