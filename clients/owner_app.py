@@ -18,7 +18,7 @@ from clients.answers import AnswerLimit
 from clients.preparation import Prepared
 from ppfed import wire
 from ppfed.errors import DataError, ModelError, PeerDataError
-from ppfed.federation import Exchange, FederationSettings, describe_invalid
+from ppfed.federation import Exchange, FederationSettings, UpdateFormat, describe_invalid
 from ppfed.gradients import Turns, owner_offset, partial_gradient, step_generator, steps_of_pass
 from ppfed.images.source import Split
 from ppfed.model_folder import ModelCard, curve_from_json, write_model
@@ -158,9 +158,13 @@ class OwnerApp:
         ]
         self._display.round_finished(order.round, rounds, losses[-1])
         weights = network_state(self._network)
+        answer = wire.pack_round_result(
+            wire.RoundResult(weights, self._prepared.train_images, losses[-1], evaluation),
+            order.weights if self._settings.training.update_format is UpdateFormat.BFLOAT16 else None,
+        )
         self._count(order.round)
-        self.bytes_out += sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
-        return wire.pack_round_result(wire.RoundResult(weights, self._prepared.train_images, losses[-1], evaluation))
+        self.bytes_out += wire.values_bytes(answer)
+        return answer
 
     def _gradient(self, content: RecordDict) -> RecordDict:
         self._require(Exchange.GRADIENTS)
@@ -190,10 +194,11 @@ class OwnerApp:
         )
         if self._limit is not None:
             self._limit.count(order.round, question, order.steps)
-        self.bytes_out += 4 * (part.gradient.numel() + 2 * part.moments.mean.numel())
+        answer = wire.pack_gradient(part, settings.update_format)
+        self.bytes_out += wire.values_bytes(answer)
         self._losses[order.step] = part.loss, part.images
         self._display.step(order.step + 1, order.steps)
-        return wire.pack_gradient(part)
+        return answer
 
     def _begin_pass(self, number: int, evaluation: Evaluation | None = None) -> None:
         """Show that one pass is over and another begins, once, whatever arrives of it first."""

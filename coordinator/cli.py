@@ -39,6 +39,10 @@ def start(  # noqa: PLR0917 -- each is an option
     strategy: Annotated[str | None, typer.Option(help="Exchange updates: fedavg, fedavgm, fedadam or fedyogi.")] = None,
     server_learning_rate: Annotated[float | None, typer.Option(help="Of a strategy other than fedavg.")] = None,
     server_momentum: Annotated[float | None, typer.Option(help="Of a strategy other than fedavg.")] = None,
+    update_format: Annotated[
+        str | None,
+        typer.Option(help="Exchanges updates and gradients: float32, or bfloat16, which halves what owners send."),
+    ] = None,
     batch_norm: Annotated[
         str | None, typer.Option(help="Exchange gradients: local, or shared (the coordinator's statistics).")
     ] = None,
@@ -110,6 +114,7 @@ def start(  # noqa: PLR0917 -- each is an option
         "strategy": strategy,
         "server_learning_rate": server_learning_rate,
         "server_momentum": server_momentum,
+        "update_format": update_format,
         "batch_norm": batch_norm,
         "micro_batch": micro_batch,
         "min_local_batch": min_local_batch,

@@ -148,7 +148,13 @@ class Gradients:
         needed = -(-len(turns) * self._settings.quorum // self._settings.owners)
 
         def unpack(owner: str, message: Message) -> PartialGradient:
-            return wire.unpack_gradient(message.content, turns[owner], self._parameters, self._channels)
+            return wire.unpack_gradient(
+                message.content,
+                turns[owner],
+                self._parameters,
+                self._channels,
+                self._settings.training.update_format,
+            )
 
         def attempt() -> dict[str, PartialGradient]:
             group = f"round {number} step {step + 1}"

@@ -60,6 +60,16 @@ class ServerStrategy(StrEnum):
     """Yogi on the average change (Reddi et al., ICLR 2021)."""
 
 
+class UpdateFormat(StrEnum):
+    """In which numbers owners send updates and gradients."""
+
+    FLOAT32 = "float32"
+    """As they were computed: weights, or a gradient."""
+    BFLOAT16 = "bfloat16"
+    """Half the bytes: what training changed of the weights that the round began with, or a gradient, each value rounded
+    to 8 significant bits. What batch norm measured stays float32."""
+
+
 _SETTINGS_OF = {
     Exchange.UPDATES: ("strategy", "server_learning_rate", "server_momentum"),
     Exchange.GRADIENTS: ("micro_batch", "min_local_batch", "batch_norm", "gradient_clip"),
@@ -101,6 +111,8 @@ class TrainingSettings(_Agreed):
         Exchange ``updates``.
     server_learning_rate, server_momentum : float or None
         Of the strategy; None takes its default (``coordinator/aggregation.py``). ``fedavg`` has neither.
+    update_format : UpdateFormat
+        Exchanges ``updates`` and ``gradients``: in which numbers owners send. What they are sent is float32.
     micro_batch : int
         Exchange ``gradients``: most images whose gradient an owner computes at once; larger parts are accumulated.
     min_local_batch : int
@@ -131,6 +143,7 @@ class TrainingSettings(_Agreed):
     strategy: ServerStrategy = ServerStrategy.FEDAVG
     server_learning_rate: float | None = Field(default=None, gt=0, le=10)
     server_momentum: float | None = Field(default=None, ge=0, lt=1)
+    update_format: UpdateFormat = UpdateFormat.FLOAT32
     micro_batch: int = Field(default=256, ge=4, le=65_536)
     min_local_batch: int = Field(default=FEWEST_IMAGES, ge=FEWEST_IMAGES, le=65_536)
     batch_norm: BatchNormMode = BatchNormMode.LOCAL
@@ -323,6 +336,8 @@ def _require_exchange(exchange: Exchange, training: TrainingSettings) -> None:
         for name in names:
             if exchange is not owner and getattr(training, name) != TrainingSettings.model_fields[name].default:
                 raise ValueError(f"{name} belongs to exchange '{owner}', and this is '{exchange}'")
+    if exchange is Exchange.IMAGES and training.update_format is not UpdateFormat.FLOAT32:
+        raise ValueError("update_format belongs to exchanges 'updates' and 'gradients', and this is 'images'")
     if training.strategy is ServerStrategy.FEDAVG and (
         training.server_learning_rate is not None or training.server_momentum is not None
     ):

@@ -16,6 +16,7 @@ from ppfed.errors import ModelError
 
 _COUNTER = "num_batches_tracked"
 _VARIANCE = "running_var"
+_STATISTICS = ("running_mean", _VARIANCE)
 _SHOWN_CHARACTERS = 80
 
 
@@ -44,7 +45,12 @@ def network_layout(network: nn.Module) -> dict[str, tuple[int, ...]]:
 
 def flatten(state: Mapping[str, Tensor]) -> Tensor:
     """Lay a state out as one vector, (P,): a message of one array is many times faster than one of a hundred."""
-    return torch.cat([tensor.reshape(-1) for tensor in state.values()])
+    return torch.cat([tensor.reshape(-1) for tensor in state.values()]) if state else torch.empty(0)
+
+
+def is_statistic(name: str) -> bool:
+    """Whether a part of the state is measured by batch norm, and not trained."""
+    return name.rpartition(".")[2] in _STATISTICS
 
 
 def unflatten(flat: Tensor, layout: Layout) -> dict[str, Tensor]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -24,13 +25,14 @@ from flwr.supercore.inflatable.inflatable_object import (
 )
 from torch import Tensor
 
+from ppfed.bfloat16 import from_bfloat16, to_bfloat16
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import ModelError, PeerDataError
-from ppfed.federation import FederationSettings
+from ppfed.federation import FederationSettings, UpdateFormat
 from ppfed.gradients import Moments, PartialGradient
 from ppfed.images.source import Split
 from ppfed.images.types import ID_BYTES, EncryptedImages
-from ppfed.network_state import Layout, flatten, unflatten
+from ppfed.network_state import Layout, flatten, is_statistic, unflatten
 from ppfed.store import SHARD_BYTES, Shard, rows_per_shard
 from ppfed.training import Evaluation
 
@@ -43,6 +45,8 @@ FINISH = "query.finish"
 
 _ARRAYS = "arrays"
 WEIGHTS = "weights"
+_CHANGE = "change"
+_STATISTICS = "statistics"
 _CONFIG = "config"
 _METRICS = "metrics"
 _GRADIENT = "gradient"
@@ -369,18 +373,25 @@ def unpack_gradient_order(content: RecordDict, rounds: int, layout: Layout) -> G
     return GradientOrder(number, step, steps, unpack_weights(content, layout))
 
 
-def pack_gradient(part: PartialGradient) -> RecordDict:
-    """Owner to coordinator: no image, but what a step needs of them."""
+def pack_gradient(part: PartialGradient, form: UpdateFormat = UpdateFormat.FLOAT32) -> RecordDict:
+    """Owner to coordinator: no image, but what a step needs of them. Moments are float32 in every format."""
     moments = torch.cat([part.moments.mean, part.moments.variance])
+    gradient = part.gradient.to(torch.float32).contiguous()
     arrays = {
-        _GRADIENT: Array(part.gradient.to(torch.float32).contiguous().numpy()),
+        _GRADIENT: Array(to_bfloat16(gradient) if form is UpdateFormat.BFLOAT16 else gradient.numpy()),
         _MOMENTS: Array(moments.to(torch.float32).contiguous().numpy()),
     }
     metrics = MetricRecord({"num-examples": part.images, "train-loss": part.loss})
     return RecordDict({_ARRAYS: ArrayRecord(arrays), _METRICS: metrics})
 
 
-def unpack_gradient(content: RecordDict, images: int, parameters: int, channels: int) -> PartialGradient:
+def unpack_gradient(
+    content: RecordDict,
+    images: int,
+    parameters: int,
+    channels: int,
+    form: UpdateFormat = UpdateFormat.FLOAT32,
+) -> PartialGradient:
     """Check and unpack an owner's part of a step.
 
     Parameters
@@ -392,11 +403,13 @@ def unpack_gradient(content: RecordDict, images: int, parameters: int, channels:
         Of the network.
     channels : int
         Of all its batch-norm layers.
+    form : UpdateFormat
+        The agreed one.
 
     Raises
     ------
     PeerDataError
-        If a length differs, a value is not finite or out of range, or a variance is negative.
+        If the format or a length differs, a value is not finite or out of range, or a variance is negative.
     """
     metrics = _metrics(content)
     if set(content) != {_ARRAYS, _METRICS} or set(metrics) != _GRADIENT_METRICS:
@@ -404,7 +417,7 @@ def unpack_gradient(content: RecordDict, images: int, parameters: int, channels:
     if metrics["num-examples"] != images:
         raise PeerDataError("the number of images is not that of this owner in this step")
     arrays = _arrays(content, {_GRADIENT, _MOMENTS}, _MOST_WEIGHT_BYTES)
-    gradient = _vector(arrays[_GRADIENT], parameters, "the gradient")
+    gradient = _vector(arrays[_GRADIENT], parameters, "the gradient", form)
     moments = _vector(arrays[_MOMENTS], 2 * channels, "the batch-norm moments")
     if gradient.size and max(gradient.max(), -gradient.min()) > _MOST_GRADIENT:
         raise PeerDataError(f"the gradient is larger than {_MOST_GRADIENT:g}")
@@ -426,16 +439,46 @@ def pack_evaluation(evaluation: Evaluation) -> RecordDict:
     return RecordDict({_METRICS: MetricRecord(_evaluation_metrics(evaluation))})
 
 
-def pack_round_result(result: RoundResult) -> RecordDict:
-    """Owner to coordinator."""
+def pack_round_result(result: RoundResult, base: Mapping[str, Tensor] | None = None) -> RecordDict:
+    """Owner to coordinator.
+
+    Parameters
+    ----------
+    result : RoundResult
+    base : mapping of str to float32 tensor or None
+        The weights of the round's order, where ``UpdateFormat.BFLOAT16`` was agreed: what travels is the difference.
+        None sends the weights.
+    """
     metrics = MetricRecord(
         {"num-examples": result.images, "train-loss": result.train_loss, **_evaluation_metrics(result.evaluation)}
     )
-    return RecordDict({_ARRAYS: pack_weights(result.weights), _METRICS: metrics})
+    arrays = pack_weights(result.weights) if base is None else _pack_change(result.weights, base)
+    return RecordDict({_ARRAYS: arrays, _METRICS: metrics})
 
 
-def unpack_round_result(content: RecordDict, images: int, held_out: int, layout: Layout) -> RoundResult:
-    """Check and unpack; ``images`` and ``held_out`` were announced at enrolment. Raises PeerDataError."""
+def unpack_round_result(
+    content: RecordDict,
+    images: int,
+    held_out: int,
+    layout: Layout,
+    base: Mapping[str, Tensor] | None = None,
+) -> RoundResult:
+    """Check and unpack an owner's update.
+
+    Parameters
+    ----------
+    content : RecordDict
+    images, held_out : int
+        Announced at enrolment.
+    layout : Layout
+    base : mapping of str to float32 tensor or None
+        As in ``pack_round_result``: the same weights, to the bit, that the round's order brought to the owner.
+
+    Raises
+    ------
+    PeerDataError
+        If the format is not the agreed one, or anything else is not as it should be.
+    """
     metrics = _metrics(content)
     # Flower's strategies take one record of each kind, with the same metrics from everyone, and raise otherwise: an
     # owner that sends more would end the run for all.
@@ -443,9 +486,8 @@ def unpack_round_result(content: RecordDict, images: int, held_out: int, layout:
         raise PeerDataError("the update holds other records than it should")
     if metrics["num-examples"] != images:
         raise PeerDataError("the number of images is not the announced one")
-    return RoundResult(
-        unpack_weights(content, layout), images, _number(metrics, "train-loss"), unpack_evaluation(content, held_out)
-    )
+    weights = _unpack_update(content, layout, base)
+    return RoundResult(weights, images, _number(metrics, "train-loss"), unpack_evaluation(content, held_out))
 
 
 def unpack_evaluation(content: RecordDict, held_out: int) -> Evaluation:
@@ -481,8 +523,7 @@ def unpack_farewell(content: RecordDict, layout: Layout) -> Farewell:
 
 def pack_weights(weights: Mapping[str, Tensor]) -> ArrayRecord:
     """Pack a network's state as one float32 vector; both ends know its layout from the agreed settings."""
-    flat = flatten(weights) if weights else torch.empty(0)
-    return ArrayRecord({WEIGHTS: Array(flat.contiguous().numpy())})
+    return ArrayRecord({WEIGHTS: Array(flatten(weights).contiguous().numpy())})
 
 
 def unpack_weights(content: RecordDict, layout: Layout) -> dict[str, Tensor]:
@@ -503,6 +544,59 @@ def unpack_weights(content: RecordDict, layout: Layout) -> dict[str, Tensor]:
         raise PeerDataError(error.message) from None
 
 
+def _pack_change(weights: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> ArrayRecord:
+    """Pack what training changed in bfloat16, and batch-norm statistics whole, in float32.
+
+    Statistics are few, and a variance near zero must not become negative.
+    """
+    change = {name: weights[name] - base[name] for name in base if not is_statistic(name)}
+    statistics = {name: weights[name] for name in base if is_statistic(name)}
+    return ArrayRecord(
+        {
+            _CHANGE: Array(to_bfloat16(flatten(change))),
+            _STATISTICS: Array(flatten(statistics).contiguous().numpy()),
+        }
+    )
+
+
+def _unpack_update(content: RecordDict, layout: Layout, base: Mapping[str, Tensor] | None) -> dict[str, Tensor]:
+    """Unpack what ``pack_weights`` or, with a base, ``_pack_change`` packed; returns the owner's weights."""
+    formats = {UpdateFormat.FLOAT32: {WEIGHTS}, UpdateFormat.BFLOAT16: {_CHANGE, _STATISTICS}}
+    agreed = UpdateFormat.FLOAT32 if base is None else UpdateFormat.BFLOAT16
+    found = set(content.array_records.get(_ARRAYS, {}))
+    other = next((form for form, names in formats.items() if form is not agreed and names == found), None)
+    if other is not None:
+        raise PeerDataError(f"the update is in format {other}, and {agreed} was agreed")
+    if base is None:
+        return unpack_weights(content, layout)
+    arrays = _arrays(content, formats[agreed], _MOST_WEIGHT_BYTES)
+    measured = {name: shape for name, shape in layout.items() if is_statistic(name)}
+    trained = {name: shape for name, shape in layout.items() if name not in measured}
+    change = unflatten(
+        torch.tensor(_vector(arrays[_CHANGE], _count(trained), "the change of the weights", agreed)), trained
+    )
+    statistics = unflatten(
+        torch.tensor(_vector(arrays[_STATISTICS], _count(measured), "the batch-norm statistics")), measured
+    )
+    weights = {name: statistics[name] if name in statistics else base[name] + change[name] for name in layout}
+    if not within_range(weights):
+        raise PeerDataError(f"the weights are larger than {_MOST_WEIGHT:g}")
+    return weights
+
+
+def _count(layout: Layout) -> int:
+    return sum(math.prod(shape) for shape in layout.values())
+
+
+def values_bytes(content: RecordDict) -> int:
+    """Count the bytes of the values in a message's arrays, without what Flower writes around them."""
+    return sum(
+        math.prod(array.shape) * np.dtype(array.dtype).itemsize
+        for record in content.array_records.values()
+        for array in record.values()
+    )
+
+
 def within_range(weights: Mapping[str, Tensor]) -> bool:
     """Whether owners accept these weights: all are finite, and none beyond 1e6."""
     flat = flatten(weights)
@@ -516,10 +610,14 @@ def _require_finite(values: npt.NDArray[Any], what: str) -> None:
         raise PeerDataError(f"{what} are not finite")
 
 
-def _vector(array: Array, length: int, what: str) -> npt.NDArray[np.float32]:
+def _vector(array: Array, length: int, what: str, form: UpdateFormat = UpdateFormat.FLOAT32) -> npt.NDArray[np.float32]:
     values = _numpy(array)
     if values.shape != (length,):
         raise PeerDataError(f"{what} has another length than it should")
+    if form is UpdateFormat.BFLOAT16:
+        if values.dtype != np.uint16:
+            raise PeerDataError(f"values of {what} are {values.dtype}, not bfloat16 in uint16")
+        values = from_bfloat16(values).numpy()
     _require_finite(values, f"values of {what}")
     return values
 

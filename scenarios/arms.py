@@ -160,6 +160,7 @@ class ArmRun:
             mirrored_views=arm.mirrored_views and arm.augmentation is not AugmentationPlace.NONE,
             base_maps=budget.base_maps,
             strategy=arm.strategy,
+            update_format=arm.update_format,
             batch_norm=arm.batch_norm,
             seed=self._seed,
             **augmentation,

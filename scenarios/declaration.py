@@ -28,7 +28,7 @@ from ppfed.adaptation import AdaptationKind, InputFeatures
 from ppfed.augment import Padding
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import UsageError
-from ppfed.federation import ServerStrategy, describe_invalid
+from ppfed.federation import ServerStrategy, UpdateFormat, describe_invalid
 from ppfed.gradients import BatchNormMode
 from ppfed.leakage.attackers import AuditPreset
 from ppfed.leakage.audit import applicable
@@ -223,8 +223,9 @@ class Arm(_Declared):
     local_epochs : int
         Passes between two averages; the number of all passes stays the budget's.
     strategy : ServerStrategy
+    update_format : UpdateFormat
     batch_norm : BatchNormMode
-        These two as in ``TrainingSettings``.
+        These three as in ``TrainingSettings``.
     wrong_key_owners : int
         So many owners encrypt with a key of their own, and nobody notices.
     label_smoothing : float
@@ -253,6 +254,7 @@ class Arm(_Declared):
     partition: str = "iid"
     local_epochs: int = Field(default=1, ge=1, le=1000)
     strategy: ServerStrategy = ServerStrategy.FEDAVG
+    update_format: UpdateFormat = UpdateFormat.FLOAT32
     batch_norm: BatchNormMode = BatchNormMode.LOCAL
     wrong_key_owners: int = Field(default=0, ge=0, le=1000)
     label_smoothing: float = Field(default=0.0, ge=0, lt=1)
@@ -277,6 +279,8 @@ class Arm(_Declared):
             raise ValueError("local epochs belong to mode 'updates'")
         if self.strategy is not ServerStrategy.FEDAVG and self.mode is not Mode.UPDATES:
             raise ValueError("strategies belong to mode 'updates'")
+        if self.update_format is not UpdateFormat.FLOAT32 and self.mode not in (Mode.UPDATES, Mode.GRADIENTS):
+            raise ValueError("update formats belong to modes 'updates' and 'gradients'")
         if self.batch_norm is not BatchNormMode.LOCAL and self.mode is not Mode.GRADIENTS:
             raise ValueError("shared batch norm belongs to mode 'gradients'")
         if self.augmentation is AugmentationPlace.CLIENT and self.mode is not Mode.CENTRALIZED:

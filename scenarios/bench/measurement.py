@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
+import numpy as np
 import torch
+from scipy.stats import linregress
 
 _MIN_TURNS = 3
 
@@ -186,6 +188,11 @@ def seconds(call: Callable[[], object], device: torch.device | None = None) -> f
     call()
     _wait(device)
     return time.perf_counter() - started
+
+
+def exponent(sizes: Sequence[float], spent: Sequence[float]) -> float:
+    """Fit ``spent`` to a power of ``sizes``: 1 means that twice as much costs twice as much."""
+    return float(linregress(np.log(sizes), np.log(spent)).slope)
 
 
 def _wait(device: torch.device | None) -> None:

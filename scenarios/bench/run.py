@@ -16,12 +16,14 @@ from ppfed.errors import PPFedError, UsageError
 from scenarios.bench import cipher, scaling, training
 from scenarios.bench.machine import machine
 from scenarios.bench.measurement import BenchSettings, Bound, Measurement, Section
+from scenarios.bench.rounds import section as rounds
 from scenarios.bench.upload import section as upload
 
 SECTIONS: Mapping[str, Section] = {
     "cipher": cipher.measure,
     "training": training.measure,
     "upload": upload.measure,
+    "rounds": rounds.measure,
     "scaling": scaling.measure,
 }
 """By name, in the order in which they run."""

@@ -10,7 +10,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import linregress
 
 from ppfed.ciphers.negative_positive import NegativePositiveCipher
 from ppfed.ciphers.spec import CipherSpec
@@ -18,7 +17,7 @@ from ppfed.images.source import Split
 from ppfed.images.types import PlainImages
 from ppfed.keys.master import KEY_BYTES, MasterKey
 from ppfed.store import Shard, ShardStore, rows_per_shard
-from scenarios.bench.measurement import BenchSettings, Bound, Measurement, seconds
+from scenarios.bench.measurement import BenchSettings, Bound, Measurement, exponent, seconds
 
 SECTION = "scaling"
 _SIDE = 32
@@ -41,11 +40,10 @@ def measure(settings: BenchSettings) -> Iterator[Measurement]:
 
 
 def _fitted(name: str, against: str, sizes: Sequence[int], spent: Sequence[float]) -> Measurement:
-    fit = linregress(np.log(sizes), np.log(spent))
     return Measurement(
         SECTION,
         f"encrypt and store, {name}",
-        float(fit.slope),
+        exponent(sizes, spent),
         "",
         f"exponent of the time in the number of {against}",
         target=Bound(1.1, at_most=True),

@@ -246,6 +246,37 @@ def test_training_answers_with_weights_and_numbers(make_owner: Callable[..., Sim
     assert owner.app.bytes_out == 4 * sum(tensor.numel() for tensor in owner.weights.values())
 
 
+@pytest.mark.parametrize("exchange", ["updates", "gradients"])
+def test_half_as_much_is_sent_in_bfloat16(make_owner: Callable[..., SimpleNamespace], exchange: str) -> None:
+    owner = make_owner(exchange=exchange, training={"update_format": "bfloat16"})
+    network = build_network(owner.settings.network_config(), 0)
+    parameters, channels = sum(one.numel() for one in network.parameters()), count_moments(network)
+    if exchange == "updates":
+        answer = owner.ask(wire.TRAIN, order(owner))
+        names = {"change", "statistics"}
+    else:
+        answer = owner.ask(wire.GRADIENT, step_order(owner, 1, 0))
+        names = {"gradient", "moments"}
+    assert set(answer.array_records["arrays"]) == names
+    # Batch norm's means and variances stay float32.
+    assert owner.app.bytes_out == 2 * parameters + 4 * 2 * channels
+
+
+def test_a_change_is_of_the_weights_that_came(make_owner: Callable[..., SimpleNamespace]) -> None:
+    """Rounded, it is the same training: the coordinator gets nearly what it would have got whole."""
+    owner = make_owner()
+    layout = network_layout(owner.app._network)
+    whole = wire.unpack_round_result(owner.ask(wire.TRAIN, order(owner)), 19, 6, layout).weights
+    changed = make_owner(training={"update_format": "bfloat16"})
+    answer = changed.ask(wire.TRAIN, order(changed))
+    rounded = wire.unpack_round_result(answer, 19, 6, layout, changed.weights).weights
+    assert any(not torch.equal(rounded[name], whole[name]) for name in whole)
+    for name, tensor in whole.items():
+        # 8 significant bits of the change, and float32's last place of weights around 1.
+        allowed = (tensor - changed.weights[name]).abs() / 256 + 1e-6
+        assert ((rounded[name] - tensor).abs() <= allowed).all()
+
+
 def test_a_round_depends_on_its_order_alone(make_owner: Callable[..., SimpleNamespace]) -> None:
     """Asked twice, it trains twice the same: a lost answer can be asked for again."""
     owner = make_owner()

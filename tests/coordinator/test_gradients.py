@@ -22,7 +22,7 @@ from coordinator.quorum import Quorum
 from coordinator.state import RoundRecord
 from ppfed import wire
 from ppfed.errors import FederationError, UsageError
-from ppfed.federation import Invite, new_token
+from ppfed.federation import Invite, UpdateFormat, new_token
 from ppfed.gradients import (
     Moments,
     Turns,
@@ -104,9 +104,14 @@ def without(federation: SimpleNamespace, left_out: Callable[[int, int, str], boo
                 for owner, batch in batches(federation, number, step).items()
                 if not left_out(number, step, owner)
             ]
-            # What travels is float32.
+            # What travels is float32, and the gradient bfloat16 where that was agreed.
+            rounded = settings.training.update_format is UpdateFormat.BFLOAT16
             parts = [
-                replace(one, moments=Moments(one.moments.mean.float().double(), one.moments.variance.float().double()))
+                replace(
+                    one,
+                    gradient=one.gradient.to(torch.bfloat16).float() if rounded else one.gradient,
+                    moments=Moments(one.moments.mean.float().double(), one.moments.variance.float().double()),
+                )
                 for one in parts
             ]
             apply_step(trainer, parts, (number - 1 + step / steps) / settings.training.rounds, values)
@@ -228,6 +233,15 @@ ANSWERS: dict[str, dict[str, Any]] = {
     "no loss": {"metrics": {"train-loss": float("nan")}},
     "a metric of its own": {"metrics": {"bonus": 1.0}},
 }
+
+
+def test_steps_are_taken_of_gradients_in_bfloat16(make_federation: MakeFederation) -> None:
+    _, whole = run(make(make_federation, name="whole"))
+    federation = make(make_federation, training={"update_format": "bfloat16"})
+    _, state = run(federation)
+    expected = without(federation, lambda _number, _step, _owner: False, 4)
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+    assert any(not torch.equal(state[name], whole[name]) for name in state)
 
 
 @pytest.mark.parametrize("change", ANSWERS.values(), ids=ANSWERS.keys())

@@ -30,6 +30,7 @@ OPTIONS: dict[str, Any] = {
     "strategy": "fedavgm",
     "server_learning_rate": 0.5,
     "server_momentum": 0.8,
+    "update_format": "bfloat16",
     "schedule": "paper",
     "adaptation": False,
     "adaptation_kind": "block",
@@ -78,6 +79,7 @@ def test_options_become_settings() -> None:
     cipher = settings.cipher
     assert (cipher.name, cipher.scope, cipher.colour_shuffle) == ("logistic-rc4-v1", Scope.FIXED, False)
     assert (training.strategy, training.server_learning_rate, training.server_momentum) == ("fedavgm", 0.5, 0.8)
+    assert training.update_format == "bfloat16"
     assert (settings.fingerprint, settings.deadline_s) == ("0123456789abcdef", 30.0)
     assert (training.rounds, training.local_epochs, training.batch_size, training.seed) == (7, 2, 64, 4)
     assert (training.learning_rate, training.schedule, training.base_maps) == (0.3, "paper", 16)
@@ -156,6 +158,8 @@ def test_only_a_federation_that_is_not_local_listens_on_all_interfaces(address: 
         {"strategy": "fedavgm", "server_momentum": 1.0},
         {"strategy": "fedavgm", "server_learning_rate": 0.0},
         {"micro_batch": 8},
+        {"update_format": "float16"},
+        {"exchange": "images", "update_format": "bfloat16"},
         {"exchange": "gradients", "min_local_batch": 1},
         {"exchange": "gradients", "batch_norm": "frozen"},
         {"cipher": "np-v9"},

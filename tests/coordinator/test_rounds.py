@@ -119,6 +119,51 @@ def test_a_round_is_the_average_weighted_by_images(make_federation: MakeFederati
     assert records[0].owners == 2
 
 
+BFLOAT16 = {"update_format": "bfloat16", "seed": 3}
+
+
+def test_a_round_of_rounded_changes_is_the_average_of_what_they_say(make_federation: MakeFederation) -> None:
+    federation = make_federation(training={**BFLOAT16, "rounds": 1})
+    _, state = run(federation)
+    start, images = initial(federation), {"anna": 19, "bert": 10}
+    states = {owner: trained_by_hand(federation, owner, start, 1)[0] for owner in images}
+
+    def said(owner: str, name: str) -> torch.Tensor:
+        if "running" in name:
+            return states[owner][name].double()
+        change = (states[owner][name] - start[name]).to(torch.bfloat16)
+        return start[name].double() + change.double()
+
+    assert_close(
+        state, {name: sum(said(owner, name) * count / 29 for owner, count in images.items()).float() for name in start}
+    )
+    exact = averaged_by_hand(federation, start, 1, ["anna", "bert"])
+    assert any(not torch.allclose(state[name], exact[name], rtol=1e-6, atol=1e-6) for name in start)
+    for name in start:
+        # Each owner's change is off by 1/256 of itself at most, so the average is by the average of that.
+        allowed = sum((states[owner][name] - start[name]).abs() / 256 * count / 29 for owner, count in images.items())
+        assert ((state[name] - exact[name]).abs() <= allowed + 1e-6).all()
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedavgm", "fedadam", "fedyogi"])
+def test_a_round_in_bfloat16_ends_near_one_in_float32(make_federation: MakeFederation, strategy: str) -> None:
+    training = {"strategy": strategy, "rounds": 1, "seed": 3}
+    _, whole = run(make_federation(name="whole", training=training))
+    federation = make_federation(name="rounded", training={**training, "update_format": "bfloat16"})
+    records, rounded = run(federation)
+    assert [record.owners for record in records] == [2]
+    start = initial(federation)
+    trained = {name for name in start if "running" not in name}
+    moved, apart = (
+        math.sqrt(sum(float(((one[name] - other[name]) ** 2).sum()) for name in trained))
+        for one, other in ((whole, start), (rounded, whole))
+    )
+    # An owner's change is off by 1/256 of itself at most, and where owners' changes cancel the average is off by more
+    # beside itself: by 1/100 over all weights is generous, and a change applied twice or not at all is off by 1. Later
+    # rounds of so small a network magnify any difference, and say nothing about rounding.
+    assert 0 < apart < moved / 100
+
+
 def test_accuracy_belongs_to_its_round(make_federation: MakeFederation, monkeypatch: pytest.MonkeyPatch) -> None:
     federation = make_federation(training={"rounds": 3})
     averages: dict[int, State] = {}
@@ -170,6 +215,58 @@ UPDATES: dict[str, dict[str, Any]] = {
     # Flower's FedAvg raises where owners report different metrics.
     "a metric of its own": {"metrics": {"bonus": 1.0}},
 }
+
+
+CHANGES: dict[str, tuple[dict[str, Callable[[Any], Any]], str]] = {
+    "not a number": (
+        {"change": lambda bits: np.full_like(bits, 0x7FC0)},
+        "values of the change of the weights are not",
+    ),
+    "float32": ({"change": lambda bits: bits.astype(np.float32)}, "are float32, not bfloat16 in uint16"),
+    "too short": ({"change": lambda bits: bits[1:]}, "the change of the weights has another length"),
+    "negative variances": ({"statistics": lambda values: np.full_like(values, -1.0)}, "holds a negative variance"),
+}
+
+
+@pytest.mark.parametrize(("arrays", "reason"), CHANGES.values(), ids=CHANGES.keys())
+def test_a_bad_change_is_left_out_and_the_round_goes_on(
+    make_federation: MakeFederation,
+    rewrite: Rewrite,
+    audit: Audit,
+    arrays: dict[str, Callable[[Any], Any]],
+    reason: str,
+) -> None:
+    federation = make_federation(quorum=1, training={**BFLOAT16, "rounds": 1})
+
+    def spoil(owner: str, question: Message, answer: Message) -> Message:
+        return rewrite(answer, arrays) if (owner, question.metadata.message_type) == ("bert", wire.TRAIN) else answer
+
+    federation.faults.mutate = spoil
+    records, _ = run(federation)
+    assert records[0].owners == 1
+    (refused,) = [line for line in audit(federation.state) if line["event"] == "refused"]
+    assert refused["owner"] == "bert"
+    assert reason in refused["reason"]
+
+
+def test_an_owner_that_sends_whole_weights_where_changes_were_agreed_is_left_out(
+    make_federation: MakeFederation, audit: Audit
+) -> None:
+    federation = make_federation(quorum=1, training={**BFLOAT16, "rounds": 1})
+
+    def whole(owner: str, question: Message, answer: Message) -> Message:
+        if (owner, question.metadata.message_type) == ("bert", wire.TRAIN):
+            answer.content["arrays"] = question.content.array_records["arrays"]
+        return answer
+
+    federation.faults.mutate = whole
+    records, _ = run(federation)
+    assert records[0].owners == 1
+    (refused,) = [line for line in audit(federation.state) if line["event"] == "refused"]
+    assert (refused["owner"], refused["reason"]) == (
+        "bert",
+        "the update is in format float32, and bfloat16 was agreed",
+    )
 
 
 @pytest.mark.parametrize("change", UPDATES.values(), ids=UPDATES.keys())
@@ -308,11 +405,13 @@ def crash_when(federation: SimpleNamespace, kind: str, group: str) -> None:
     ("kind", "group"),
     [(wire.TRAIN, "round 1"), (wire.TRAIN, "round 2"), (wire.TRAIN, "round 3"), (wire.EVALUATE, "evaluation")],
 )
+@pytest.mark.parametrize("update_format", ["float32", "bfloat16"])
 def test_going_on_after_a_crash_equals_an_undisturbed_run(
-    make_federation: MakeFederation, kind: str, group: str
+    make_federation: MakeFederation, kind: str, group: str, update_format: str
 ) -> None:
-    undisturbed, expected = run(make_federation(name="undisturbed", training={"rounds": 3}))
-    federation = make_federation(name="crashed", training={"rounds": 3})
+    training = {"rounds": 3, "update_format": update_format}
+    undisturbed, expected = run(make_federation(name="undisturbed", training=training))
+    federation = make_federation(name="crashed", training=training)
     crash_when(federation, kind, group)
     records: dict[int, RoundRecord] = {}
 

@@ -66,6 +66,8 @@ def invite(make_settings: MakeSettings) -> Invite:
         ({"exchange": "gradients", "training": {"strategy": "fedadam"}}, "strategy belongs to exchange 'updates'"),
         ({"training": {"micro_batch": 8}}, "micro_batch belongs to exchange 'gradients'"),
         ({"exchange": "images", "training": {"batch_norm": "shared"}}, "batch_norm belongs to exchange 'gradients'"),
+        ({"exchange": "images", "training": {"update_format": "bfloat16"}}, "update_format belongs to exchanges"),
+        ({"training": {"update_format": "float16"}}, "training.update_format"),
         ({"training": {"server_learning_rate": 1.0}}, "fedavg has no server learning rate"),
         ({"training": {"base_maps": 1024}}, "lower base_maps"),
         ({"training": {"backbone": "convmixer", "base_maps": 1024, "adaptation": (4096,) * 14}}, "lower base_maps"),
@@ -128,6 +130,7 @@ TRAINING_CHANGES: dict[str, Any] = {
     "vertical_flip": True,
     "seed": 1,
     "strategy": "fedyogi",
+    "update_format": "bfloat16",
 }
 STRATEGY_CHANGES: dict[str, Any] = {"server_learning_rate": 0.5, "server_momentum": 0.5}
 GRADIENT_CHANGES: dict[str, Any] = {
@@ -160,6 +163,12 @@ def test_the_digest_changes_with_every_field(make_settings: MakeSettings) -> Non
 def test_the_digest_survives_json(make_settings: MakeSettings) -> None:
     agreed = make_settings(deadline_s=0.1 + 0.2, classes=("Katze", "ねこ"))
     assert FederationSettings.model_validate_json(agreed.model_dump_json()).digest() == agreed.digest()
+
+
+def test_settings_from_before_formats_mean_float32(make_settings: MakeSettings) -> None:
+    older = json.loads(make_settings().model_dump_json())
+    del older["training"]["update_format"]
+    assert FederationSettings.model_validate(older) == make_settings(training={"update_format": "float32"})
 
 
 def test_settings_reach_network_and_training(make_settings: MakeSettings) -> None:

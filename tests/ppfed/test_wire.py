@@ -23,9 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from ppfed import wire
+from ppfed.bfloat16 import from_bfloat16, to_bfloat16
 from ppfed.ciphers.spec import Scope
 from ppfed.errors import PeerDataError
-from ppfed.federation import FederationSettings
+from ppfed.federation import FederationSettings, UpdateFormat
 from ppfed.gradients import Moments, PartialGradient
 from ppfed.images.source import Split
 from ppfed.images.types import EncryptedImages, PlainImages
@@ -39,6 +40,12 @@ MakeSettings = Callable[..., FederationSettings]
 
 NAME = ShardName(Split.TRAIN, 3)
 WEIGHTS = {"stem.weight": torch.arange(6.0).reshape(2, 3), "stem.bias": torch.tensor(-1.5), "none": torch.zeros(0, 4)}
+MEASURED = {
+    "stem.weight": torch.arange(6.0).reshape(2, 3),
+    "norm.running_mean": torch.zeros(2),
+    "norm.running_var": torch.ones(2),
+}
+MEASURED_LAYOUT = {name: tuple(tensor.shape) for name, tensor in MEASURED.items()}
 LAYOUT = {"stem.weight": (2, 3), "stem.bias": (), "none": (0, 4)}
 
 
@@ -167,6 +174,48 @@ def test_a_round_result_round_trips(
     assert (arrived.images, arrived.train_loss) == (images, loss)
     assert_same_weights(arrived.weights, sent)
     assert repr(arrived.evaluation) == repr(evaluation)  # nan is not equal to itself
+
+
+states = st.lists(
+    st.tuples(st.sampled_from(["weight", "bias", "running_mean", "running_var"]), st.integers(0, 6)), max_size=6
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(kinds=states, seed=st.integers(0, 99), images=st.integers(1, 1000), loss=st.floats(0, 1e6))
+def test_a_change_round_trips_rounded_and_statistics_exactly(
+    kinds: list[tuple[str, int]], seed: int, images: int, loss: float
+) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    layout = {f"layer{number}.{kind}": (size,) for number, (kind, size) in enumerate(kinds)}
+    base, sent = ({name: torch.randn(shape, generator=generator) for name, shape in layout.items()} for _ in "ab")
+    result = RoundResult(sent, images, loss, Evaluation(1, 2, 0.5))
+    content = travel(wire.pack_round_result(result, base))
+    arrived = wire.unpack_round_result(content, images, 2, layout, base)
+    assert (arrived.images, arrived.train_loss) == (images, loss)
+    expected = {
+        name: sent[name] if "running" in name else base[name] + from_bfloat16(to_bfloat16(sent[name] - base[name]))
+        for name in layout
+    }
+    assert_same_weights(arrived.weights, expected)
+    for name, tensor in arrived.weights.items():
+        # Eight significant bits of the change, and the last places of sums of values below 10.
+        assert ((tensor - sent[name]).abs() <= (sent[name] - base[name]).abs() / 256 + 1e-6).all()
+    measured = sum(size for kind, size in kinds if "running" in kind)
+    assert wire.values_bytes(content) == 2 * sum(size for _, size in kinds) + 2 * measured
+
+
+@settings(max_examples=30, deadline=None)
+@given(values=st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=20))
+def test_a_gradient_in_bfloat16_round_trips_rounded(values: list[float]) -> None:
+    moments = Moments(torch.tensor([0.1]), torch.tensor([0.3]))
+    sent = PartialGradient(torch.tensor(values).clamp(-9e3, 9e3), moments, 3, 0.5)
+    content = travel(wire.pack_gradient(sent, UpdateFormat.BFLOAT16))
+    arrived = wire.unpack_gradient(content, 3, len(values), 1, UpdateFormat.BFLOAT16)
+    assert torch.equal(arrived.gradient, sent.gradient.to(torch.bfloat16).float())
+    assert torch.equal(arrived.moments.mean, moments.mean.double())
+    assert torch.equal(arrived.moments.variance, moments.variance.double())
+    assert wire.values_bytes(content) == 2 * len(values) + 8
 
 
 @given(evaluation=evaluations)
@@ -412,6 +461,8 @@ UNPACKERS: dict[str, Callable[[RecordDict], object]] = {
     "gradient order": lambda content: wire.unpack_gradient_order(content, 10, LAYOUT),
     "gradient": lambda content: wire.unpack_gradient(content, 5, 3, 2),
     "round result": lambda content: wire.unpack_round_result(content, 5, 2, LAYOUT),
+    "round result as a change": lambda content: wire.unpack_round_result(content, 5, 2, MEASURED_LAYOUT, MEASURED),
+    "gradient in bfloat16": lambda content: wire.unpack_gradient(content, 5, 3, 2, UpdateFormat.BFLOAT16),
     "evaluation": lambda content: wire.unpack_evaluation(content, 2),
     "farewell": lambda content: wire.unpack_farewell(content, LAYOUT),
     "weights": lambda content: wire.unpack_weights(content, LAYOUT),
@@ -547,6 +598,74 @@ def test_records_that_flower_could_not_average_are_refused(change: Callable[[Rec
     change(content)
     with pytest.raises(PeerDataError):
         wire.unpack_round_result(content, 5, 2, LAYOUT)
+
+
+def change_of(**arrays: Any) -> RecordDict:
+    """Pack an update as a change, with other arrays than it should have; None leaves one out."""
+    content = wire.pack_round_result(RoundResult(MEASURED, 5, 0.5, Evaluation(1, 2, 0.25)), MEASURED)
+    packed = {name: array.numpy() for name, array in content.array_records["arrays"].items()} | arrays
+    content["arrays"] = ArrayRecord({name: npy(one) for name, one in packed.items() if one is not None})
+    return content
+
+
+BAD_CHANGES: dict[str, tuple[dict[str, Any], str]] = {
+    "float32": ({"change": np.zeros(6, np.float32)}, "are float32, not bfloat16 in uint16"),
+    "int16": ({"change": np.zeros(6, np.int16)}, "are int16, not bfloat16"),
+    "float16": ({"change": np.zeros(6, np.float16)}, "are float16, not bfloat16"),
+    "swapped bytes": ({"change": np.zeros(6, ">u2")}, "not bfloat16"),
+    "objects": ({"change": np.zeros(6, "U1")}, "not bfloat16"),
+    "too short": ({"change": np.zeros(5, np.uint16)}, "another length"),
+    "too long": ({"change": np.zeros(7, np.uint16)}, "another length"),
+    "in two dimensions": ({"change": np.zeros((2, 3), np.uint16)}, "another length"),
+    "not a number": ({"change": np.full(6, 0x7FC0, np.uint16)}, "not finite"),
+    "infinite": ({"change": np.full(6, 0xFF80, np.uint16)}, "not finite"),
+    # The largest that bfloat16 has, and 2**20, which is just beyond a million.
+    "huge": ({"change": np.full(6, 0x7F7F, np.uint16)}, "larger than 1e"),
+    "beyond a million": ({"change": np.full(6, 0x4980, np.uint16)}, "larger than 1e"),
+    "no statistics": ({"statistics": None}, "expected arrays"),
+    "more": ({"more": np.zeros(1, np.float32)}, "expected arrays"),
+    "statistics too short": ({"statistics": np.ones(3, np.float32)}, "another length"),
+    "statistics in bfloat16": ({"statistics": np.ones(4, np.uint16)}, "uint16, not float32"),
+    "statistics not a number": ({"statistics": np.full(4, np.nan, np.float32)}, "not finite"),
+    "statistics beyond a million": ({"statistics": np.full(4, 2e6, np.float32)}, "larger than 1e"),
+    "whole weights": (
+        {"change": None, "statistics": None, "weights": np.zeros(10, np.float32)},
+        "in format float32, and bfloat16 was agreed",
+    ),
+}
+
+
+@pytest.mark.parametrize(("arrays", "reason"), BAD_CHANGES.values(), ids=BAD_CHANGES.keys())
+def test_a_change_other_than_the_agreed_is_refused(arrays: dict[str, Any], reason: str) -> None:
+    with pytest.raises(PeerDataError, match=reason):
+        wire.unpack_round_result(travel(change_of(**arrays)), 5, 2, MEASURED_LAYOUT, MEASURED)
+
+
+def test_the_change_that_bad_ones_start_from_is_accepted() -> None:
+    arrived = wire.unpack_round_result(travel(change_of()), 5, 2, MEASURED_LAYOUT, MEASURED)
+    assert_same_weights(arrived.weights, MEASURED)
+
+
+def test_formats_that_were_not_agreed_are_refused_by_name() -> None:
+    with pytest.raises(PeerDataError, match="in format bfloat16, and float32 was agreed"):
+        wire.unpack_round_result(travel(change_of()), 5, 2, MEASURED_LAYOUT)
+    part = PartialGradient(torch.zeros(3), Moments(torch.zeros(2), torch.ones(2)), 5, 0.5)
+    for sent, agreed, reason in (
+        (UpdateFormat.FLOAT32, UpdateFormat.BFLOAT16, "are float32, not bfloat16"),
+        (UpdateFormat.BFLOAT16, UpdateFormat.FLOAT32, "are uint16, not float32"),
+    ):
+        with pytest.raises(PeerDataError, match=reason):
+            wire.unpack_gradient(travel(wire.pack_gradient(part, sent)), 5, 3, 2, agreed)
+
+
+@settings(max_examples=100, deadline=None)
+@given(bits=st.lists(st.integers(0, 2**16 - 1), min_size=6, max_size=6))
+def test_a_change_of_any_bits_gives_bounded_weights_or_is_refused(bits: list[int]) -> None:
+    try:
+        arrived = wire.unpack_round_result(change_of(change=np.array(bits, np.uint16)), 5, 2, MEASURED_LAYOUT, MEASURED)
+    except PeerDataError:
+        return
+    assert wire.within_range(arrived.weights)
 
 
 @pytest.mark.parametrize(

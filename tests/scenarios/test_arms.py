@@ -199,6 +199,7 @@ def test_settings_reach_the_federation(material: Material, tmp_path: Path) -> No
         mode="updates",
         owners=3,
         local_epochs=2,
+        update_format="bfloat16",
         features="fold",
         backbone="convmixer",
         padding="reflect",
@@ -208,7 +209,7 @@ def test_settings_reach_the_federation(material: Material, tmp_path: Path) -> No
     settings = ArmRun(arm, budget, material, 5, tmp_path, CPU, lambda _progress: None).settings()
     assert (settings.exchange, settings.owners, settings.quorum) == ("updates", 3, 3)
     assert (settings.training.rounds, settings.training.local_epochs) == (2, 2)
-    assert settings.training.padding == "reflect"
+    assert (settings.training.padding, settings.training.update_format) == ("reflect", "bfloat16")
     assert settings.network_config().features == "fold"
     assert settings.network_config().backbone == "convmixer"
     assert settings.network_config().mirrored_views

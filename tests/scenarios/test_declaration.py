@@ -101,6 +101,7 @@ def test_what_is_no_partition_is_refused(text: str) -> None:
         ('[[arms]]\nname = "a"\nmode = "updates"\nlocal_epochs = 3\n', "does not divide"),
         ('[[arms]]\nname = "a"\nmode = "pooled"\naugmentation = "client"\n', "centralized arms only"),
         ('[[arms]]\nname = "a"\nstrategy = "fedadam"\n', "mode 'updates'"),
+        ('[[arms]]\nname = "a"\nupdate_format = "bfloat16"\n', "modes 'updates' and 'gradients'"),
         ('[[arms]]\nname = "a"\nbatch_norm = "shared"\n', "mode 'gradients'"),
         ('[[arms]]\nname = "a"\ncolour = "red"\n', "colour"),
         ('[[arms]]\nname = "a"\npartition = "random"\n', "no partition"),
@@ -145,8 +146,17 @@ def test_the_digest_is_of_what_decides_numbers() -> None:
 
 
 def test_the_bundled_scenarios_are_the_promised_ones() -> None:
-    promised = {"paper-table2", "paper-table3", "federated", "gradients", "wrong-key", "frontier", "options", "leakage"}
-    assert set(bundled()) == promised
+    assert set(bundled()) == {
+        "paper-table2",
+        "paper-table3",
+        "federated",
+        "formats",
+        "gradients",
+        "wrong-key",
+        "frontier",
+        "options",
+        "leakage",
+    }
 
 
 def arms() -> list[tuple[str, Arm]]:

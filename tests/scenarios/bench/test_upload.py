@@ -10,10 +10,8 @@ from pathlib import Path
 import pytest
 
 from coordinator.pki import ensure_certificates
-from ppfed.errors import ServiceError
 from ppfed.store import SHARD_BYTES
 from scenarios.bench.run import verdict
-from scenarios.bench.upload import product
 from scenarios.bench.upload.memory import PeakMemory, resident_bytes
 from scenarios.bench.upload.plain_tls import plain_tls_s
 from scenarios.bench.upload.product import Uploaded, shards_of
@@ -63,11 +61,3 @@ def test_memory_that_grows_with_the_data_breaks_its_floor() -> None:
     assert [verdict(row) for row in rows] == ["met", "broken", ""]
     assert rows[1].value == pytest.approx(3000)
     assert rows[1].details == {"owner-1 flower-supernode mib": 9.0}
-
-
-def test_a_process_that_fails_is_named(tmp_path: Path) -> None:
-    (tmp_path / "owner-0.log").write_text("no room left")
-    with subprocess.Popen(["false"]) as failed:
-        failed.wait()
-        with pytest.raises(ServiceError, match="owner-0 said:\nno room left"):
-            product._wait(lambda: False, {"owner-0": failed}, tmp_path)

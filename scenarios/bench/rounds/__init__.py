@@ -1,0 +1,1 @@
+"""Federated rounds of exchange ``updates``."""
