@@ -83,11 +83,21 @@ def start(  # noqa: PLR0917 -- each is an option
         str | None, typer.Option(help="host:port to listen on; default: all interfaces, loopback for localhost.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    gpus: Annotated[
+        int,
+        typer.Option(
+            "--gpus", "--processes", min=1, help="Exchange images: GPUs to train on, each with a process of its own."
+        ),
+    ] = 1,
+    machines: Annotated[
+        int, typer.Option(min=1, help="Exchange images: machines that train together (docs/architecture.md).")
+    ] = 1,
     detach: Annotated[bool, typer.Option("--detach", help="Go on in the background once owners can join.")] = False,
 ) -> None:
     """Start a federation, or go on with the one in --state; runs until the model is written or 'stop'."""
     from coordinator.display import Watch
     from coordinator.plan import agree
+    from coordinator.processes import Processes
     from coordinator.start import run_coordinator, start_detached
     from coordinator.state import StateFolder
     from ppfed.cli.console import print_line, stderr, stdout
@@ -139,16 +149,18 @@ def start(  # noqa: PLR0917 -- each is an option
     folder = StateFolder(state)
     agree(folder, {key: value for key, value in given.items() if value is not None})
     settings = folder.plan().settings
+    processes = Processes(device, gpus, machines)
+    processes.check(settings.exchange)
     console = stderr()
     print_line(console, f"leakage: {quoted(settings.cipher.spec, settings.exchange)}")
     if settings.exchange is Exchange.IMAGES:
         print_line(console, VERDICT)
     if detach:
-        log = start_detached(folder, device)
+        log = start_detached(folder, processes)
         print_line(console, f"open at {folder.plan().address}; output goes to {log}")
         return
     with Watch(console, folder) as watch:
-        status = run_coordinator(folder, device, watch.ready, watch)
+        status = run_coordinator(folder, processes, watch.ready, watch)
     if status.phase is not Phase.FINISHED:
         print_line(console, f"{status.phase}: {status.message}")
         raise typer.Exit(0 if status.phase is Phase.STOPPED else 1)

@@ -15,8 +15,9 @@ from ppfed.federation import FederationSettings
 from ppfed.images.source import Split
 from ppfed.network import ImageClassifier
 from ppfed.network_state import load_network_state, network_state
+from ppfed.ranks import ALONE, Ranks
 from ppfed.store import ShardStore
-from ppfed.training import ImageTensors, Trainer, evaluate
+from ppfed.training import Evaluation, ImageTensors, Trainer, evaluate
 
 
 def pooled_images(
@@ -42,6 +43,7 @@ def train_pooled(
     device: torch.device,
     on_step: Callable[[int, int], None],
     owners: int,
+    ranks: Ranks = ALONE,
 ) -> Iterator[RoundRecord]:
     """Train, going on from the last checkpoint.
 
@@ -58,13 +60,15 @@ def train_pooled(
     on_step : callable
         Called after each step with the number of steps done in this pass, and of all its steps.
     owners : int
+    ranks : Ranks
+        The processes that train together; the first one writes the checkpoints.
 
     Yields
     ------
     RoundRecord
-        After each round: one pass over the images.
+        After each round: one pass over the images. The same in all processes, but for the time.
     """
-    trainer = Trainer(network, settings.training_config(), device)
+    trainer = Trainer(network, settings.training_config(), device, ranks)
     done = 0
     checkpoint = load_checkpoint(checkpoints)
     if checkpoint is not None:
@@ -76,8 +80,10 @@ def train_pooled(
             yield checkpoint.record
     for epoch in range(done, settings.training.epochs):
         started = time.monotonic()
-        (result,) = trainer.train_epochs(images_of(epoch), epoch, 1, on_step)
-        evaluation = evaluate(network, held_out)
+        images = images_of(epoch)
+        ranks.require_same("rounds done or images", device, epoch, len(images), len(held_out))
+        (result,) = trainer.train_epochs(images, epoch, 1, on_step)
+        evaluation = _evaluate_together(network, held_out, ranks)
         record = RoundRecord(
             round=result.epoch + 1,
             train_loss=result.loss,
@@ -86,5 +92,18 @@ def train_pooled(
             seconds=time.monotonic() - started,
             owners=owners,
         )
-        save_checkpoint(checkpoints, Checkpoint(record.round, network_state(network), trainer.momentum(), record))
+        if ranks.first:
+            save_checkpoint(checkpoints, Checkpoint(record.round, network_state(network), trainer.momentum(), record))
         yield record
+
+
+def _evaluate_together(network: ImageClassifier, held_out: ImageTensors, ranks: Ranks) -> Evaluation:
+    """Evaluate, each process on its part."""
+    if ranks.size == 1 or not len(held_out):
+        return evaluate(network, held_out)
+    part = ranks.part(len(held_out))
+    mine = evaluate(network, ImageTensors(held_out.images[part], held_out.labels[part]))
+    loss = mine.loss * mine.count if mine.count else 0.0
+    sums = torch.tensor([mine.correct, mine.count, loss], dtype=torch.float64, device=held_out.labels.device)
+    correct, count, loss = ranks.sum(sums).tolist()
+    return Evaluation(int(correct), int(count), loss / count)

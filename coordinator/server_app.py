@@ -13,11 +13,13 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from coordinator.aggregation import make_strategy
+from coordinator.checkpoint import load_checkpoint
 from coordinator.conversation import Conversation, StopRequestedError
 from coordinator.flower_waiting import wait_briefly
 from coordinator.gradients import Gradients
 from coordinator.intake import Intake
 from coordinator.pooled import distinct_images, pooled_images, train_pooled
+from coordinator.processes import ONE_PROCESS, Processes, train_in_processes
 from coordinator.quorum import Quorum
 from coordinator.rounds import Rounds
 from coordinator.state import Enrolled, RoundRecord, StateFolder, Status
@@ -29,13 +31,12 @@ from ppfed.images.source import Split
 from ppfed.leakage.reference import reference
 from ppfed.model_folder import CardOwner, CurvePoint, ModelCard, curve_to_json, installed_versions, write_model
 from ppfed.network import ImageClassifier, build_network
-from ppfed.network_state import network_state
+from ppfed.network_state import load_network_state, network_state
 from ppfed.services import end_with_parent
 from ppfed.store import ShardStore
 from ppfed.training import pick_device
 
 STATE_VARIABLE = "PPFED_COORDINATOR_STATE"
-DEVICE_VARIABLE = "PPFED_COORDINATOR_DEVICE"
 _STOP_CHECK_S = 1.0
 _STATUS_S = 1.0
 _FAREWELL_S = 60.0
@@ -50,12 +51,23 @@ def main(grid: Grid, _context: Context) -> None:
     end_with_parent()
     wait_briefly()
     state = StateFolder(Path(os.environ[STATE_VARIABLE]))
-    device = pick_device(os.environ.get(DEVICE_VARIABLE, "auto"))
-    run_federation(grid, state, device)
+    processes = Processes.from_environment()
+    # Where others train, this process leaves the GPUs alone.
+    device = torch.device("cpu") if processes.total > 1 else pick_device(processes.device)
+    run_federation(grid, state, device, processes)
 
 
-def run_federation(grid: Grid, state: StateFolder, device: torch.device) -> None:
+def run_federation(grid: Grid, state: StateFolder, device: torch.device, processes: Processes = ONE_PROCESS) -> None:
     """Receive images or run rounds, write the model, and tell the owners how it ended.
+
+    Parameters
+    ----------
+    grid : Grid
+    state : StateFolder
+    device : torch.device
+        On which this process computes.
+    processes : Processes
+        Where exchange ``images`` trains; if it is one, it is this.
 
     Raises
     ------
@@ -66,7 +78,7 @@ def run_federation(grid: Grid, state: StateFolder, device: torch.device) -> None
     owners = state.owners().enrolled()
     nodes = {name: one.node_id for name, one in owners.items()}
     conversation = Conversation(grid, nodes, state.stop_request.exists, state.joined_at)
-    run = _Run(conversation, state, settings, owners, device)
+    run = _Run(conversation, state, settings, owners, device, processes)
     try:
         run.work()
     except StopRequestedError as error:
@@ -87,12 +99,14 @@ class _Run:
         settings: FederationSettings,
         owners: Mapping[str, Enrolled],
         device: torch.device,
+        processes: Processes,
     ) -> None:
         self._conversation = conversation
         self._state = state
         self._settings = settings
         self._owners = dict(owners)
         self._device = device
+        self._processes = processes
         # After a crash, rounds of the earlier run stand in the status still.
         self._status = Status(rounds=state.status().rounds)
 
@@ -140,21 +154,35 @@ class _Run:
         # The card speaks of what was delivered, not of what was announced.
         self._owners = {name: self._delivered(name) for name in complete}
         self._set(phase=Phase.TRAINING)
+        if not any(one.train_images for one in self._owners.values()):
+            raise FederationError("no owner delivered an image to train on")
+        if self._processes.total > 1:
+            yield from self._train_elsewhere(network)
+            return
         stores = [ShardStore(self._state.store(name)) for name in sorted(self._owners)]
         train = pooled_images(stores, Split.TRAIN, self._settings, self._device)
-        held_out = pooled_images(stores, Split.HELD_OUT, self._settings, self._device)
-        if not len(train):
-            raise FederationError("no owner delivered an image to train on")
         yield from train_pooled(
             network,
             lambda _epoch: train,
-            held_out,
+            pooled_images(stores, Split.HELD_OUT, self._settings, self._device),
             self._settings,
             self._state.checkpoint,
             self._device,
             self._check_stop_now_and_then(),
             len(self._owners),
         )
+
+    def _train_elsewhere(self, network: ImageClassifier) -> Iterator[RoundRecord]:
+        """Train in processes of their own, and take the weights that they leave."""
+        check_stop = self._conversation.check_stop
+        yield from train_in_processes(self._state, self._processes, sorted(self._owners), check_stop)
+        checkpoint = load_checkpoint(self._state.checkpoint)
+        if checkpoint is None or checkpoint.rounds < self._settings.training.epochs:
+            raise FederationError(
+                "the training processes ended without the last checkpoint",
+                hint=f"See {self._state.logs / 'training.log'}; with several machines, all need the same state folder.",
+            )
+        load_network_state(network, checkpoint.weights)
 
     def _check_stop_now_and_then(self) -> Callable[[int, int], None]:
         """Make a callable for every training step: it looks at the disk once a second at most."""

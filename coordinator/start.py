@@ -13,7 +13,8 @@ from pathlib import Path
 from coordinator.front_door import FrontDoor, FrontDoorServer, Traffic
 from coordinator.pki import ensure_certificates
 from coordinator.plan import split_address
-from coordinator.server_app import DEVICE_VARIABLE, STATE_VARIABLE
+from coordinator.processes import Processes
+from coordinator.server_app import STATE_VARIABLE
 from coordinator.state import StateFolder, Status
 from coordinator.superlink import SuperLink
 from ppfed.enrolment import Phase
@@ -28,15 +29,15 @@ _ENDED = (Phase.FINISHED, Phase.STOPPED, Phase.FAILED)
 Watcher = Callable[[Status, Traffic], None]
 
 
-def run_coordinator(state: StateFolder, device: str, on_ready: Callable[[], None], watch: Watcher) -> Status:
+def run_coordinator(state: StateFolder, processes: Processes, on_ready: Callable[[], None], watch: Watcher) -> Status:
     """Run the federation in ``state`` until it has ended or was stopped.
 
     Parameters
     ----------
     state : StateFolder
         Already created.
-    device : str
-        ``auto``, ``cpu``, ``cuda`` or ``mps``.
+    processes : Processes
+        On what to train.
     on_ready : callable
         Called when owners can join.
     watch : callable
@@ -50,7 +51,7 @@ def run_coordinator(state: StateFolder, device: str, on_ready: Callable[[], None
     Raises
     ------
     UsageError
-        If the federation has finished already, or another coordinator works in the folder.
+        If the federation has finished already, another coordinator works in the folder, or the processes make no sense.
     ServiceError
         If a service does not start or goes away.
     """
@@ -59,6 +60,7 @@ def run_coordinator(state: StateFolder, device: str, on_ready: Callable[[], None
             f"this federation has finished: its model is {state.model}",
             hint="Name another folder with --state to start a new one.",
         )
+    processes.check(state.plan().settings.exchange)
     with state.running():
         state.set_status(state.status().model_copy(update={"phase": Phase.WAITING, "message": ""}))
         plan = state.plan()
@@ -72,7 +74,7 @@ def run_coordinator(state: StateFolder, device: str, on_ready: Callable[[], None
             certificates,
             {
                 STATE_VARIABLE: str(state.folder),
-                DEVICE_VARIABLE: device,
+                **processes.environment(),
                 "PYTHONPATH": os.environ.get("PYTHONPATH", ""),
             },
         )
@@ -95,7 +97,7 @@ def run_coordinator(state: StateFolder, device: str, on_ready: Callable[[], None
             state.audit("ended", phase=str(state.status().phase))
 
 
-def start_detached(state: StateFolder, device: str) -> Path:
+def start_detached(state: StateFolder, processes: Processes) -> Path:
     """Start the coordinator of an existing folder in the background, and wait until owners can join.
 
     Returns
@@ -120,7 +122,7 @@ def start_detached(state: StateFolder, device: str) -> Path:
     command = [str(Path(sys.executable).parent / "ppfed"), "coordinator", "start", "--state", str(state.folder)]
     with log.open("wb") as output:
         child = subprocess.Popen(
-            [*command, "--device", device],
+            [*command, *processes.options()],
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -8,6 +8,7 @@
     store/OWNER/       encrypted images           checkpoint/     to go on from after a crash
     logs/              output of the services     model/          the result
     steps.json         steps of a pass, in exchange ``gradients``
+    processes/         what the training processes of several GPUs share
 """
 
 from __future__ import annotations
@@ -141,6 +142,11 @@ class StateFolder:
     def checkpoint(self) -> Path:
         """Where training goes on after a crash."""
         return self.folder / "checkpoint"
+
+    @property
+    def processes(self) -> Path:
+        """What the processes that train on several GPUs share; made afresh for each run."""
+        return self.folder / "processes"
 
     def store(self, owner: str) -> Path:
         """Encrypted images of one owner."""

@@ -42,6 +42,10 @@ class Placement:
     mirror: Tensor
     upend: Tensor
 
+    def of(self, part: slice) -> Placement:
+        """Take some of the images."""
+        return Placement(self.down[part], self.right[part], self.mirror[part], self.upend[part])
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -74,20 +78,28 @@ class Augmentation:
             upend=_coin(self.vertical_flip, count, generator),
         )
 
-    def __call__(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """Augment a batch.
+    def __call__(
+        self, images: Tensor, generator: torch.Generator, whole: int | None = None, part: slice = slice(None)
+    ) -> Tensor:
+        """Augment a batch, or a part of one.
 
         Parameters
         ----------
         images : uint8 tensor, (N, H, W, C)
         generator : torch.Generator on the CPU
+        whole : int or None
+            Images in the whole batch, if these are only a part: it is drawn for all of them, so that an image moves in
+            the same way whoever has it.
+        part : slice
+            Which N of the whole batch these are.
 
         Returns
         -------
         uint8 tensor, (N, H, W, C), on the device of ``images``
         """
         count, height, width, _ = images.shape
-        return place(images, self.draw(count, height, width, generator), self.padding, self.fill)
+        drawn = self.draw(count if whole is None else whole, height, width, generator)
+        return place(images, drawn.of(part), self.padding, self.fill)
 
     def _reach(self, side: int) -> int:
         return round(_PAPER_SHIFT * side / _PAPER_SIDE) if self.shift is None else self.shift

@@ -1,4 +1,4 @@
-"""Flower's services as supervised child processes.
+"""Child processes under supervision: Flower's services, and at the coordinator what trains on several GPUs.
 
 Both roles start Flower's public commands rather than its private entry points. A child gets an environment of its own
 choosing, writes its output to a log file, and dies with the process that started it.
@@ -35,11 +35,23 @@ for it stays with the thread that last had it: the SuperLink kept what several m
 is handed back to the system at once."""
 
 
-def flower_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
-    """Build the environment of a Flower process.
+def child_environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Build the environment of a child process.
 
-    Only what is listed is passed on, so that a secret in the caller's environment reaches no child. Flower neither
-    phones home, nor looks for updates, nor installs anything.
+    Only what is listed is passed on, so that a secret in the caller's environment reaches no child.
+
+    Parameters
+    ----------
+    extra : mapping of str to str
+        Added last.
+    """
+    inherited = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+    return {**inherited, "PATH": path, **(extra or {})}
+
+
+def flower_environment(home: Path, extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Build the environment of a Flower process, which neither phones home, nor looks for updates, nor installs.
 
     Parameters
     ----------
@@ -48,10 +60,8 @@ def flower_environment(home: Path, extra: Mapping[str, str] | None = None) -> di
     extra : mapping of str to str
         Added last.
     """
-    inherited = {name: os.environ[name] for name in _PASSED_ON if name in os.environ}
     return {
-        **inherited,
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
+        **child_environment(),
         "FLWR_HOME": str(home),
         "FLWR_TELEMETRY_ENABLED": "0",
         "FLWR_DISABLE_UPDATE_CHECK": "1",
@@ -76,13 +86,19 @@ def free_port() -> int:
         return port
 
 
-def end_with_parent() -> None:
+def end_with_parent(parent: int | None = None) -> None:
     """End this process as soon as the one that started it is gone.
 
     For what Flower starts: a SuperExec that is ended leaves its ServerApp behind, which would wait for a SuperLink that
     never comes back, for ever.
+
+    Parameters
+    ----------
+    parent : int or None
+        Process id of the parent, for whoever knows it; else a parent that has gone already is not noticed.
     """
-    parent = os.getppid()
+    if parent is None:
+        parent = os.getppid()
 
     def watch() -> None:
         while os.getppid() == parent:
@@ -105,11 +121,23 @@ class Service:
     environment : mapping of str to str
     log : Path
         Its output is appended here.
+    ends_by_itself : bool
+        The process watches its parent (``end_with_parent``): nothing has to run between fork and exec, which a
+        process with threads cannot do safely.
     """
 
-    def __init__(self, name: str, arguments: Sequence[str], environment: Mapping[str, str], log: Path) -> None:
+    def __init__(
+        self,
+        name: str,
+        arguments: Sequence[str],
+        environment: Mapping[str, str],
+        log: Path,
+        *,
+        ends_by_itself: bool = False,
+    ) -> None:
         self.name = name
         self.log = log
+        self._watched = sys.platform == "linux" and not ends_by_itself
         self._arguments = list(arguments)
         self._environment = dict(environment)
         self._process: subprocess.Popen[bytes] | None = None
@@ -126,8 +154,8 @@ class Service:
                 stderr=subprocess.STDOUT,
                 # A session of its own: ctrl-C reaches us, and we stop our children in order.
                 start_new_session=True,
-                # Services are started before this process has threads that could hold a lock across the fork.
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,  # noqa: PLW1509
+                # Such services are started before this process has threads that could hold a lock across the fork.
+                preexec_fn=_die_with_parent if self._watched else None,  # noqa: PLW1509
             )
         return self
 

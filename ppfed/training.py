@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ppfed.augment import Augmentation
 from ppfed.errors import DataError, UsageError
 from ppfed.images.types import Int64Array, UInt8Array
+from ppfed.ranks import ALONE, Ranks
 from ppfed.store import Shard
 
 _EVALUATION_BATCH = 512
@@ -194,7 +195,7 @@ def _ignore_step(_step: int, _steps: int) -> None:
 
 
 class Trainer:
-    """SGD on one device.
+    """SGD on one device, or with others that each take a part of every batch: to rounding, the steps are the same.
 
     Parameters
     ----------
@@ -202,10 +203,14 @@ class Trainer:
         Takes uint8 images, (N, H, W, C), and returns logits; it is moved to ``device``.
     config : TrainingConfig
     device : torch.device
+    ranks : Ranks
+        The processes that train together.
     """
 
-    def __init__(self, network: nn.Module, config: TrainingConfig, device: torch.device) -> None:
+    def __init__(self, network: nn.Module, config: TrainingConfig, device: torch.device, ranks: Ranks = ALONE) -> None:
         self.network = network.to(device)
+        self._joined = ranks.join(self.network, device)
+        self._ranks = ranks
         self.config = config
         self.device = device
         self.optimizer = torch.optim.SGD(
@@ -232,6 +237,7 @@ class Trainer:
         Parameters
         ----------
         data : ImageTensors on this trainer's device
+            All images, in every process.
         first, count : int
         on_step : callable
             Called after each step with the number of steps done in this epoch, and of all its steps.
@@ -244,25 +250,32 @@ class Trainer:
         Raises
         ------
         DataError
-            If there are no images.
+            If there are no images, or a batch has fewer than there are processes.
         """
         if not len(data):
             raise DataError("there are no images to train on", hint="Check what the training split holds.")
+        steps = -(-len(data) // self.config.batch_size)
+        if len(data) // steps < self._ranks.size:
+            raise DataError(
+                f"a batch of {len(data) // steps} images cannot be shared by {self._ranks.size} processes",
+                hint="Train with fewer processes, or with a larger batch size.",
+            )
         for epoch in range(first, first + count):
             generator = epoch_generator(self.config.seed, epoch)
             # Batches of nearly equal size: no small remainder that would upset batch norm.
-            batches = torch.randperm(len(data), generator=generator).tensor_split(
-                -(-len(data) // self.config.batch_size)
-            )
+            batches = torch.randperm(len(data), generator=generator).tensor_split(steps)
             self.network.train()
             total = torch.zeros((), device=self.device)
             for step, batch in enumerate(batches):
-                rate = self.config.learning_rate_at((epoch + step / len(batches)) / self.config.epochs)
-                rows = batch.to(self.device)
-                images = self.config.augmentation(data.images[rows], generator)
-                total += self._step(images, data.labels[rows], rate) * len(batch)
-                on_step(step + 1, len(batches))
-            yield EpochResult(epoch, float(total) / len(data))
+                rate = self.config.learning_rate_at((epoch + step / steps) / self.config.epochs)
+                part = self._ranks.part(len(batch))
+                rows = batch[part].to(self.device)
+                images = self.config.augmentation(data.images[rows], generator, len(batch), part)
+                # The mean over processes of these losses is the mean over the batch, whose parts may differ by one.
+                weight = len(rows) * self._ranks.size / len(batch)
+                total += self._step(images, data.labels[rows], rate, weight) * len(batch)
+                on_step(step + 1, steps)
+            yield EpochResult(epoch, float(self._ranks.sum(total)) / self._ranks.size / len(data))
 
     def momentum(self) -> dict[str, Tensor]:
         """Return the optimizer's momentum by parameter name; empty before the first step."""
@@ -279,11 +292,11 @@ class Trainer:
             if name in momentum:
                 self.optimizer.state[parameter]["momentum_buffer"] = momentum[name].to(self.device).clone()
 
-    def _step(self, images: Tensor, labels: Tensor, rate: float) -> Tensor:
+    def _step(self, images: Tensor, labels: Tensor, rate: float, weight: float) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         with autocast(self.device):
-            loss: Tensor = self._loss(self.network(images).float(), labels)
+            loss: Tensor = self._loss(self._joined(images).float(), labels) * weight
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

@@ -1,0 +1,182 @@
+"""Training with real processes under torchrun, beside the same training in this one."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clients.preparation import Prepared
+from coordinator.checkpoint import load_checkpoint
+from coordinator.pooled import pooled_images, train_pooled
+from coordinator.processes import Processes, read_job, train_in_processes
+from coordinator.state import RoundRecord, StateFolder
+from ppfed.errors import ServiceError, UsageError
+from ppfed.federation import Exchange
+from ppfed.images.source import Split
+from ppfed.network import build_network
+from ppfed.store import ShardStore
+
+CPU = torch.device("cpu")
+TWO = Processes("cpu", 2)
+OWNERS = ("anna", "bert")
+STEADY = {"base_maps": 4, "batch_size": 25, "learning_rate": 0.002}
+"""52 images make batches of 17 and 18: half of them in unequal parts. At higher rates such a small training is chaotic:
+one process whose weights are changed by a millionth ends percents away."""
+CLOSE = 1e-4
+"""Sums in other order round differently, by 1e-7 each in float32; 9 steps of batch norm and ReLU amplify that."""
+
+
+@pytest.fixture
+def with_images(
+    make_state: Callable[..., StateFolder], make_prepared: Callable[..., Prepared]
+) -> Callable[..., StateFolder]:
+    """Make a state folder in which the images of two owners have arrived."""
+
+    def make(name: str = "state", **training: Any) -> StateFolder:
+        state = make_state(name, exchange=Exchange.IMAGES, training={"rounds": 3, "seed": 3, **training})
+        for position, owner in enumerate(OWNERS):
+            make_prepared(state.store(owner), (17, 9), (7,), seed=position)
+        return state
+
+    return make
+
+
+def in_this_process(state: StateFolder) -> list[RoundRecord]:
+    settings = state.plan().settings
+    stores = [ShardStore(state.store(owner)) for owner in OWNERS]
+    train, held_out = (pooled_images(stores, split, settings, CPU) for split in Split)
+    network = build_network(settings.network_config(), settings.training.seed)
+    checkpoints = state.checkpoint
+    return list(
+        train_pooled(network, lambda _epoch: train, held_out, settings, checkpoints, CPU, lambda *_: None, len(OWNERS))
+    )
+
+
+def in_processes(state: StateFolder, processes: Processes = TWO) -> list[RoundRecord]:
+    return list(train_in_processes(state, processes, OWNERS, lambda: None))
+
+
+def assert_same_training(one: StateFolder, other: StateFolder) -> None:
+    mine, theirs = load_checkpoint(one.checkpoint), load_checkpoint(other.checkpoint)
+    assert mine is not None
+    assert theirs is not None
+    assert mine.rounds == theirs.rounds
+    for name in ("weights", "momentum"):
+        torch.testing.assert_close(getattr(mine, name), getattr(theirs, name), rtol=CLOSE, atol=CLOSE)
+
+
+def test_the_loss_curve_is_that_of_one_process(with_images: Callable[..., StateFolder]) -> None:
+    alone, together = with_images("alone", **STEADY), with_images("together", **STEADY)
+    expected, records = in_this_process(alone), in_processes(together)
+    assert [one.round for one in records] == [1, 2, 3]
+    assert [one.train_loss for one in records] == pytest.approx([one.train_loss for one in expected], rel=CLOSE)
+    assert [one.held_out_loss for one in records] == pytest.approx([one.held_out_loss for one in expected], rel=CLOSE)
+    assert [one.accuracy for one in records] == [one.accuracy for one in expected]
+    assert_same_training(alone, together)
+
+
+def test_training_goes_on_from_the_checkpoint(with_images: Callable[..., StateFolder]) -> None:
+    whole, stopped = with_images("whole", **STEADY), with_images("stopped", **STEADY)
+    in_this_process(whole)
+    records = train_in_processes(stopped, TWO, OWNERS, lambda: None)
+    next(records)
+    records.close()
+    left = in_processes(stopped)
+    assert left[-1].round == 3
+    assert_same_training(whole, stopped)
+
+
+def test_a_process_that_dies_ends_the_training_with_a_reason(with_images: Callable[..., StateFolder]) -> None:
+    state = with_images(rounds=100_000)
+    records = train_in_processes(state, TWO, OWNERS, lambda: None)
+    next(records)
+    victims = processes_of(state, "coordinator.rank")
+    assert len(victims) == 2
+    os.kill(victims[1], signal.SIGKILL)
+    with pytest.raises(ServiceError, match="training with 2 processes") as failure:
+        for _ in records:
+            pass
+    assert "training.log" in failure.value.message + (failure.value.hint or "")
+    assert gone(victims)
+
+
+def test_what_the_check_raises_ends_the_processes(with_images: Callable[..., StateFolder]) -> None:
+    state = with_images(rounds=100_000)
+    stop = False
+
+    def check_stop() -> None:
+        if stop:
+            raise InterruptedError
+
+    records = train_in_processes(state, TWO, OWNERS, check_stop)
+    next(records)
+    running = processes_of(state, "coordinator.rank")
+    stop = True
+    with pytest.raises(InterruptedError):
+        for _ in records:
+            pass
+    assert gone(running)
+
+
+@pytest.mark.parametrize(
+    ("processes", "exchange", "message"),
+    [
+        (TWO, Exchange.UPDATES, "does not train at the coordinator"),
+        (TWO, Exchange.GRADIENTS, "does not train at the coordinator"),
+        (Processes("mps", 2), Exchange.IMAGES, "names one device"),
+        (Processes("cuda:1", 2), Exchange.IMAGES, "names one device"),
+        (Processes("cuda", 4096), Exchange.IMAGES, "GPUs here"),
+        (Processes("auto", 4096), Exchange.IMAGES, "GPUs here"),
+    ],
+)
+def test_what_makes_no_sense_is_refused_at_once(processes: Processes, exchange: Exchange, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        processes.check(exchange)
+
+
+@pytest.mark.parametrize("exchange", Exchange)
+def test_one_process_is_right_for_every_exchange(exchange: Exchange) -> None:
+    Processes("auto").check(exchange)
+
+
+def test_there_is_no_job_where_nothing_is_trained(make_state: Callable[..., StateFolder]) -> None:
+    with pytest.raises(UsageError, match="no training is under way"):
+        read_job(make_state("state"))
+
+
+def processes_of(state: StateFolder, module: str) -> list[int]:
+    """Ids of the processes that train in a state folder, in the order of their ranks."""
+    found = {}
+    for entry in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            arguments = (entry / "cmdline").read_bytes().split(b"\0")
+            if module.encode() in arguments and str(state.folder).encode() in arguments and b"-m" in arguments:
+                variables = dict(part.partition(b"=")[::2] for part in (entry / "environ").read_bytes().split(b"\0"))
+                if b"RANK" in variables:
+                    found[int(variables[b"RANK"])] = int(entry.name)
+    return [found[rank] for rank in sorted(found)]
+
+
+def gone(processes: list[int]) -> bool:
+    """Wait until processes have ended."""
+    limit = time.monotonic() + 20
+    while time.monotonic() < limit:
+        if not any(running(one) for one in processes):
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def running(process: int) -> bool:
+    try:
+        return " Z " not in Path(f"/proc/{process}/stat").read_text()
+    except OSError:
+        return False
