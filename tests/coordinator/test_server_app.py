@@ -13,11 +13,12 @@ import torch
 from flwr.app import Message
 from flwr.app.error import Error
 
-from coordinator import server_app
+from coordinator import processes, server_app
+from coordinator.processes import Processes
 from coordinator.server_app import run_federation
 from ppfed import wire
 from ppfed.enrolment import Phase
-from ppfed.errors import FederationError
+from ppfed.errors import FederationError, ServiceError
 from ppfed.images.source import Split
 from ppfed.images.types import EncryptedImages
 from ppfed.model_folder import load_model
@@ -105,6 +106,34 @@ def test_a_federation_ends_with_a_model_for_everyone(
         mine = network_state(model.network)
         assert all(torch.equal(tensor, mine[name]) for name, tensor in network_state(theirs.network).items())
     assert "model written" in [line["event"] for line in audit(federation.state)]
+
+
+def test_several_processes_train_the_model_that_one_would(make_federation: MakeFederation) -> None:
+    # A rate at which rounding does not grow: see tests/coordinator/test_processes.py.
+    training = {"rounds": 2, "seed": 3, "base_maps": 4, "learning_rate": 0.002}
+    federation = make_federation(exchange="images", training=training)
+    run_federation(federation.grid, federation.state, CPU, Processes("cpu", 2))
+    status = federation.state.status()
+    assert (status.phase, status.message) == (Phase.FINISHED, "")
+    assert [record.round for record in status.rounds] == [1, 2]
+    model = load_model(federation.state.model, CPU)
+    weights, accuracies = trained_by_hand(federation)
+    assert [record.accuracy for record in status.rounds] == accuracies
+    torch.testing.assert_close(network_state(model.network), weights, rtol=1e-4, atol=1e-4)
+    assert all(app.farewell.completed for app in federation.apps.values())
+
+
+def test_processes_that_fail_end_the_run_with_a_reason(
+    make_federation: MakeFederation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Torchrun refuses what is not one of its modules, as it would an installation that is damaged.
+    monkeypatch.setattr(processes, "torchrun_arguments", lambda _state, _processes: ["--module", "nowhere"])
+    federation = make_federation(exchange="images", training={"rounds": 2})
+    with pytest.raises(ServiceError, match="training with 2 processes"):
+        run_federation(federation.grid, federation.state, CPU, Processes("cpu", 2))
+    status = federation.state.status()
+    assert status.phase is Phase.FAILED
+    assert "training with 2 processes" in status.message
 
 
 def test_images_train_the_same_model_as_one_party_would(make_federation: MakeFederation) -> None:
