@@ -336,7 +336,8 @@ def test_no_image_to_train_on_is_a_failure(make_federation: MakeFederation) -> N
 def test_the_flower_app_reads_the_environment(make_federation: MakeFederation, monkeypatch: pytest.MonkeyPatch) -> None:
     federation = make_federation(training={"rounds": 1})
     monkeypatch.setenv(server_app.STATE_VARIABLE, str(federation.state.folder))
-    monkeypatch.setenv(server_app.DEVICE_VARIABLE, "cpu")
+    for name, value in Processes("cpu").environment().items():
+        monkeypatch.setenv(name, value)
     server_app.main(federation.grid, None)
     assert federation.state.status().phase is Phase.FINISHED
     assert json.loads((federation.state.folder / "status.json").read_text())["phase"] == "finished"

@@ -274,6 +274,7 @@ def test_owners_and_queries_have_tables(tmp_path: Path) -> None:
         {"mode": "updates", "owners": 2, "partition": "shards-2"},
         {"mode": "updates", "owners": 2, "local_epochs": 3},
         {"mode": "updates", "owners": 2, "strategy": "fedadam"},
+        {"mode": "updates", "owners": 2, "update_format": "bfloat16"},
         {"mode": "gradients", "owners": 2, "batch_norm": "shared"},
         {"mode": "pooled", "owners": 2, "wrong_key_owners": 1},
         {"cipher": "etc-v1"},
