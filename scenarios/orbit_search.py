@@ -8,13 +8,13 @@ that it can be stopped and gone on with, or run for some at a time.
 
 from __future__ import annotations
 
-import json
 import sys
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 
 from ppfed.attacks.inversion import CPU, train_inversion
 from ppfed.augment import Augmentation, Padding
@@ -98,6 +98,9 @@ class OrbitRow:
     solver: Leak | None
 
 
+_ROW = TypeAdapter(OrbitRow)
+
+
 def main(arguments: list[str]) -> int:
     """Measure what is not yet there, and print the table."""
     names = [orbit.name for orbit in ORBITS]
@@ -117,7 +120,7 @@ def main(arguments: list[str]) -> int:
         for orbit in left:
             row = measure(orbit, material, budget, pick_device(), seed=0)
             with (out / ROWS_FILE).open("a") as file:
-                file.write(json.dumps(asdict(row)) + "\n")
+                file.write(_ROW.dump_json(row).decode() + "\n")
             sys.stdout.write(in_table([row]))
             sys.stdout.flush()
     sys.stdout.write(in_table(list(read_rows(out / ROWS_FILE).values())))
@@ -128,16 +131,7 @@ def read_rows(path: Path) -> dict[str, OrbitRow]:
     """Read what was measured, by name, in the order of ``ORBITS``."""
     if not path.exists():
         return {}
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    rows = {
-        line["name"]: OrbitRow(
-            line["name"],
-            line["accuracy"],
-            Leak(**line["network"]),
-            Leak(**line["solver"]) if line["solver"] else None,
-        )
-        for line in lines
-    }
+    rows = {row.name: row for row in map(_ROW.validate_json, path.read_text().splitlines())}
     return {orbit.name: rows[orbit.name] for orbit in ORBITS if orbit.name in rows}
 
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ppfed.attacks.blocks import cut, join
+from ppfed.attacks.fold import fold
 from ppfed.attacks.stream import NP_CONSTANTS, NP_TWICE_CONSTANTS
 from ppfed.attacks.unfold import unfold
 from ppfed.images.types import UInt8Array
@@ -22,6 +24,7 @@ Change = Callable[[UInt8Array], UInt8Array]
 
 EIGHT_CONSTANTS = (0x00, 0xFF, 0x80, 0x7F, 0x40, 0xBF, 0xC0, 0x3F)
 _LOWEST_HIDDEN = 4
+_BLOCK_PX = 2
 
 
 @dataclass(frozen=True)
@@ -45,14 +48,6 @@ class Orbit:
     secret: str
     keep: Change
     solve: Change | None = None
-
-
-def fold(values: UInt8Array, bits: int = 8) -> UInt8Array:
-    """Least of a value and its negative, of the lower ``bits`` alone: the higher ones are hidden."""
-    top = np.uint8((1 << bits) - 1)
-    low = values & top
-    least: UInt8Array = np.minimum(low, top - low)
-    return least
 
 
 def sort_colours(pixels: UInt8Array) -> UInt8Array:
@@ -129,37 +124,30 @@ def _half_of_the_pixels(pixels: UInt8Array) -> UInt8Array:
 def _pairs(pixels: UInt8Array) -> UInt8Array:
     """Let neighbours in a row change places or not, as whole pixels."""
     kept = sort_colours(fold(pixels))
-    return _from_groups(_sort_rows(_groups(kept, 1, 2)), 1, 2, kept.shape)
+    count, height, width, channels = kept.shape
+    return _sort_pixels(kept.reshape(count, height, width // 2, 2, channels)).reshape(kept.shape)
 
 
 def _blocks(pixels: UInt8Array) -> UInt8Array:
     """Let the four pixels of a block change places, as whole pixels."""
-    kept = sort_colours(fold(pixels))
-    return _from_groups(_sort_rows(_groups(kept, 2, 2)), 2, 2, kept.shape)
+    blocks = cut(sort_colours(fold(pixels)), _BLOCK_PX)
+    count, number, _, _, channels = blocks.shape
+    return _joined(_sort_pixels(blocks.reshape(count, number, _BLOCK_PX**2, channels)), pixels.shape)
 
 
 def _blocks_of_values(pixels: UInt8Array) -> UInt8Array:
     """Let all twelve values of a block change places."""
-    groups = _groups(fold(pixels), 2, 2)
-    ordered = np.sort(groups.reshape(*groups.shape[:-2], -1), axis=-1).reshape(groups.shape)
-    return _from_groups(ordered, 2, 2, pixels.shape)
+    blocks = cut(fold(pixels), _BLOCK_PX)
+    return _joined(np.sort(blocks.reshape(*blocks.shape[:2], -1), axis=-1), pixels.shape)
 
 
-def _groups(pixels: UInt8Array, high: int, wide: int) -> UInt8Array:
-    """Cut images into groups of pixels: (N, H / high, W / wide, high wide, 3)."""
-    count, height, width, channels = pixels.shape
-    cut = pixels.reshape(count, height // high, high, width // wide, wide, channels).transpose(0, 1, 3, 2, 4, 5)
-    return cut.reshape(count, height // high, width // wide, high * wide, channels)
+def _joined(blocks: UInt8Array, shape: tuple[int, ...]) -> UInt8Array:
+    """Join blocks, (N, B, ...), to images of ``shape``."""
+    return join(blocks.reshape(*blocks.shape[:2], _BLOCK_PX, _BLOCK_PX, shape[3]), shape[1] // _BLOCK_PX)
 
 
-def _from_groups(groups: UInt8Array, high: int, wide: int, shape: tuple[int, ...]) -> UInt8Array:
-    count, rows, columns, _, channels = groups.shape
-    cut = groups.reshape(count, rows, columns, high, wide, channels).transpose(0, 1, 3, 2, 4, 5)
-    return np.ascontiguousarray(cut).reshape(shape)
-
-
-def _sort_rows(groups: UInt8Array) -> UInt8Array:
-    """Sort the pixels of each group as words of three digits."""
+def _sort_pixels(groups: UInt8Array) -> UInt8Array:
+    """Sort the pixels of each group, (..., pixels, 3), as words of three digits."""
     words = groups.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], dtype=np.uint32)
     order = np.argsort(words, axis=-1, kind="stable")
     return np.take_along_axis(groups, order[..., None], axis=-2)

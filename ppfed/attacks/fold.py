@@ -6,7 +6,6 @@ import numpy as np
 
 from ppfed.images.types import EncryptedImages, UInt8Array
 
-_LOWER_BITS = np.uint8(0x7F)
 _STRETCH = {"np-v1": 2, "np2-v1": 4}
 """What brings the folded values of a cipher to the whole range."""
 
@@ -16,28 +15,30 @@ def folds(cipher: str) -> bool:
     return cipher in _STRETCH
 
 
-def fold(pixels: UInt8Array) -> UInt8Array:
+def fold(pixels: UInt8Array, bits: int = 8) -> UInt8Array:
     """Map each value to min(v, 255 - v), which the negative-positive transform leaves unchanged.
 
     Parameters
     ----------
     pixels : uint8 array, any shape
         Plain or encrypted: without colour shuffle both give the same.
+    bits : int
+        Fold so many of the lower bits alone, 1 to 8, and drop the others: what is left where these are hidden too.
 
     Returns
     -------
     uint8 array, same shape
-        0 to 127.
+        0 to 127; below half of 2 to the power of ``bits``.
     """
-    folded: UInt8Array = np.minimum(pixels, 255 - pixels)
+    top = np.uint8((1 << bits) - 1)
+    lower = pixels & top
+    folded: UInt8Array = np.minimum(lower, top - lower)
     return folded
 
 
 def fold_twice(pixels: UInt8Array) -> UInt8Array:
     """Map each value to min(w, 127 - w) with w its lower seven bits, which NP twice leaves unchanged: 0 to 63."""
-    lower = pixels & _LOWER_BITS
-    folded: UInt8Array = np.minimum(lower, _LOWER_BITS - lower)
-    return folded
+    return fold(pixels, 7)
 
 
 def folded_view(images: EncryptedImages) -> UInt8Array:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from flwr.app import RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
+from torch import Tensor
 
 from ppfed import wire
 from ppfed.federation import TrainingSettings, UpdateFormat
@@ -63,12 +64,11 @@ def measure(settings: BenchSettings) -> Iterator[Measurement]:
 
 def message_bytes(form: UpdateFormat) -> Measurement:
     """Count all that Flower moves of a round's two messages, in proportion to the network's weights in float32."""
-    agreed = federation_settings(1, TrainingSettings(base_maps=_FULL_WIDTH, update_format=form))
-    weights = network_state(build_network(agreed.network_config(), 0))
+    weights = _full_weights()
     result = wire.RoundResult(weights, _BATCH, 1.0, Evaluation(0, 0, float("nan")))
     order_bytes = _moved_bytes(wire.pack_round_order(wire.RoundOrder(1, weights)))
     answer_bytes = _moved_bytes(wire.pack_round_result(result, weights if form is UpdateFormat.BFLOAT16 else None))
-    network_bytes = 4 * len(flatten(weights))
+    network_bytes = _size_bytes(weights)
     return Measurement(
         SECTION,
         f"bytes of a round, to an owner and back, {form}",
@@ -97,12 +97,10 @@ def product_rows(seen: Rounds, owners: int, form: UpdateFormat) -> Iterator[Meas
         f"the sum of the owners' training, on {working} core{'s' if working > 1 else ''}",
         Bound(1000.0, at_most=True),
     )
-    agreed = federation_settings(owners, TrainingSettings(base_maps=_FULL_WIDTH))
-    network_bytes = 4 * len(flatten(network_state(build_network(agreed.network_config(), 0))))
     yield Measurement(
         SECTION,
         f"sent by each of {owners} owners in a round, {form}",
-        seen.received_bytes / network_bytes,
+        seen.received_bytes / _size_bytes(_full_weights()),
         against="the weights of ResNet-18 in float32",
         floor=Bound(_MOST_SENT[form], at_most=True),
         details={"from_owner_mb": seen.received_bytes / 1e6},
@@ -165,6 +163,15 @@ def _round_of(owners: int) -> float:
         folder = Path(name)
         prepared = prepare(folder / "owners", agreed, _FEW_IMAGES)
         return statistics.median(simulated_s(folder / "coordinator", agreed, prepared))
+
+
+def _full_weights() -> dict[str, Tensor]:
+    agreed = federation_settings(1, TrainingSettings(base_maps=_FULL_WIDTH))
+    return network_state(build_network(agreed.network_config(), 0))
+
+
+def _size_bytes(weights: dict[str, Tensor]) -> int:
+    return 4 * len(flatten(weights))
 
 
 def _moved_bytes(content: RecordDict) -> int:
