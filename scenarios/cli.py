@@ -103,6 +103,12 @@ def run_scenario(
     seeds: Annotated[
         int | None, typer.Option("--seeds", min=1, help="Repetitions of each arm; default: the scenario's.")
     ] = None,
+    arms: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--arm", help="Run only this arm; * stands for anything. May be given several times.", metavar="NAME"
+        ),
+    ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Arms side by side; they share the cores.")] = 1,
     out: Annotated[
@@ -122,12 +128,13 @@ def run_scenario(
         chosen = declaration.Scale(scale)
     except ValueError:
         raise UsageError(f"there is no scale {scale!r}", hint="Choose smoke, small or paper.") from None
+    wanted_arms = declared.choose(arms or [])
     folder = RunFolder(out or Path("runs") / f"{declared.name}-{chosen}")
     console = stderr()
     with folder.locked():
         with progress_bar("reading images", None) as advance:
             record = open_run(declared, chosen, data, folder.folder, device, jobs, advance, data_name)
-        wanted = jobs_of(record, seeds)
+        wanted = jobs_of(record, seeds, wanted_arms)
         done = {(one.arm, one.seed) for one in results.read(folder.folder)}
         known = sum((job.arm, job.seed) in done for job in wanted)
         print_line(

@@ -17,7 +17,9 @@ import itertools
 import json
 import re
 import tomllib
+from collections.abc import Sequence
 from enum import StrEnum
+from fnmatch import fnmatchcase
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -366,6 +368,30 @@ class Scenario(_Declared):
         """Return what a scale spends."""
         budget: Budget = getattr(self, scale)
         return budget.model_copy(update={"attack_preset": budget.attack_preset or _PRESETS[scale]})
+
+    def choose(self, patterns: Sequence[str]) -> tuple[Arm, ...]:
+        """Return the arms that are named, in their order; all of them for no pattern.
+
+        Parameters
+        ----------
+        patterns : sequence of str
+            Names of arms, with ``*`` and ``?`` as in file names.
+
+        Raises
+        ------
+        UsageError
+            If a pattern fits no arm.
+        """
+        names = [arm.name for arm in self.arms]
+        for pattern in patterns:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                raise UsageError(
+                    f"no arm of {self.name!r} is named {pattern!r}",
+                    hint=f"Take one of these, or write * for a part of a name: {'; '.join(names)}.",
+                )
+        if not patterns:
+            return self.arms
+        return tuple(arm for arm in self.arms if any(fnmatchcase(arm.name, pattern) for pattern in patterns))
 
     def is_attacked(self, scale: Scale) -> bool:
         """Whether leakage is measured of any arm."""

@@ -23,7 +23,7 @@ import shutil
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib import resources
@@ -40,7 +40,7 @@ from ppfed.training import pick_device
 from scenarios import results
 from scenarios.arms import Progress
 from scenarios.attacking import PICTURES_FILE
-from scenarios.declaration import Scale, Scenario
+from scenarios.declaration import Arm, Scale, Scenario
 from scenarios.material import DIGITS, Material, digits, read_images
 from scenarios.results import Identity, Result, RunRecord
 
@@ -209,10 +209,20 @@ def open_run(
     return record
 
 
-def jobs_of(record: RunRecord, seeds: int | None) -> list[Job]:
-    """List all arms under all seeds, seed by seed: an interrupted run has whole tables of few seeds."""
+def jobs_of(record: RunRecord, seeds: int | None, arms: Sequence[Arm] | None = None) -> list[Job]:
+    """List arms under all seeds, seed by seed: an interrupted run has whole tables of few seeds.
+
+    Parameters
+    ----------
+    record : RunRecord
+    seeds : int or None
+        How many; None for what the scenario says.
+    arms : sequence of Arm or None
+        None for all.
+    """
     count = record.scenario.budget(record.scale).seeds if seeds is None else seeds
-    return [Job(arm.name, arm.slug, seed) for seed in range(count) for arm in record.scenario.arms]
+    wanted = record.scenario.arms if arms is None else arms
+    return [Job(arm.name, arm.slug, seed) for seed in range(count) for arm in wanted]
 
 
 class Runner:

@@ -128,7 +128,8 @@ def test_finished_arms_are_not_run_again(undisturbed: Path, tiny: Scenario) -> N
 def test_more_seeds_are_added_to_what_is_there(tiny: Scenario, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     record = begin(tiny, folder)
-    jobs = [job for job in jobs_of(record, 2) if job.arm == "plain"]
+    jobs = jobs_of(record, 2, tiny.choose(["plain"]))
+    assert [(job.arm, job.seed) for job in jobs] == [("plain", 0), ("plain", 1)]
     runner = Runner(RunFolder(folder), "cpu", 2, Watcher())
     assert runner.run(jobs[:1]) == []
     first = results.read(folder)
@@ -138,6 +139,22 @@ def test_more_seeds_are_added_to_what_is_there(tiny: Scenario, tmp_path: Path) -
     assert [one.seed for one in both] == [0, 1]
     assert both[:1] == first
     assert both[0].curve[0].train_loss != both[1].curve[0].train_loss
+
+
+def test_chosen_arms_are_run_and_the_rest_is_added_later(scenario_file: Path, tmp_path: Path) -> None:
+    command = [*PPFED, "scenario", "run", str(scenario_file), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    done = subprocess.run([*command, "--arm", "plane"], capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "no arm of 'tiny' is named 'plane'" in done.stderr
+    # No copy of anybody's images was made for nothing.
+    assert not (tmp_path / "run").exists()
+
+    subprocess.run([*command, "--arm", "pl*", "--arm", "alone"], capture_output=True, check=True)
+    assert [one.arm for one in results.read(tmp_path / "run")] == ["plain", "alone"]
+    assert "Arms without a result" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    subprocess.run(command, capture_output=True, check=True)
+    assert {one.arm for one in results.read(tmp_path / "run")} == {"plain", "fresh", "client", "alone"}
+    assert "Arms without a result" not in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
