@@ -32,7 +32,7 @@ from ppfed.network import ImageClassifier, build_network
 from ppfed.store import Shard, ShardStore, rows_per_shard
 from ppfed.training import ImageTensors, epoch_generator, evaluate
 from scenarios.attacking import Attacker, membership_rows
-from scenarios.declaration import CHANNELS, MIXING, Arm, AugmentationPlace, Budget, Mode, Partition
+from scenarios.declaration import MIXING, Arm, AugmentationPlace, Budget, Mode, Partition
 from scenarios.material import Material
 from scenarios.mixing import default_block, mix_blocks
 from scenarios.plain import PlainControl
@@ -141,7 +141,7 @@ class ArmRun:
     def settings(self) -> FederationSettings:
         """Describe the arm as a federation."""
         arm, budget = self._arm, self._budget
-        side = arm.size or budget.size
+        height, width, channels = arm.shape(budget)
         spec = arm.spec or PlainControl.spec
         augmentation = {} if arm.augmentation is AugmentationPlace.CLOUD else _NO_AUGMENTATION
         training = TrainingSettings(
@@ -171,9 +171,9 @@ class ArmRun:
             owners=arm.owners,
             quorum=arm.owners,
             classes=self._material.classes,
-            height=side,
-            width=side,
-            channels=CHANNELS,
+            height=height,
+            width=width,
+            channels=channels,
             cipher=CipherSettings(name=spec.name, scope=spec.scope, colour_shuffle=spec.colour_shuffle),
             fingerprint=experiment_key(self._seed).fingerprint,
             training=training,

@@ -39,9 +39,6 @@ from ppfed.leakage.record import AttackName
 from ppfed.network import Backbone
 from ppfed.training import Schedule
 
-CHANNELS = 3
-"""Of every scenario's images: red, green and blue."""
-
 PLAIN = "plain"
 MIXING = "pixel-block-mixing"
 ALL_ATTACKS = "all"
@@ -219,6 +216,8 @@ class Arm(_Declared):
         As in ``NetworkConfig``.
     size : int or None
         Side of the images in pixels, where it is not the budget's.
+    channels : 1 or 3
+        Grey images, as ``ppfed coordinator start --channels 1`` makes them, or red, green and blue.
     owners : int
     partition : str
         As ``Partition.parse`` reads it.
@@ -252,6 +251,7 @@ class Arm(_Declared):
     padding: Padding = Padding.FILL
     mirrored_views: bool = False
     size: int | None = Field(default=None, ge=4, le=1024)
+    channels: Literal[1, 3] = 3
     owners: int = Field(default=1, ge=1, le=1000)
     partition: str = "iid"
     local_epochs: int = Field(default=1, ge=1, le=1000)
@@ -276,6 +276,8 @@ class Arm(_Declared):
             self.mode is not Mode.CENTRALIZED or self.augmentation is AugmentationPlace.CLIENT
         ):
             raise ValueError("pixel block mixing is compared in centralized arms that augment afterwards")
+        if self.colour_shuffle and self.channels == 1:
+            raise ValueError("grey images have no colours to shuffle")
         self._check_attacks()
         if self.local_epochs != 1 and self.mode is not Mode.UPDATES:
             raise ValueError("local epochs belong to mode 'updates'")
@@ -301,6 +303,11 @@ class Arm(_Declared):
             possible = ", ".join(self.possible_attacks) or "none but 'all'"
             raise ValueError(f"attack {', '.join(unfit)} does not fit this arm; there is {possible}")
 
+    def shape(self, budget: Budget) -> tuple[int, int, int]:
+        """Height, width and channels of its images."""
+        side = self.size or budget.size
+        return side, side, self.channels
+
     @property
     def slug(self) -> str:
         """The name as part of a file name; unique in the scenario."""
@@ -321,7 +328,7 @@ class Arm(_Declared):
         """Attacks that make sense for the cipher, and for what leaves an owner."""
         if self.mode in (Mode.UPDATES, Mode.GRADIENTS):
             return SENT_ATTACKS
-        return () if self.spec is None else applicable(self.spec, CHANNELS)
+        return () if self.spec is None else applicable(self.spec, self.channels)
 
     @property
     def wanted_attacks(self) -> tuple[AttackName, ...]:

@@ -18,7 +18,6 @@ from ppfed.images.labels import rank_in_class
 from ppfed.images.open import open_source
 from ppfed.images.source import ImageSource, LoadReport, Split, no_progress
 from ppfed.images.types import Int64Array, PlainImages, UInt8Array
-from scenarios.declaration import CHANNELS
 
 DIGITS = "scikit-learn's handwritten digits"
 
@@ -96,6 +95,7 @@ def read_images(
     progress: Callable[[int], None] = no_progress,
     *,
     attacker_images: int = 0,
+    channels: int = 3,
 ) -> Material:
     """Read a source: the first images of each class, resized to a square; and the last for the attacker.
 
@@ -111,6 +111,8 @@ def read_images(
         Called with the number of images read.
     attacker_images : int
         How many of the training split an attacker has, the same number of each class.
+    channels : 1 or 3
+        Grey, or red, green and blue.
 
     Raises
     ------
@@ -118,9 +120,9 @@ def read_images(
         If there are too few images, or some cannot be used.
     """
     source = open_source(data)
-    train, train_labels = _read(source, Split.TRAIN, size, progress)
+    train, train_labels = _read(source, Split.TRAIN, (size, size, channels), progress)
     if Split.HELD_OUT in source.counts:
-        test, test_labels = _read(source, Split.HELD_OUT, size, progress)
+        test, test_labels = _read(source, Split.HELD_OUT, (size, size, channels), progress)
     else:
         apart = rank_in_class(train_labels) % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1
         test, test_labels = train[apart], train_labels[apart]
@@ -130,15 +132,17 @@ def read_images(
     )
 
 
-def digits(size: int, images: int | None, held_out: int | None, *, attacker_images: int = 0) -> Material:
+def digits(
+    size: int, images: int | None, held_out: int | None, *, attacker_images: int = 0, channels: int = 3
+) -> Material:
     """Take 1,797 handwritten digits that come with scikit-learn (UCI ML repository, 8x8 pixels, 17 grey levels).
 
-    Parameters as in ``read_images``; grey becomes red, green and blue.
+    Parameters as in ``read_images``; with three channels grey becomes red, green and blue.
     """
     loaded = load_digits()
     grey = np.round(loaded.images * (255 / 16)).astype(np.uint8)
     resized = [np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BILINEAR)) for one in grey]
-    pixels = np.repeat(np.stack(resized)[..., None], CHANNELS, axis=3)
+    pixels = np.repeat(np.stack(resized)[..., None], channels, axis=3)
     labels = loaded.target.astype(np.int64)
     apart = rank_in_class(labels) % 5 == 4
     classes = tuple(str(digit) for digit in range(10))
@@ -170,10 +174,11 @@ def _material(
 
 
 def _read(
-    source: ImageSource, split: Split, size: int, progress: Callable[[int], None]
+    source: ImageSource, split: Split, shape: tuple[int, int, int], progress: Callable[[int], None]
 ) -> tuple[UInt8Array, Int64Array]:
     report = LoadReport()
-    batches = list(source.read(split, size=(size, size), channels=CHANNELS, report=report, progress=progress))
+    height, width, channels = shape
+    batches = list(source.read(split, size=(height, width), channels=channels, report=report, progress=progress))
     if report.bad:
         raise BadImagesError(report.bad)
     if not batches:

@@ -93,9 +93,9 @@ class RunFolder:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def images(self, size: int) -> Path:
-        """Return the file of images of one size; plain, readable by this user alone, deleted when all arms are done."""
-        return self.folder / "images" / f"{size}.npz"
+    def images(self, shape: tuple[int, int, int]) -> Path:
+        """Return the file of images of one shape; plain, for this user alone, deleted when all arms are done."""
+        return self.folder / "images" / f"{'x'.join(map(str, shape))}.npz"
 
     def forget_images(self) -> None:
         """Delete the copies of images; they are made again when they are needed."""
@@ -180,8 +180,8 @@ def open_run(
     if known is None and folder.exists() and any(path.name != ".lock" for path in folder.iterdir()):
         raise UsageError(f"{folder} is not empty, and no run of a scenario", hint="Name another folder with --out.")
     materials = _materials(scenario, scale, data, RunFolder(folder), progress)
-    first = materials[scenario.budget(scale).size]
-    content = hashlib.sha256("".join(materials[size].digest() for size in sorted(materials)).encode()).hexdigest()
+    first = next(iter(materials.values()))
+    content = hashlib.sha256("".join(materials[shape].digest() for shape in sorted(materials)).encode()).hexdigest()
     identity = Identity(
         settings=scenario.digest(scale), data=content, code=code_digest(), device=_device_name(pick_device(device))
     )
@@ -367,8 +367,8 @@ def code_digest() -> str:
 
 def _materials(
     scenario: Scenario, scale: Scale, data: Path | None, folder: RunFolder, progress: Callable[[int], None]
-) -> dict[int, Material]:
-    """Read the images in every size that an arm wants, or the copies of the same files that an earlier start left."""
+) -> dict[tuple[int, int, int], Material]:
+    """Read the images in every shape that an arm wants, or the copies of the same files that an earlier start left."""
     budget = scenario.budget(scale)
     materials = {}
     source = "digits" if data is None else files_digest(data)
@@ -379,18 +379,20 @@ def _materials(
         mark.parent.chmod(0o700)
         write_atomic(mark, source)
     attacker_images = budget.attacker_images if scenario.is_attacked(scale) else 0
-    for size in {budget.size, *(arm.size for arm in scenario.arms if arm.size is not None)}:
-        path = folder.images(size)
+    for shape in {arm.shape(budget) for arm in scenario.arms}:
+        path = folder.images(shape)
         if path.exists():
-            materials[size] = Material.load(path)
+            materials[shape] = Material.load(path)
             continue
+        size, _, channels = shape
+        wanted = (size, budget.images, budget.held_out)
         material = (
-            digits(size, budget.images, budget.held_out, attacker_images=attacker_images)
+            digits(*wanted, attacker_images=attacker_images, channels=channels)
             if data is None
-            else read_images(data, size, budget.images, budget.held_out, progress, attacker_images=attacker_images)
+            else read_images(data, *wanted, progress, attacker_images=attacker_images, channels=channels)
         )
         material.save(path)
-        materials[size] = material
+        materials[shape] = material
     return materials
 
 

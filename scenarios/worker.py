@@ -55,7 +55,7 @@ def _run(
     try:
         arm = next(arm for arm in record.scenario.arms if arm.slug == slug)
         budget = record.scenario.budget(record.scale)
-        material = Material.load(folder.images(arm.size or budget.size))
+        material = Material.load(folder.images(arm.shape(budget)))
         run = ArmRun(
             arm,
             budget,

@@ -203,7 +203,7 @@ def _own(outcome: Outcome, arm: Arm) -> list[LeakageRecord]:
 
 
 def _records(outcome: Outcome, arm: Arm) -> list[LeakageRecord]:
-    """Return the arm's records, one for each seed; else of another with the same cipher, size and exchange."""
+    """Return the arm's records, one for each seed; else of another with the same cipher, shape and exchange."""
     alike = (other for other in outcome.finished if arm.mode is not Mode.ALONE and _leaks_alike(outcome, arm, other))
     every = (_own(outcome, one) for one in (arm, *alike))
     return next((records for records in every if records), [])
@@ -211,11 +211,11 @@ def _records(outcome: Outcome, arm: Arm) -> list[LeakageRecord]:
 
 def _leaks_alike(outcome: Outcome, arm: Arm, other: Arm) -> bool:
     both_send_images = arm.mode in _SENT_IMAGES and other.mode in _SENT_IMAGES
-    sides = {one.size or outcome.budget.size for one in (arm, other)}
+    shapes = {one.shape(outcome.budget) for one in (arm, other)}
     return (
         (both_send_images or arm.mode is other.mode)
         and (arm.cipher, arm.spec) == (other.cipher, other.spec)
-        and len(sides) == 1
+        and len(shapes) == 1
     )
 
 

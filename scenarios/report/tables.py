@@ -34,7 +34,8 @@ from scenarios.results import Result
 _DIGEST_SHOWN = 12
 _UNSEEN_SPREAD = "unknown"
 _SHOWN = {
-    *("name", "group", "mode", "owners", "partition", "local_epochs", "wrong_key_owners", "size", "published"),
+    *("name", "group", "mode", "owners", "partition", "local_epochs", "wrong_key_owners", "published"),
+    *("size", "channels"),
     *("cipher", "scope", "colour_shuffle", "adaptation", "adaptation_kind", "features"),
     *("augmentation", "padding", "mirrored_views"),
     "attacks",
@@ -172,6 +173,8 @@ def who(outcome: Outcome, arm: Arm) -> str:
         parts.append(f"{arm.wrong_key_owners} with a wrong key")
     if arm.size not in (None, outcome.budget.size):
         parts.append(f"{arm.size} pixels")
+    if arm.channels == 1:
+        parts.append("grey images")
     parts += [
         f"{field.replace('_', ' ')} {getattr(arm, field)}"
         for field, declared in Arm.model_fields.items()

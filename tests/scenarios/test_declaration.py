@@ -114,6 +114,8 @@ def test_what_is_no_partition_is_refused(text: str) -> None:
         ('[[arms]]\nname = "a"\nmode = "alone"\nattacks = ["all"]\n', "nobody is sent"),
         ('[[arms]]\nname = "a"\nmode = "pooled"\ncipher = "pixel-block-mixing"\n', "mixing is compared"),
         ('[[arms]]\nname = "a"\naugmentation = "client"\ncipher = "pixel-block-mixing"\n', "mixing is compared"),
+        ('[[arms]]\nname = "a"\nchannels = 1\ncolour_shuffle = true\n', "no colours to shuffle"),
+        ('[[arms]]\nname = "a"\nchannels = 2\n', "channels"),
         ("[[arms]\n", "not TOML"),
         ("arms = 3\n", "malformed"),
     ],
@@ -168,7 +170,7 @@ def test_every_bundled_arm_has_a_cipher_a_network_and_sound_settings(name: str, 
     scenario = bundled()[name]
     for scale in Scale:
         budget = scenario.budget(scale)
-        material = digits(arm.size or budget.size, 20, 10)
+        material = digits(arm.shape(budget)[0], 20, 10, channels=arm.channels)
         settings = ArmRun(arm, budget, material, 0, tmp_path, None, None).settings()  # type: ignore[arg-type]
         assert settings.training.epochs == budget.epochs
         assert settings.training.base_maps == budget.base_maps
@@ -184,11 +186,11 @@ def test_leakage_is_measured_of_every_cipher_in_both_scopes() -> None:
     assert {(name, scope) for name in cipher_names() for scope in Scope} <= attacked
     # With one key stream for all, NP twice is NP with another constant: the same attacks read it off.
     frontier = bundled()["frontier"].arms
-    every = {(arm.cipher, arm.size) for arm in frontier if arm.attacks}
+    every = {(arm.cipher, arm.size) for arm in frontier if arm.attacks and arm.channels == 3}
     assert every >= {(name, side) for name in cipher_names() for side in (16, 32, 48)}
     # Fresh NP masks fall to a solver that is stronger and faster than a trained network.
     fresh = [arm for arm in frontier if arm.cipher in XOR_CONSTANTS and arm.scope is Scope.IMAGE]
-    assert len(fresh) == 9
+    assert len(fresh) == 12
     assert all(AttackName.UNFOLD in arm.wanted_attacks for arm in fresh)
 
 

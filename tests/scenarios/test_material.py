@@ -40,6 +40,18 @@ def test_the_first_images_of_each_class_are_taken(class_folder: Path) -> None:
     assert material.held_out.pixels[:, 0, 0, 0].tolist() == [9, 109]
 
 
+def test_grey_images_are_those_of_a_grey_federation(class_folder: Path, tmp_path: Path) -> None:
+    red = class_folder / "cat" / "00.png"
+    Image.new("RGB", (8, 8), (200, 10, 10)).save(red)
+    material = read_images(class_folder, 8, 6, 2, attacker_images=4, channels=1)
+    assert material.train.shape == material.held_out.shape == (8, 8, 1)
+    assert material.attacker is not None
+    assert material.attacker.shape == (8, 8, 1)
+    # ITU-R 601, as Pillow's mode L.
+    assert int(material.train.pixels[0, 0, 0, 0]) == round(0.299 * 200 + 0.587 * 10 + 0.114 * 10)
+    assert digits(8, 20, 10, channels=1).train.shape == (8, 8, 1)
+
+
 def test_too_few_images_are_refused(class_folder: Path) -> None:
     with pytest.raises(DataError, match="rarest class has 18"):
         read_images(class_folder, 8, 100, None)

@@ -287,6 +287,7 @@ def test_owners_and_queries_have_tables(tmp_path: Path) -> None:
         {"padding": next(kind for kind in Padding if kind != Arm.model_fields["padding"].default)},
         {"mirrored_views": True},
         {"size": 16},
+        {"channels": 1},
         {"label_smoothing": 0.1},
         {"backbone": "convmixer"},
     ],
