@@ -6,7 +6,6 @@ import base64
 import json
 import re
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -56,8 +55,23 @@ def _files_with(folder: Path, needles: list[bytes]) -> list[str]:
     return found
 
 
+def _require_refusals(fed, tmp_path):
+    """Let an owner join with another key, and with too few images."""
+    fed.ppfed.run("key", "new", str(tmp_path / "other-key"))
+    refused = fed.ppfed.run(*fed.join_options("b", key=tmp_path / "other-key"), code=1)
+    assert "the key differs" in refused.stderr
+    assert "ppfed key seal" in refused.stderr
+    (tmp_path / "data" / "few" / "0").mkdir(parents=True)
+    refused = fed.ppfed.run(*fed.join_options("b", data=tmp_path / "data" / "few"), code=1)
+    assert "0 images to train on" in refused.stderr
+
+
 @pytest.mark.parametrize("exchange", ["images", "updates"])
-def test_two_owners_train_and_nothing_secret_reaches_the_coordinator(federation, exchange, tmp_path):
+def test_two_owners_train_and_nothing_secret_reaches_the_coordinator(
+    federation, exchange, tmp_path, wait_until, kill_hard
+):
+    # A federation takes a minute to come up and end, so that mishaps happen in it too: an owner with another key is
+    # refused in one, and an owner is killed in the other.
     # Larger and in small batches, so that a few rounds learn something.
     fed = federation(exchange, "--rounds", "8", "--size", "16", "--batch-size", "32", "--base-maps", "8")
     # A canary that nothing contains by chance: 256 random bytes, of the size that is trained on.
@@ -66,8 +80,17 @@ def test_two_owners_train_and_nothing_secret_reaches_the_coordinator(federation,
     watch = _ProcessWatch()
     watch.start()
     coordinator = fed.start_coordinator()
-    owners = [fed.start_owner("a"), fed.start_owner("b")]
-    codes = fed.wait(coordinator, *owners)
+    first = fed.start_owner("a")
+    if exchange == "images":
+        wait_until(lambda: "admitted by the coordinator" in fed.owner_log("a"), "the first owner's admission")
+        _require_refusals(fed, tmp_path)
+    second = fed.start_owner("b")
+    if exchange == "updates":
+        # While it trains: the question it was asked is lost with it.
+        wait_until(lambda: "round 2 of 8;" in fed.owner_log("b"), "the second round")
+        kill_hard(second)
+        second = fed.start_owner("b")
+    codes = fed.wait(coordinator, first, second)
     watch.done.set()
     watch.join()
     assert codes == [0, 0, 0], fed.log.read_text() + fed.owner_log("a") + fed.owner_log("b")
@@ -97,6 +120,9 @@ def test_two_owners_train_and_nothing_secret_reaches_the_coordinator(federation,
     # The search above can find something: the ciphertext of the owner's store reached the coordinator, or did not.
     ciphertext = next((fed.folder / "owner-a" / "store" / "train").glob("*.arrow")).read_bytes()[2000:2200]
     assert bool(_files_with(fed.state, [ciphertext])) == (exchange == "images")
+    events = [json.loads(line)["event"] for line in (fed.state / "audit.jsonl").read_text().splitlines()]
+    assert ("refused" in events) == (exchange == "images")
+    assert "model written" in events
 
     model = str(fed.state / "model")
     image = str(tmp_path / "data" / "b" / "1")
@@ -128,29 +154,6 @@ def test_owners_send_gradients_and_a_killed_coordinator_goes_on(federation, tmp_
     assert not {"refused", "missed the deadline"} & set(events)
 
 
-def test_an_owner_with_another_key_is_refused_and_the_others_go_on(federation, tmp_path):
-    fed = federation("images", "--rounds", "1")
-    fed.ppfed.run("key", "new", str(tmp_path / "other-key"))
-    coordinator = fed.start_coordinator()
-    first = fed.start_owner("a")
-    deadline = time.monotonic() + 120
-    while "admitted by the coordinator" not in fed.owner_log("a"):
-        assert first.poll() is None, fed.owner_log("a")
-        assert time.monotonic() < deadline
-        time.sleep(0.2)
-    refused = fed.ppfed.run(*fed.join_options("b", key=tmp_path / "other-key"), code=1)
-    assert "the key differs" in refused.stderr
-    assert "ppfed key seal" in refused.stderr
-    (tmp_path / "data" / "few" / "0").mkdir(parents=True)
-    refused = fed.ppfed.run(*fed.join_options("b", data=tmp_path / "data" / "few"), code=1)
-    assert "0 images to train on" in refused.stderr
-    second = fed.start_owner("b")
-    assert fed.wait(coordinator, first, second) == [0, 0, 0]
-    events = [json.loads(line)["event"] for line in (fed.state / "audit.jsonl").read_text().splitlines()]
-    assert "refused" in events
-    assert "model written" in events
-
-
 def test_a_killed_coordinator_goes_on_where_it_was(federation, wait_until, kill_hard):
     fed = federation("images", "--rounds", "40")
     coordinator = fed.start_coordinator()
@@ -167,19 +170,6 @@ def test_a_killed_coordinator_goes_on_where_it_was(federation, wait_until, kill_
     assert rounds_then < 40
     # Images that had arrived were not sent again.
     assert sorted(path.stat().st_mtime_ns for path in (fed.state / "store").rglob("*.arrow")) == received
-
-
-def test_a_killed_owner_joins_again_and_the_rounds_go_on(federation, wait_until, kill_hard):
-    fed = federation("updates", "--rounds", "6")
-    coordinator = fed.start_coordinator()
-    first, second = fed.start_owner("a"), fed.start_owner("b")
-    # While it trains: the question it was asked is lost with it.
-    wait_until(lambda: "round 2 of 6;" in fed.owner_log("b"), "the second round")
-    kill_hard(second)
-    again = fed.start_owner("b")
-    assert fed.wait(coordinator, first, again) == [0, 0, 0], fed.log.read_text() + fed.owner_log("b")
-    report = fed.status()
-    assert len(report["rounds"]) == 6
 
 
 def test_stop_ends_everyone_cleanly_and_start_goes_on(federation, wait_until):

@@ -9,16 +9,24 @@ from pathlib import Path
 
 import pytest
 
+from ppfed.ciphers.spec import Scope
 from ppfed.leakage.record import AttackName
 from scenarios import results
 from scenarios.declaration import Arm, Mode, Scale, Scenario, bundled
 
 
 def unlike_arms(scenario: Scenario) -> list[Arm]:
-    """Leave out arms that differ from an earlier one in the number of owners or the size of images alone."""
+    """Leave out arms that run the same code as an earlier one.
+
+    They differ in the number of owners, the size of images, what is published, or the scope of a cipher that is not
+    attacked.
+    """
     first: dict[Arm, Arm] = {}
     for arm in scenario.arms:
-        first.setdefault(arm.model_copy(update={"name": "-", "group": "", "size": None, "owners": 1}), arm)
+        apart = {"name": "-", "group": "", "size": None, "owners": 1, "published": None}
+        if not (arm.attacks and scenario.smoke.attack):
+            apart["scope"] = Scope.IMAGE
+        first.setdefault(arm.model_copy(update=apart), arm)
     return list(first.values())
 
 

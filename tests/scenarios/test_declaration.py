@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from ppfed.leakage.record import AttackName
 from ppfed.network import build_network
 from scenarios.arms import ArmRun
 from scenarios.declaration import Arm, Mode, Partition, Scale, Scenario, bundled, load, parse
-from scenarios.material import digits
+from scenarios.material import Material, digits
 
 BUDGETS = "\n".join(f"[{scale}]\nsize = 8\nepochs = 2\nbase_maps = 4" for scale in Scale)
 HEAD = 'title = "t"\nquestion = "q"\n'
@@ -165,12 +166,17 @@ def arms() -> list[tuple[str, Arm]]:
     return [(name, arm) for name, scenario in bundled().items() for arm in scenario.arms]
 
 
+@cache
+def few_digits(shape: tuple[int, int, int]) -> Material:
+    return digits(shape[0], 20, 10, channels=shape[2])
+
+
 @pytest.mark.parametrize(("name", "arm"), arms(), ids=lambda value: value if isinstance(value, str) else value.slug)
 def test_every_bundled_arm_has_a_cipher_a_network_and_sound_settings(name: str, arm: Arm, tmp_path: Path) -> None:
     scenario = bundled()[name]
     for scale in Scale:
         budget = scenario.budget(scale)
-        material = digits(arm.shape(budget)[0], 20, 10, channels=arm.channels)
+        material = few_digits(arm.shape(budget))
         settings = ArmRun(arm, budget, material, 0, tmp_path, None, None).settings()  # type: ignore[arg-type]
         assert settings.training.epochs == budget.epochs
         assert settings.training.base_maps == budget.base_maps
