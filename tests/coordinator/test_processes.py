@@ -20,9 +20,7 @@ from coordinator.processes import Processes, read_job, train_in_processes
 from coordinator.state import RoundRecord, StateFolder
 from ppfed.errors import ServiceError, UsageError
 from ppfed.federation import Exchange
-from ppfed.images.source import Split
 from ppfed.network import build_network
-from ppfed.store import ShardStore
 
 CPU = torch.device("cpu")
 TWO = Processes("cpu", 2)
@@ -51,12 +49,19 @@ def with_images(
 
 def in_this_process(state: StateFolder) -> list[RoundRecord]:
     settings = state.plan().settings
-    stores = [ShardStore(state.store(owner)) for owner in OWNERS]
-    train, held_out = (pooled_images(stores, split, settings, CPU) for split in Split)
+    images = pooled_images(state, OWNERS, CPU)
     network = build_network(settings.network_config(), settings.training.seed)
-    checkpoints = state.checkpoint
     return list(
-        train_pooled(network, lambda _epoch: train, held_out, settings, checkpoints, CPU, lambda *_: None, len(OWNERS))
+        train_pooled(
+            network,
+            lambda _epoch: images.train,
+            images.held_out,
+            settings,
+            state.checkpoint,
+            CPU,
+            lambda *_: None,
+            len(OWNERS),
+        )
     )
 
 
