@@ -78,17 +78,17 @@ class StoredImages:
             If there is no such row.
         """
         fetch = _Upload(self, self._device).fetch if self._device.type == "cuda" else self._fetch
-        with ThreadPoolExecutor(_AHEAD, THREAD_NAME) as threads:
-            under_way: deque[tuple[Tensor, Future[_Arriving]]] = deque()
-            try:
-                for some in rows:
-                    under_way.append((some, threads.submit(fetch, some)))
-                    if len(under_way) > _AHEAD:
-                        yield self._arrived(*under_way.popleft())
-                while under_way:
+        threads = ThreadPoolExecutor(_AHEAD, THREAD_NAME)
+        under_way: deque[tuple[Tensor, Future[_Arriving]]] = deque()
+        try:
+            for some in rows:
+                under_way.append((some, threads.submit(fetch, some)))
+                if len(under_way) > _AHEAD:
                     yield self._arrived(*under_way.popleft())
-            finally:
-                threads.shutdown(cancel_futures=True)
+            while under_way:
+                yield self._arrived(*under_way.popleft())
+        finally:
+            threads.shutdown(cancel_futures=True)
 
     def _arrived(self, rows: Tensor, future: Future[_Arriving]) -> tuple[Tensor, Tensor]:
         arriving = future.result()
@@ -131,20 +131,23 @@ class _Upload:
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
         self._buffers: SimpleQueue[tuple[Tensor, torch.cuda.Event]] = SimpleQueue()
         for _ in range(_AHEAD):
-            self._buffers.put((torch.empty(0, dtype=torch.uint8), torch.cuda.Event()))  # type: ignore[no-untyped-call]
+            nothing = torch.empty((0, *source.shape), dtype=torch.uint8)
+            self._buffers.put((nothing, torch.cuda.Event()))  # type: ignore[no-untyped-call]
 
     def fetch(self, rows: Tensor) -> _Arriving:
         buffer, copied = self._buffers.get()
-        copied.synchronize()
-        # This also chooses the right GPU: a new thread would use the first one.
-        with torch.cuda.stream(self._stream):
-            if len(buffer) < len(rows):
-                buffer = torch.empty((len(rows), *self._source.shape), dtype=torch.uint8, pin_memory=True)
-            self._source.read(rows, buffer[: len(rows)])
-            images = buffer[: len(rows)].to(self._device, non_blocking=True)
-            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
-            copied.record(self._stream)
-        self._buffers.put((buffer, copied))
+        try:
+            copied.synchronize()
+            # This also chooses the right GPU: a new thread would use the first one.
+            with torch.cuda.stream(self._stream):
+                if len(buffer) < len(rows):
+                    buffer = torch.empty((len(rows), *self._source.shape), dtype=torch.uint8, pin_memory=True)
+                self._source.read(rows, buffer[: len(rows)])
+                images = buffer[: len(rows)].to(self._device, non_blocking=True)
+                copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+                copied.record(self._stream)
+        finally:
+            self._buffers.put((buffer, copied))
         return _Arriving(images, copied)
 
 
