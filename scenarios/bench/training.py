@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -35,6 +35,8 @@ _ENCRYPTED = InputFeatures.SORTED_FOLD
 """What the network is shown of the default cipher."""
 _NO_KEY = "0" * 16
 """In place of a fingerprint: the images are noise."""
+_PASSES = 64
+"""Over the images, where nothing but the reading is timed."""
 _MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 
 
@@ -64,7 +66,7 @@ def measure(settings: BenchSettings) -> Iterator[Measurement]:
     for size in _sizes(settings):
         step = _Step(size, settings.device, budget_s)
         yield step.loop()
-        yield step.streaming()
+        yield from step.streaming()
         yield step.augmentation()
         yield from step.overheads()
         yield step.matrix_rate()
@@ -108,19 +110,42 @@ class _Step:
             details=row.details | {"ours_images_per_s": images_per_s},
         )
 
-    def streaming(self) -> Measurement:
-        """Our loop on images that are read from disk, beside images in the device's memory."""
+    def streaming(self) -> Iterator[Measurement]:
+        """Our loop on images that are read from disk, and the reading alone, beside images in the device's memory."""
+        resident, against = self._data, "images in the device's memory"
         with tempfile.TemporaryDirectory() as folder:
+            streamed = self._stored(Path(folder))
             turns = in_turn(
-                self._epoch(self._network(), Augmentation(), self._stored(Path(folder))),
+                self._epoch(self._network(), Augmentation(), streamed),
                 self._epoch(self._network(), Augmentation()),
                 budget_s=self._budget_s,
                 device=self._device,
             )
-        return replace(
-            self._overhead("images streamed from disk", turns, "images in the device's memory"),
-            target=Bound(2.0, at_most=True),
-            floor=Bound(60.0, at_most=True),
+            yield replace(
+                self._overhead("images streamed from disk", turns, against),
+                target=Bound(2.0, at_most=True),
+                floor=Bound(60.0, at_most=True),
+            )
+            rows = torch.split(torch.randperm(len(resident)).repeat(_PASSES), self._size.batch_size)
+            turns = in_turn(
+                partial(_read_all, streamed, rows),
+                partial(_read_all, resident, rows),
+                budget_s=self._budget_s,
+                device=self._device,
+            )
+        images = _PASSES * len(resident)
+        yield Measurement(
+            SECTION,
+            f"batches from disk without a step, {self._size}",
+            turns.speed,
+            against=against,
+            floor=Bound(0.03),
+            spread=turns.spread,
+            details=turns.details
+            | {
+                "ours_images_per_s": images / statistics.median(turns.ours),
+                "theirs_images_per_s": images / statistics.median(turns.theirs),
+            },
         )
 
     def augmentation(self) -> Measurement:
@@ -244,6 +269,11 @@ def _bare_steps(network: nn.Module, data: ImageTensors, batch_size: int, device:
             optimizer.step()
 
     return steps
+
+
+def _read_all(source: BatchSource, rows: Sequence[torch.Tensor]) -> None:
+    for _ in source.batches(rows):
+        pass
 
 
 def _loss(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, device: torch.device) -> torch.Tensor:
