@@ -78,17 +78,14 @@ class StoredImages:
             If there is no such row.
         """
         fetch = _Upload(self, self._device).fetch if self._device.type == "cuda" else self._fetch
-        threads = ThreadPoolExecutor(_AHEAD, THREAD_NAME)
         under_way: deque[tuple[Tensor, Future[_Arriving]]] = deque()
-        try:
+        with ThreadPoolExecutor(_AHEAD, THREAD_NAME) as threads:
             for some in rows:
                 under_way.append((some, threads.submit(fetch, some)))
                 if len(under_way) > _AHEAD:
                     yield self._arrived(*under_way.popleft())
             while under_way:
                 yield self._arrived(*under_way.popleft())
-        finally:
-            threads.shutdown(cancel_futures=True)
 
     def _arrived(self, rows: Tensor, future: Future[_Arriving]) -> tuple[Tensor, Tensor]:
         arriving = future.result()
