@@ -6,6 +6,7 @@ send images.
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 from clients.answers import AnswerLimit
 from clients.preparation import Prepared
 from ppfed import wire
+from ppfed.data_placement import PlacedImages, place_images
 from ppfed.errors import DataError, ModelError, PeerDataError
 from ppfed.federation import Exchange, FederationSettings, UpdateFormat, describe_invalid
 from ppfed.gradients import Turns, owner_offset, partial_gradient, step_generator, steps_of_pass
@@ -25,7 +27,7 @@ from ppfed.model_folder import ModelCard, curve_from_json, write_model
 from ppfed.network import build_network
 from ppfed.network_state import load_network_state, network_layout, network_state
 from ppfed.store import read_shard
-from ppfed.training import Evaluation, ImageTensors, Trainer, evaluate
+from ppfed.training import Evaluation, Trainer, evaluate
 
 
 class Display(Protocol):
@@ -79,7 +81,6 @@ class OwnerApp:
         self._limit = limit
         self._network = build_network(settings.network_config(), settings.training.seed).to(device)
         self._layout = network_layout(self._network)
-        self._images: dict[Split, ImageTensors] = {}
         self._sent: set[wire.ShardName] = set()
         self._pass = 0
         self._losses: dict[int, tuple[float, int]] = {}
@@ -146,14 +147,14 @@ class OwnerApp:
             raise PeerDataError("the coordinator asked for a round that was not agreed")
         self._require_below_limit(order.round)
         self._load_weights(order)
-        evaluation = evaluate(self._network, self._tensors(Split.HELD_OUT))
+        evaluation = evaluate(self._network, self._images.held_out)
         self._display.round_started(order.round, rounds, evaluation)
         # A fresh optimizer each round: momentum belongs to a path of weights that the average has left.
         trainer = Trainer(self._network, self._settings.training_config(owner_offset(self._owner)), self._device)
         losses = [
             result.loss
             for result in trainer.train_epochs(
-                self._tensors(Split.TRAIN), (order.round - 1) * local_epochs, local_epochs, self._display.step
+                self._images.train, (order.round - 1) * local_epochs, local_epochs, self._display.step
             )
         ]
         self._display.round_finished(order.round, rounds, losses[-1])
@@ -182,12 +183,12 @@ class OwnerApp:
         self._load_weights(order)
         self._begin_pass(order.round)
         config = self._settings.training_config(owner_offset(self._owner))
-        rows = turns.rows(order.step, config.seed, order.round - 1).to(self._device)
-        data = self._tensors(Split.TRAIN)
+        rows = turns.rows(order.step, config.seed, order.round - 1)
+        ((batch, labels),) = self._images.train.batches([rows])
         part = partial_gradient(
             self._network,
-            config.augmentation(data.images[rows], step_generator(config.seed, order.round - 1, order.step)),
-            data.labels[rows],
+            config.augmentation(batch, step_generator(config.seed, order.round - 1, order.step)),
+            labels,
             torch.nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
             micro_batch=settings.micro_batch,
             batch_norm=settings.batch_norm,
@@ -225,7 +226,7 @@ class OwnerApp:
             raise PeerDataError("the coordinator asked to measure weights before the last round")
         self._require_below_limit(order.round)
         self._load_weights(order)
-        evaluation = evaluate(self._network, self._tensors(Split.HELD_OUT))
+        evaluation = evaluate(self._network, self._images.held_out)
         self._count(order.round)
         if self._settings.exchange is Exchange.GRADIENTS:
             self._begin_pass(order.round, evaluation)
@@ -263,12 +264,9 @@ class OwnerApp:
         except ModelError as error:
             raise PeerDataError(f"the coordinator's weights do not fit: {error.message}") from None
 
-    def _tensors(self, split: Split) -> ImageTensors:
-        if split not in self._images:
-            self._images[split] = ImageTensors.from_shards(
-                list(self._prepared.store.shards(split)), self._settings.shape, self._device
-            )
-        return self._images[split]
+    @cached_property
+    def _images(self) -> PlacedImages:
+        return place_images([self._prepared.store], self._settings.shape, self._device)
 
     def _require(self, *exchanges: Exchange) -> None:
         if self._settings.exchange not in exchanges:

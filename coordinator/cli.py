@@ -92,6 +92,13 @@ def start(  # noqa: PLR0917 -- each is an option
     machines: Annotated[
         int, typer.Option(min=1, help="Exchange images: machines that train together (docs/architecture.md).")
     ] = 1,
+    data_placement: Annotated[
+        str,
+        typer.Option(
+            help="Exchange images: resident (in the memory of the GPU, or else of the host), streamed from disk, "
+            "or auto: streamed if they take more than half of the free memory."
+        ),
+    ] = "auto",
     detach: Annotated[bool, typer.Option("--detach", help="Go on in the background once owners can join.")] = False,
 ) -> None:
     """Start a federation, or go on with the one in --state; runs until the model is written or 'stop'."""
@@ -101,6 +108,7 @@ def start(  # noqa: PLR0917 -- each is an option
     from coordinator.start import run_coordinator, start_detached
     from coordinator.state import StateFolder
     from ppfed.cli.console import print_line, stderr, stdout
+    from ppfed.data_placement import DataPlacement
     from ppfed.enrolment import Phase
     from ppfed.federation import Exchange
     from ppfed.leakage.reference import quoted
@@ -149,7 +157,7 @@ def start(  # noqa: PLR0917 -- each is an option
     folder = StateFolder(state)
     agree(folder, {key: value for key, value in given.items() if value is not None})
     settings = folder.plan().settings
-    processes = Processes(device, gpus, machines)
+    processes = Processes(device, gpus, machines, DataPlacement.named(data_placement))
     processes.check(settings.exchange)
     console = stderr()
     print_line(console, f"leakage: {quoted(settings.cipher.spec, settings.exchange)}")

@@ -10,22 +10,47 @@ import numpy as np
 import torch
 
 from coordinator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from coordinator.state import RoundRecord
+from coordinator.state import RoundRecord, StateFolder
+from ppfed.data_placement import DataPlacement, PlacedImages, place_images
 from ppfed.federation import FederationSettings
 from ppfed.images.source import Split
 from ppfed.network import ImageClassifier
 from ppfed.network_state import load_network_state, network_state
 from ppfed.ranks import ALONE, Ranks
 from ppfed.store import ShardStore
-from ppfed.training import Evaluation, ImageTensors, Trainer, evaluate
+from ppfed.training import BatchSource, Evaluation, Trainer, evaluate
 
 
 def pooled_images(
-    stores: Sequence[ShardStore], split: Split, settings: FederationSettings, device: torch.device
-) -> ImageTensors:
-    """Put one split of all owners on the device that trains, in the order of owners and shards."""
-    shards = [shard for store in stores for shard in store.shards(split)]
-    return ImageTensors.from_shards(shards, settings.shape, device)
+    state: StateFolder,
+    owners: Sequence[str],
+    device: torch.device,
+    placement: DataPlacement = DataPlacement.AUTO,
+    ranks: Ranks = ALONE,
+) -> PlacedImages:
+    """Open the images of all owners, in the order of owners and shards; the audit trail says where they lie.
+
+    Parameters
+    ----------
+    state : StateFolder
+    owners : sequence of str
+    device : torch.device
+        Where they are trained on.
+    placement : DataPlacement
+    ranks : Ranks
+        The processes that train together, each of which opens all images.
+    """
+    stores = [ShardStore(state.store(owner)) for owner in owners]
+    images = place_images(stores, state.plan().settings.shape, device, placement, ranks.size)
+    if ranks.first:
+        state.audit(
+            "images placed",
+            placement=images.placement,
+            asked=placement,
+            size_bytes=images.size_bytes,
+            free_bytes=images.free_bytes,
+        )
+    return images
 
 
 def distinct_images(store: ShardStore, split: Split) -> int:
@@ -36,8 +61,8 @@ def distinct_images(store: ShardStore, split: Split) -> int:
 
 def train_pooled(
     network: ImageClassifier,
-    images_of: Callable[[int], ImageTensors],
-    held_out: ImageTensors,
+    images_of: Callable[[int], BatchSource],
+    held_out: BatchSource,
     settings: FederationSettings,
     checkpoints: Path,
     device: torch.device,
@@ -52,7 +77,7 @@ def train_pooled(
     network : ImageClassifier
     images_of : callable
         Returns the training images of a pass, counted from 0.
-    held_out : ImageTensors
+    held_out : BatchSource
     settings : FederationSettings
     checkpoints : Path
         Folder of the last checkpoint.
@@ -83,7 +108,7 @@ def train_pooled(
         images = images_of(epoch)
         ranks.require_same("rounds done or images", device, epoch, len(images), len(held_out))
         (result,) = trainer.train_epochs(images, epoch, 1, on_step)
-        evaluation = _evaluate_together(network, held_out, ranks)
+        evaluation = _evaluate_together(network, held_out, device, ranks)
         record = RoundRecord(
             round=result.epoch + 1,
             train_loss=result.loss,
@@ -97,13 +122,14 @@ def train_pooled(
         yield record
 
 
-def _evaluate_together(network: ImageClassifier, held_out: ImageTensors, ranks: Ranks) -> Evaluation:
+def _evaluate_together(
+    network: ImageClassifier, held_out: BatchSource, device: torch.device, ranks: Ranks
+) -> Evaluation:
     """Evaluate, each process on its part."""
     if ranks.size == 1 or not len(held_out):
         return evaluate(network, held_out)
-    part = ranks.part(len(held_out))
-    mine = evaluate(network, ImageTensors(held_out.images[part], held_out.labels[part]))
+    mine = evaluate(network, held_out, ranks.part(len(held_out)))
     loss = mine.loss * mine.count if mine.count else 0.0
-    sums = torch.tensor([mine.correct, mine.count, loss], dtype=torch.float64, device=held_out.labels.device)
+    sums = torch.tensor([mine.correct, mine.count, loss], dtype=torch.float64, device=device)
     correct, count, loss = ranks.sum(sums).tolist()
     return Evaluation(int(correct), int(count), loss / count)

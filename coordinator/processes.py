@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from coordinator.state import RoundRecord, StateFolder
 from coordinator.torchrun import PARENT_VARIABLE
 from ppfed.atomic import write_atomic
+from ppfed.data_placement import DataPlacement
 from ppfed.errors import UsageError
 from ppfed.federation import Exchange
 from ppfed.services import Service, child_environment
@@ -34,11 +35,12 @@ _TORCH_PREFIXES = ("NCCL_", "GLOO_")
 _DEVICE_VARIABLE = "PPFED_COORDINATOR_DEVICE"
 _COUNT_VARIABLE = "PPFED_COORDINATOR_PROCESSES"
 _MACHINES_VARIABLE = "PPFED_COORDINATOR_MACHINES"
+_PLACEMENT_VARIABLE = "PPFED_COORDINATOR_DATA_PLACEMENT"
 
 
 @dataclass(frozen=True)
 class Processes:
-    """On what the coordinator trains.
+    """On what the coordinator trains, and where the images lie meanwhile.
 
     Attributes
     ----------
@@ -48,11 +50,13 @@ class Processes:
         Processes on each machine: one for each GPU.
     machines : int
         How many machines train together.
+    placement : DataPlacement
     """
 
     device: str = "auto"
     count: int = 1
     machines: int = 1
+    placement: DataPlacement = DataPlacement.AUTO
 
     @property
     def total(self) -> int:
@@ -70,8 +74,14 @@ class Processes:
         Raises
         ------
         UsageError
-            If several processes make no sense with the exchange or the device, or there are too few GPUs here.
+            If several processes make no sense with the exchange or the device, or there are too few GPUs here, or
+            there will be no images to place.
         """
+        if self.placement is not DataPlacement.AUTO and exchange is not Exchange.IMAGES:
+            raise UsageError(
+                f"exchange {exchange} leaves the images at their owners: there are none to place here",
+                hint="Leave --data-placement out; it belongs to exchange images.",
+            )
         if self.total == 1:
             return
         if exchange is not Exchange.IMAGES:
@@ -93,7 +103,10 @@ class Processes:
 
     def options(self) -> list[str]:
         """Return the options of ``coordinator start`` that mean these."""
-        return ["--device", self.device, "--gpus", str(self.count), "--machines", str(self.machines)]
+        return [
+            *("--device", self.device, "--gpus", str(self.count), "--machines", str(self.machines)),
+            *("--data-placement", self.placement),
+        ]
 
     def environment(self) -> dict[str, str]:
         """Write it into the environment of the ServerApp, together with the settings of torch's libraries."""
@@ -102,6 +115,7 @@ class Processes:
             _DEVICE_VARIABLE: self.device,
             _COUNT_VARIABLE: str(self.count),
             _MACHINES_VARIABLE: str(self.machines),
+            _PLACEMENT_VARIABLE: self.placement,
         }
 
     @classmethod
@@ -111,6 +125,7 @@ class Processes:
             os.environ.get(_DEVICE_VARIABLE, "auto"),
             int(os.environ.get(_COUNT_VARIABLE, "1")),
             int(os.environ.get(_MACHINES_VARIABLE, "1")),
+            DataPlacement(os.environ.get(_PLACEMENT_VARIABLE, DataPlacement.AUTO)),
         )
 
 
@@ -126,12 +141,14 @@ class Job(BaseModel):
         ``cpu`` or ``cuda``.
     owners : tuple of str
         Those whose images are complete.
+    placement : DataPlacement
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     device: str
     owners: tuple[str, ...]
+    placement: DataPlacement
 
 
 def read_job(state: StateFolder) -> Job:
@@ -188,7 +205,8 @@ def train_in_processes(
     """
     shutil.rmtree(state.processes, ignore_errors=True)
     state.processes.mkdir()
-    write_atomic(state.processes / _JOB, Job(device=processes.kind, owners=tuple(owners)).model_dump_json())
+    job = Job(device=processes.kind, owners=tuple(owners), placement=processes.placement)
+    write_atomic(state.processes / _JOB, job.model_dump_json())
     (state.processes / _RECORDS).touch()
     torchrun = Service(
         f"the training with {processes.total} processes",

@@ -14,10 +14,8 @@ from coordinator.pooled import pooled_images, train_pooled
 from coordinator.processes import Job, read_job, report, tensor_store
 from coordinator.state import StateFolder
 from coordinator.torchrun import follow_parent
-from ppfed.images.source import Split
 from ppfed.network import build_network
 from ppfed.ranks import Ranks
-from ppfed.store import ShardStore
 
 
 @record
@@ -49,12 +47,11 @@ def _own_device(kind: str) -> torch.device:
 
 def _train(state: StateFolder, job: Job, device: torch.device, ranks: Ranks) -> None:
     settings = state.plan().settings
-    stores = [ShardStore(state.store(owner)) for owner in job.owners]
-    train = pooled_images(stores, Split.TRAIN, settings, device)
+    images = pooled_images(state, job.owners, device, job.placement, ranks)
     for one in train_pooled(
         build_network(settings.network_config(), settings.training.seed),
-        lambda _epoch: train,
-        pooled_images(stores, Split.HELD_OUT, settings, device),
+        lambda _epoch: images.train,
+        images.held_out,
         settings,
         state.checkpoint,
         device,

@@ -159,12 +159,11 @@ class _Run:
         if self._processes.total > 1:
             yield from self._train_elsewhere(network)
             return
-        stores = [ShardStore(self._state.store(name)) for name in sorted(self._owners)]
-        train = pooled_images(stores, Split.TRAIN, self._settings, self._device)
+        images = pooled_images(self._state, sorted(self._owners), self._device, self._processes.placement)
         yield from train_pooled(
             network,
-            lambda _epoch: train,
-            pooled_images(stores, Split.HELD_OUT, self._settings, self._device),
+            lambda _epoch: images.train,
+            images.held_out,
             self._settings,
             self._state.checkpoint,
             self._device,

@@ -24,7 +24,7 @@ import pyarrow as pa
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import DataError
 from ppfed.images.source import Split
-from ppfed.images.types import ID_BYTES, EncryptedImages, Int64Array
+from ppfed.images.types import ID_BYTES, EncryptedImages, Int64Array, UInt8Array
 
 SHARD_BYTES = 64 << 20
 """Most bytes of pixels in a shard, which is one message: Flower is fastest at 50 to 75 MB (docs/architecture.md)."""
@@ -130,17 +130,106 @@ def read_shard(path: Path) -> Shard:
         If the file is not a shard, or damaged in its structure.
     """
     try:
-        with pa.memory_map(str(path)) as source:
-            batch = pa.ipc.open_file(source).get_batch(0)
-        meta = json.loads(batch.schema.metadata[_METADATA_KEY])
-        shape = (meta["height"], meta["width"], meta["channels"])
-        spec = CipherSpec(meta["name"], Scope(meta["scope"]), meta["colour_shuffle"])
-        pixels = _fixed_bytes(batch.column("pixels"), int(np.prod(shape))).reshape(-1, *shape)
-        ids = _fixed_bytes(batch.column("id"), ID_BYTES)
-        labels = _labels(batch.column("label"))
-        return Shard(EncryptedImages(pixels, ids, spec, meta["fingerprint"]), labels)
+        return _map(path)[0]
     except _UNREADABLE as error:
         raise _damaged(path, error) from None
+
+
+@dataclass(frozen=True)
+class PixelFile:
+    """Where on disk the pixels of a shard lie, for who reads single images.
+
+    Attributes
+    ----------
+    path : Path
+    shape : (height, width, channels)
+    start : int
+        Bytes before the first image; the images follow each other without a gap.
+    labels : int64 array, (N,)
+    size_bytes, modified_ns : int
+        Of the whole file when it was looked at.
+    """
+
+    path: Path
+    shape: tuple[int, int, int]
+    start: int
+    labels: Int64Array
+    size_bytes: int
+    modified_ns: int
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, rows: Int64Array, into: UInt8Array, places: Int64Array) -> None:
+        """Read single images.
+
+        Parameters
+        ----------
+        rows : int64 array, (n,)
+            Quickest in the order of the file.
+        into : uint8 array, (m, height * width * channels), C-contiguous
+        places : int64 array, (n,)
+            Where in ``into`` each image goes.
+
+        Raises
+        ------
+        DataError
+            If the file cannot be read, or is not as it was: then its labels belong to other images.
+        """
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                descriptor = file.fileno()
+                found = os.fstat(descriptor)
+                if (found.st_size, found.st_mtime_ns) != (self.size_bytes, self.modified_ns):
+                    raise self._lost("it was written to, or is another file")
+                for row, place in zip(rows.tolist(), places.tolist(), strict=True):
+                    image = memoryview(into[place])
+                    offset = self.start + row * len(image)
+                    while image:
+                        count = os.preadv(descriptor, [image], offset)
+                        if not count:
+                            raise self._lost("it became shorter")
+                        image, offset = image[count:], offset + count
+        except OSError as error:
+            raise self._lost(error.strerror or type(error).__name__) from None
+
+    def _lost(self, reason: str) -> DataError:
+        return DataError(
+            f"{self.path} cannot be read any more: {reason}",
+            hint="Keep other programs away from the store, and start again: a damaged shard is fetched or made again.",
+        )
+
+
+def locate_pixels(path: Path) -> PixelFile:
+    """Find the pixels of a shard.
+
+    Raises
+    ------
+    DataError
+        If the file is not a shard, or damaged in its structure.
+    """
+    try:
+        before = path.stat()
+        shard, start = _map(path)
+        if not 0 <= start <= before.st_size - shard.images.pixels.nbytes:
+            raise ValueError("the pixels do not lie in the file as they are")
+    except _UNREADABLE as error:
+        raise _damaged(path, error) from None
+    return PixelFile(path, shard.images.shape, start, shard.labels, before.st_size, before.st_mtime_ns)
+
+
+def _map(path: Path) -> tuple[Shard, int]:
+    """Map a shard into memory, and count the bytes before its pixels."""
+    with pa.memory_map(str(path)) as source:
+        whole = source.read_buffer()
+    batch = pa.ipc.open_file(whole).get_batch(0)
+    meta = json.loads(batch.schema.metadata[_METADATA_KEY])
+    shape = (meta["height"], meta["width"], meta["channels"])
+    spec = CipherSpec(meta["name"], Scope(meta["scope"]), meta["colour_shuffle"])
+    pixels = _fixed_bytes(batch.column("pixels"), int(np.prod(shape))).reshape(-1, *shape)
+    ids = _fixed_bytes(batch.column("id"), ID_BYTES)
+    shard = Shard(EncryptedImages(pixels, ids, spec, meta["fingerprint"]), _labels(batch.column("label")))
+    return shard, batch.column("pixels").buffers()[1].address - whole.address if len(shard) else 0
 
 
 def verify_shard(path: Path) -> None:

@@ -6,10 +6,11 @@ Arms differ in their data and in who averages; the steps are the same.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -80,9 +81,31 @@ class TrainingConfig:
         return self.learning_rate * (1.0 - progress) / (1.0 - self.warmup)
 
 
+class BatchSource(Protocol):
+    """Images and labels that are trained on or measured, wherever they lie."""
+
+    def __len__(self) -> int:
+        """Count the images."""
+
+    def batches(self, rows: Iterable[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Hand out batches on the device that trains; a source may prepare the next ones meanwhile.
+
+        Parameters
+        ----------
+        rows : iterable of int64 tensor on the CPU, (n,)
+            The images of each batch, counted from 0, in any order.
+
+        Yields
+        ------
+        images : uint8 tensor, (n, H, W, C)
+        labels : int64 tensor, (n,)
+            For each element of ``rows``, in its order. Who does not read to the end closes the generator.
+        """
+
+
 @dataclass(frozen=True, eq=False)
 class ImageTensors:
-    """Images and labels where training reads them.
+    """Images and labels that lie whole on the device that trains: the source for all that fits.
 
     Attributes
     ----------
@@ -121,6 +144,12 @@ class ImageTensors:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def batches(self, rows: Iterable[Tensor]) -> Generator[tuple[Tensor, Tensor], None, None]:
+        """Select rows on the device."""
+        for some in rows:
+            there = some.to(self.labels.device)
+            yield self.images[there], self.labels[there]
 
 
 def _shared(values: UInt8Array | Int64Array) -> Tensor:
@@ -224,7 +253,7 @@ class Trainer:
 
     def train_epochs(
         self,
-        data: ImageTensors,
+        data: BatchSource,
         first: int,
         count: int,
         on_step: Callable[[int, int], None] = _ignore_step,
@@ -236,8 +265,8 @@ class Trainer:
 
         Parameters
         ----------
-        data : ImageTensors on this trainer's device
-            All images, in every process.
+        data : BatchSource for this trainer's device
+            All images, in every process. Where they lie changes nothing of the result.
         first, count : int
         on_step : callable
             Called after each step with the number of steps done in this epoch, and of all its steps.
@@ -264,17 +293,18 @@ class Trainer:
             generator = epoch_generator(self.config.seed, epoch)
             # Batches of nearly equal size: no small remainder that would upset batch norm.
             batches = torch.randperm(len(data), generator=generator).tensor_split(steps)
+            parts = [batch[self._ranks.part(len(batch))] for batch in batches]
             self.network.train()
             total = torch.zeros((), device=self.device)
-            for step, batch in enumerate(batches):
-                rate = self.config.learning_rate_at((epoch + step / steps) / self.config.epochs)
-                part = self._ranks.part(len(batch))
-                rows = batch[part].to(self.device)
-                images = self.config.augmentation(data.images[rows], generator, len(batch), part)
-                # The mean over processes of these losses is the mean over the batch, whose parts may differ by one.
-                weight = len(rows) * self._ranks.size / len(batch)
-                total += self._step(images, data.labels[rows], rate, weight) * len(batch)
-                on_step(step + 1, steps)
+            with closing(data.batches(parts)) as arriving:
+                for step, (batch, (images, labels)) in enumerate(zip(batches, arriving, strict=True)):
+                    rate = self.config.learning_rate_at((epoch + step / steps) / self.config.epochs)
+                    part = self._ranks.part(len(batch))
+                    moved = self.config.augmentation(images, generator, len(batch), part)
+                    # The mean over processes of these losses is the mean over the batch, whose parts may differ by one.
+                    weight = len(labels) * self._ranks.size / len(batch)
+                    total += self._step(moved, labels, rate, weight) * len(batch)
+                    on_step(step + 1, steps)
             yield EpochResult(epoch, float(self._ranks.sum(total)) / self._ranks.size / len(data))
 
     def momentum(self) -> dict[str, Tensor]:
@@ -327,13 +357,29 @@ def predict_logits(network: nn.Module, images: Tensor) -> Tensor:
         return torch.cat([network(batch).float() for batch in torch.split(images, _EVALUATION_BATCH)])
 
 
-def evaluate(network: nn.Module, data: ImageTensors) -> Evaluation:
-    """Measure accuracy and loss on held-out images."""
-    if not len(data):
+@torch.no_grad()
+def evaluate(network: nn.Module, data: BatchSource, part: slice = slice(None)) -> Evaluation:
+    """Measure accuracy and loss on held-out images, batch by batch.
+
+    Parameters
+    ----------
+    network : nn.Module
+    data : BatchSource for the network's device
+    part : slice
+        Which of the images are measured.
+    """
+    rows = torch.arange(len(data))[part]
+    if not len(rows):
         return Evaluation(0, 0, float("nan"))
-    logits = predict_logits(network, data.images)
-    loss = float(nn.functional.cross_entropy(logits, data.labels))
-    return Evaluation(int((logits.argmax(1) == data.labels).sum()), len(data), loss)
+    sums = []
+    with closing(data.batches(torch.split(rows, _EVALUATION_BATCH))) as arriving:
+        for images, labels in arriving:
+            logits = predict_logits(network, images)
+            loss_sum = nn.functional.cross_entropy(logits, labels, reduction="sum")
+            sums.append(torch.stack([(logits.argmax(1) == labels).sum().to(loss_sum.dtype), loss_sum]))
+    # Added up on the CPU, in 64 bits; the count of one batch is whole in 32.
+    correct, loss = torch.stack(sums).cpu().double().sum(0).tolist()
+    return Evaluation(int(correct), len(rows), loss / len(rows))
 
 
 def autocast(device: torch.device) -> AbstractContextManager[object]:

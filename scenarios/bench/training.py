@@ -6,18 +6,26 @@ With ``--device cuda`` it measures what a GPU does at full width with batches of
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ppfed.adaptation import InputFeatures
 from ppfed.augment import NO_AUGMENTATION, Augmentation
+from ppfed.ciphers.spec import CipherSpec
+from ppfed.data_placement import DataPlacement, place_images
+from ppfed.images.source import Split
+from ppfed.images.types import ID_BYTES, EncryptedImages
 from ppfed.network import ImageClassifier, NetworkConfig, build_network
-from ppfed.training import ImageTensors, Trainer, TrainingConfig, autocast
+from ppfed.store import Shard, ShardStore
+from ppfed.training import BatchSource, ImageTensors, Trainer, TrainingConfig, autocast
 from scenarios.bench.measurement import BenchSettings, Bound, Measurement, Turns, in_turn
 
 SECTION = "training"
@@ -25,6 +33,10 @@ _CLASSES = 10
 _SIDE = 32
 _ENCRYPTED = InputFeatures.SORTED_FOLD
 """What the network is shown of the default cipher."""
+_NO_KEY = "0" * 16
+"""In place of a fingerprint: the images are noise."""
+_PASSES = 64
+"""Over the images, where nothing but the reading is timed."""
 _MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 
 
@@ -54,6 +66,7 @@ def measure(settings: BenchSettings) -> Iterator[Measurement]:
     for size in _sizes(settings):
         step = _Step(size, settings.device, budget_s)
         yield step.loop()
+        yield from step.streaming()
         yield step.augmentation()
         yield from step.overheads()
         yield step.matrix_rate()
@@ -95,6 +108,44 @@ class _Step:
             target=Bound(5.0 if gpu else 2.0, at_most=True),
             floor=Bound(60.0, at_most=True),
             details=row.details | {"ours_images_per_s": images_per_s},
+        )
+
+    def streaming(self) -> Iterator[Measurement]:
+        """Our loop on images that are read from disk, and the reading alone, beside images in the device's memory."""
+        resident, against = self._data, "images in the device's memory"
+        with tempfile.TemporaryDirectory() as folder:
+            streamed = self._stored(Path(folder))
+            turns = in_turn(
+                self._epoch(self._network(), Augmentation(), streamed),
+                self._epoch(self._network(), Augmentation()),
+                budget_s=self._budget_s,
+                device=self._device,
+            )
+            yield replace(
+                self._overhead("images streamed from disk", turns, against),
+                target=Bound(2.0, at_most=True),
+                floor=Bound(60.0, at_most=True),
+            )
+            rows = torch.split(torch.randperm(len(resident)).repeat(_PASSES), self._size.batch_size)
+            turns = in_turn(
+                partial(_read_all, streamed, rows),
+                partial(_read_all, resident, rows),
+                budget_s=self._budget_s,
+                device=self._device,
+            )
+        images = _PASSES * len(resident)
+        yield Measurement(
+            SECTION,
+            f"batches from disk without a step, {self._size}",
+            turns.speed,
+            against=against,
+            floor=Bound(0.03),
+            spread=turns.spread,
+            details=turns.details
+            | {
+                "ours_images_per_s": images / statistics.median(turns.ours),
+                "theirs_images_per_s": images / statistics.median(turns.theirs),
+            },
         )
 
     def augmentation(self) -> Measurement:
@@ -184,12 +235,24 @@ class _Step:
         )
         return build_network(config, 0).to(self._device)
 
-    def _epoch(self, network: ImageClassifier, augmentation: Augmentation) -> Callable[[], object]:
+    def _stored(self, folder: Path) -> BatchSource:
+        """Write the images as an owner's upload would lie there, in shards that every batch touches."""
+        store = ShardStore(folder)
+        pixels, labels = self._data.images.cpu().numpy(), self._data.labels.cpu().numpy()
+        ids = np.zeros((len(pixels), ID_BYTES), dtype=np.uint8)
+        for index, rows in enumerate(np.array_split(np.arange(len(pixels)), self._size.steps)):
+            images = EncryptedImages(pixels[rows], ids[rows], CipherSpec(), _NO_KEY)
+            store.write(Split.TRAIN, index, Shard(images, labels[rows]))
+        return place_images([store], (_SIDE, _SIDE, 3), self._device, DataPlacement.STREAMED).train
+
+    def _epoch(
+        self, network: ImageClassifier, augmentation: Augmentation, data: BatchSource | None = None
+    ) -> Callable[[], object]:
         config = TrainingConfig(
             epochs=1_000_000, batch_size=self._size.batch_size, learning_rate=1e-3, augmentation=augmentation
         )
         trainer = Trainer(network, config, self._device)
-        return lambda: list(trainer.train_epochs(self._data, 1, 1))
+        return lambda: list(trainer.train_epochs(self._data if data is None else data, 1, 1))
 
 
 def _bare_steps(network: nn.Module, data: ImageTensors, batch_size: int, device: torch.device) -> Callable[[], None]:
@@ -206,6 +269,11 @@ def _bare_steps(network: nn.Module, data: ImageTensors, batch_size: int, device:
             optimizer.step()
 
     return steps
+
+
+def _read_all(source: BatchSource, rows: Sequence[torch.Tensor]) -> None:
+    for _ in source.batches(rows):
+        pass
 
 
 def _loss(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, device: torch.device) -> torch.Tensor:

@@ -18,7 +18,7 @@ from flwr.app.metadata import Metadata
 from clients.answers import MOST_ANSWERS, AnswerLimit
 from clients.owner_app import OwnerApp
 from clients.preparation import Prepared
-from ppfed import wire
+from ppfed import data_placement, wire
 from ppfed.errors import DataError, PeerDataError
 from ppfed.federation import FederationSettings, Invite, new_token
 from ppfed.gradients import PartialGradient, Turns, count_moments, owner_offset, step_generator
@@ -34,6 +34,7 @@ from ppfed.model_folder import (
 )
 from ppfed.network import build_network
 from ppfed.network_state import load_network_state, network_layout, network_state
+from ppfed.streaming import StoredImages
 from ppfed.training import Evaluation, ImageTensors
 
 CPU = torch.device("cpu")
@@ -275,6 +276,22 @@ def test_a_change_is_of_the_weights_that_came(make_owner: Callable[..., SimpleNa
         # 8 significant bits of the change, and float32's last place of weights around 1.
         allowed = (tensor - changed.weights[name]).abs() / 256 + 1e-6
         assert ((rounded[name] - tensor).abs() <= allowed).all()
+
+
+@pytest.mark.parametrize("exchange", ["updates", "gradients"])
+def test_an_owner_short_of_memory_answers_the_same(
+    make_owner: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch, exchange: str
+) -> None:
+    answers = []
+    for number, (free, kind) in enumerate([(2**40, ImageTensors), (0, StoredImages)]):
+        monkeypatch.setattr(data_placement, "free_bytes", lambda _device, free=free: free)
+        owner = make_owner(number, exchange=exchange)
+        question = (wire.TRAIN, order(owner)) if exchange == "updates" else (wire.GRADIENT, step_order(owner, 1, 1))
+        trained, measured = owner.ask(*question), owner.ask(wire.EVALUATE, order(owner, 3))
+        arrays = {name: array.data for name, array in trained.array_records["arrays"].items()}
+        answers.append((arrays, trained.metric_records, wire.unpack_evaluation(measured, 6)))
+        assert isinstance(owner.app._images.train, kind)
+    assert answers[0] == answers[1]
 
 
 def test_a_round_depends_on_its_order_alone(make_owner: Callable[..., SimpleNamespace]) -> None:

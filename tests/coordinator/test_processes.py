@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 from clients.preparation import Prepared
 from coordinator.checkpoint import load_checkpoint
+from coordinator.cli import app
 from coordinator.pooled import pooled_images, train_pooled
 from coordinator.processes import Processes, read_job, train_in_processes
 from coordinator.state import RoundRecord, StateFolder
+from ppfed.data_placement import DataPlacement
 from ppfed.errors import ServiceError, UsageError
 from ppfed.federation import Exchange
-from ppfed.images.source import Split
 from ppfed.network import build_network
-from ppfed.store import ShardStore
 
 CPU = torch.device("cpu")
 TWO = Processes("cpu", 2)
@@ -51,12 +55,19 @@ def with_images(
 
 def in_this_process(state: StateFolder) -> list[RoundRecord]:
     settings = state.plan().settings
-    stores = [ShardStore(state.store(owner)) for owner in OWNERS]
-    train, held_out = (pooled_images(stores, split, settings, CPU) for split in Split)
+    images = pooled_images(state, OWNERS, CPU)
     network = build_network(settings.network_config(), settings.training.seed)
-    checkpoints = state.checkpoint
     return list(
-        train_pooled(network, lambda _epoch: train, held_out, settings, checkpoints, CPU, lambda *_: None, len(OWNERS))
+        train_pooled(
+            network,
+            lambda _epoch: images.train,
+            images.held_out,
+            settings,
+            state.checkpoint,
+            CPU,
+            lambda *_: None,
+            len(OWNERS),
+        )
     )
 
 
@@ -81,6 +92,22 @@ def test_the_loss_curve_is_that_of_one_process(with_images: Callable[..., StateF
     assert [one.held_out_loss for one in records] == pytest.approx([one.held_out_loss for one in expected], rel=CLOSE)
     assert [one.accuracy for one in records] == [one.accuracy for one in expected]
     assert_same_training(alone, together)
+
+
+def test_streamed_images_train_the_same_network(with_images: Callable[..., StateFolder]) -> None:
+    """To the bit: a sum of two gradients is the same in both orders."""
+    found = []
+    for placement in (DataPlacement.RESIDENT, DataPlacement.STREAMED):
+        state = with_images(placement, **STEADY)
+        records = in_processes(state, Processes("cpu", 2, placement=placement))
+        checkpoint = load_checkpoint(state.checkpoint)
+        assert checkpoint is not None
+        found.append(([one.model_copy(update={"seconds": 0.0}) for one in records], checkpoint.weights))
+        lines = [json.loads(line) for line in (state.folder / "audit.jsonl").read_text().splitlines()]
+        assert [line["placement"] for line in lines if line["event"] == "images placed"] == [placement]
+    (records, weights), (streamed, theirs) = found
+    assert streamed == records
+    assert [name for name in weights if not torch.equal(weights[name], theirs[name])] == []
 
 
 def test_training_goes_on_from_the_checkpoint(with_images: Callable[..., StateFolder]) -> None:
@@ -131,6 +158,8 @@ def test_what_the_check_raises_ends_the_processes(with_images: Callable[..., Sta
     [
         (TWO, Exchange.UPDATES, "does not train at the coordinator"),
         (TWO, Exchange.GRADIENTS, "does not train at the coordinator"),
+        (Processes(placement=DataPlacement.STREAMED), Exchange.UPDATES, "none to place here"),
+        (Processes(placement=DataPlacement.RESIDENT), Exchange.GRADIENTS, "none to place here"),
         (Processes("mps", 2), Exchange.IMAGES, "names one device"),
         (Processes("cuda:1", 2), Exchange.IMAGES, "names one device"),
         (Processes("cuda", 4096), Exchange.IMAGES, "GPUs here"),
@@ -140,6 +169,26 @@ def test_what_the_check_raises_ends_the_processes(with_images: Callable[..., Sta
 def test_what_makes_no_sense_is_refused_at_once(processes: Processes, exchange: Exchange, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         processes.check(exchange)
+
+
+def test_what_the_command_line_said_arrives_in_the_server_app(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = Processes("cpu", 3, 2, DataPlacement.STREAMED)
+    for name, value in asked.environment().items():
+        monkeypatch.setenv(name, value)
+    assert Processes.from_environment() == asked
+
+
+def test_a_coordinator_in_the_background_is_told_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, told = Processes("cpu", 3, 2, DataPlacement.STREAMED), []
+    monkeypatch.setattr("coordinator.plan.agree", lambda _folder, _given: None)
+    monkeypatch.setattr(
+        StateFolder, "plan", lambda _state: SimpleNamespace(settings=SimpleNamespace(exchange="images"))
+    )
+    monkeypatch.setattr(Processes, "check", lambda processes, _exchange: told.append(processes) or sys.exit(0))
+    assert CliRunner().invoke(app, ["start", *asked.options()]).exit_code == 0
+    assert told == [asked]
+    refused = CliRunner().invoke(app, ["start", "--data-placement", "cloud"])
+    assert isinstance(refused.exception, UsageError)
 
 
 @pytest.mark.parametrize("exchange", Exchange)

@@ -17,6 +17,7 @@ from coordinator import processes, server_app
 from coordinator.processes import Processes
 from coordinator.server_app import run_federation
 from ppfed import wire
+from ppfed.data_placement import DataPlacement
 from ppfed.enrolment import Phase
 from ppfed.errors import FederationError, ServiceError
 from ppfed.images.source import Split
@@ -136,10 +137,18 @@ def test_processes_that_fail_end_the_run_with_a_reason(
     assert "training with 2 processes" in status.message
 
 
-def test_images_train_the_same_model_as_one_party_would(make_federation: MakeFederation) -> None:
+@pytest.mark.parametrize(
+    ("asked", "chosen"), [("auto", "resident"), ("resident", "resident"), ("streamed", "streamed")]
+)
+def test_images_train_the_same_model_as_one_party_would(
+    make_federation: MakeFederation, audit: Audit, asked: str, chosen: str
+) -> None:
     """To the bit: on the CPU and on one thread the same steps give the same numbers."""
     federation = make_federation(exchange="images", training={"rounds": 3, "seed": 3})
-    run_federation(federation.grid, federation.state, CPU)
+    run_federation(federation.grid, federation.state, CPU, Processes(placement=DataPlacement(asked)))
+    (placed,) = [line for line in audit(federation.state) if line["event"] == "images placed"]
+    # 29 images to train on and 11 held out, with their labels.
+    assert (placed["asked"], placed["placement"], placed["size_bytes"]) == (asked, chosen, 40 * (8 * 8 * 3 + 8))
     expected, accuracies = trained_by_hand(federation)
     state = network_state(load_model(federation.state.model, CPU).network)
     assert all(torch.equal(state[name], expected[name]) for name in expected)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
+from ppfed.store import PixelFile
 from scenarios.bench import training
 from scenarios.bench.measurement import BenchSettings
 
@@ -11,10 +13,28 @@ def test_the_section_measures_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "_sizes", lambda _settings: (training._Size(4, 8, 2),))
     monkeypatch.setattr(training, "_MATRIX_SIDE", {"cpu": 64})
     monkeypatch.setattr(training, "_SIDE", 16)
+    reads: list[int] = []
+    original = PixelFile.read
+
+    def read(file: PixelFile, rows: np.ndarray, *rest: np.ndarray) -> None:
+        reads.append(len(rows))
+        original(file, rows, *rest)
+
+    monkeypatch.setattr(PixelFile, "read", read)
     rows = {row.name.partition(",")[0]: row for row in training.measure(BenchSettings(True, torch.device("cpu")))}
-    assert list(rows) == ["our loop", "augmentation", "encrypted", "matrix rate"]
+    assert list(rows) == [
+        "our loop",
+        "images streamed from disk",
+        "batches from disk without a step",
+        "augmentation",
+        "encrypted",
+        "matrix rate",
+    ]
     assert rows["our loop"].details["ours_images_per_s"] > 0
     assert rows["augmentation"].value > 0
+    # 16 images in a turn with steps, 64 times as many without: one turn each that does not count, and three at least.
+    assert sum(reads) % 16 == 0
+    assert sum(reads) >= 4 * 16 * (1 + 64)
     # By hand: a product and a sum for each weight at each position, forward and twice backward. In parts of the first
     # stage with its four 3x3 convolutions at 16x16 positions: 2 for the stem, which sees 32 maps; 8/9 for each further
     # stage, whose first convolution sees half the maps, with 1/72 for its shortcut; 0.49 for the adaptation network, of
