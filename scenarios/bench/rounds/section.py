@@ -12,11 +12,11 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from torch import Tensor
 
 from ppfed import wire
+from ppfed.cores import cores
 from ppfed.federation import TrainingSettings, UpdateFormat
 from ppfed.network import build_network
 from ppfed.network_state import flatten, network_state
 from ppfed.training import Evaluation
-from scenarios.bench.machine import cores
 from scenarios.bench.measurement import BenchSettings, Bound, Measurement, Turns, exponent
 from scenarios.bench.rounds.product import Rounds, run_rounds
 from scenarios.bench.rounds.simulated import alone_s, federation_settings, prepare, simulated_s

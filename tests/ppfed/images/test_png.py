@@ -95,10 +95,18 @@ def test_one_image_is_one_file(tmp_path: Path, count: int) -> None:
         write_encrypted_png(tmp_path / "a.png", images)
 
 
-def test_any_png_reader_sees_the_ciphertext(tmp_path: Path) -> None:
-    images = encrypted()
+# Deflate stores at most 65,535 bytes in a piece: the second shape takes several.
+@pytest.mark.parametrize("shape", [(5, 7, 3), (150, 200, 3), (300, 301, 1)])
+def test_any_png_reader_sees_the_ciphertext(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (1, *shape), dtype=np.uint8)
+    images = make_cipher(CipherSpec(), KEY).encrypt(PlainImages(pixels))
     write_encrypted_png(tmp_path / "a.png", images)
-    assert np.array_equal(np.array(Image.open(tmp_path / "a.png")), images.pixels[0])
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == ("L" if shape[2] == 1 else "RGB")
+        assert np.array_equal(np.array(image).reshape(shape), images.pixels[0])
+    # Stored as it is: a filter's number for each row, five bytes for a piece, six for the stream, and the chunks.
+    raw = shape[0] * (1 + shape[1] * shape[2])
+    assert raw < (tmp_path / "a.png").stat().st_size < raw * 1.001 + 500
 
 
 GOOD = {"cipher": "np-v1", "scope": "image", "shuffle": "1", "key": "0123456789abcdef", "id": "00" * 12}
