@@ -89,7 +89,7 @@ def _stored_png(pixels: UInt8Array, texts: Mapping[str, str]) -> bytes:
             _SIGNATURE,
             *_packed(b"IHDR", header),
             *(part for name, text in texts.items() for part in _packed(b"tEXt", f"{name}\0{text}".encode("latin-1"))),
-            *_packed(b"IDAT", zlib.compress(_rows(pixels), _STORED)),
+            *_packed(b"IDAT", zlib.compress(_rows(pixels).data, _STORED)),
             *_packed(b"IEND", b""),
         ]
     )
