@@ -18,6 +18,7 @@ from ppfed.adaptation import InputFeatures
 from ppfed.augment import NO_AUGMENTATION, Augmentation
 from ppfed.network import ImageClassifier, NetworkConfig, build_network
 from ppfed.training import ImageTensors, Trainer, TrainingConfig, autocast
+from scenarios.bench import augmentation
 from scenarios.bench.measurement import BenchSettings, Bound, Measurement, Turns, in_turn
 
 SECTION = "training"
@@ -49,8 +50,9 @@ class _Size:
 
 
 def measure(settings: BenchSettings) -> Iterator[Measurement]:
-    """Measure steps of the one training loop on random 32x32 images."""
+    """Measure steps of the one training loop on random 32x32 images, and augmentation alone."""
     budget_s = 1.0 if settings.quick else 10.0
+    yield from augmentation.measure(SECTION, budget_s)
     for size in _sizes(settings):
         step = _Step(size, settings.device, budget_s)
         yield step.loop()
@@ -101,12 +103,12 @@ class _Step:
         """Shifts and flips of a batch, as a part of a step."""
         images = self._data.images[: self._size.batch_size]
         generator = torch.Generator().manual_seed(0)
-        augmentation = Augmentation()
+        shift_and_flip = Augmentation()
         step = self._epoch(self._network(), NO_AUGMENTATION)
 
         def augment() -> None:
             for _ in range(self._size.steps):
-                augmentation(images, generator)
+                shift_and_flip(images, generator)
 
         turns = in_turn(augment, step, budget_s=self._budget_s, device=self._device)
         parts = [100 / speed for speed in turns.speeds]

@@ -12,7 +12,7 @@ def test_the_section_measures_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "_MATRIX_SIDE", {"cpu": 64})
     monkeypatch.setattr(training, "_SIDE", 16)
     rows = {row.name.partition(",")[0]: row for row in training.measure(BenchSettings(True, torch.device("cpu")))}
-    assert list(rows) == ["our loop", "augmentation", "encrypted", "matrix rate"]
+    assert list(rows) == ["augmentation on one thread", "our loop", "augmentation", "encrypted", "matrix rate"]
     assert rows["our loop"].details["ours_images_per_s"] > 0
     assert rows["augmentation"].value > 0
     # By hand: a product and a sum for each weight at each position, forward and twice backward. In parts of the first
