@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from scenarios.bench import augmentation
+from scenarios.bench.measurement import Turns
 from scenarios.bench.torchvision_import import import_torchvision
 
 
@@ -20,6 +21,14 @@ def test_both_ways_are_timed_on_one_thread(monkeypatch: pytest.MonkeyPatch) -> N
     assert torch.get_num_threads() == threads
     with augmentation.one_thread():
         assert torch.get_num_threads() == 1
+
+
+def test_a_turn_of_ours_counts_for_one_of_theirs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(augmentation, "_REPEATS", 4)
+    monkeypatch.setattr(augmentation, "in_turn", lambda *_calls, budget_s: Turns(ours=(2.0,), theirs=(5.0,)))
+    row = next(augmentation.measure("training", 0.0))
+    assert row.value == pytest.approx(10.0)
+    assert row.details["ours_s"] == pytest.approx(0.5)
 
 
 def test_both_ways_move_pictures_alike() -> None:
