@@ -167,6 +167,7 @@ def in_turn(
     budget_s: float,
     device: torch.device | None = None,
     tidy: Callable[[], object] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Turns:
     """Time two callables in turn, after one call of each that does not count.
 
@@ -180,12 +181,14 @@ def in_turn(
         Waits for its queue before the clock is read.
     tidy : callable or None
         Called after each of them, while no clock runs.
+    clock : callable
+        In seconds: time that passes, or ``time.process_time``, which stands still while others have the processor.
     """
     mine: list[float] = []
     others: list[float] = []
 
     def timed(call: Callable[[], object]) -> float:
-        spent = seconds(call, device)
+        spent = seconds(call, device, clock)
         if tidy is not None:
             tidy()
         return spent
@@ -199,13 +202,15 @@ def in_turn(
     return Turns(tuple(mine), tuple(others))
 
 
-def seconds(call: Callable[[], object], device: torch.device | None = None) -> float:
+def seconds(
+    call: Callable[[], object], device: torch.device | None = None, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Time one call; on a GPU, until its work is done."""
     _wait(device)
-    started = time.perf_counter()
+    started = clock()
     call()
     _wait(device)
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def exponent(sizes: Sequence[float], spent: Sequence[float]) -> float:

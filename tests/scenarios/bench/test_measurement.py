@@ -65,6 +65,12 @@ def test_what_is_left_by_calls_is_tidied_off_the_clock() -> None:
     assert max(turns.ours + turns.theirs) < 0.05
 
 
+def test_processor_time_stands_still_while_a_call_waits() -> None:
+    turns = in_turn(lambda: time.sleep(0.05), lambda: sum(range(1_000_000)), budget_s=0, clock=time.process_time)
+    # A sleep takes microseconds of the processor, the sum milliseconds.
+    assert turns.speed > 1
+
+
 def test_a_row_without_a_figure_breaks_and_misses_nothing() -> None:
     row = Measurement.left_out("training", "augmentation", "torchvision is not installed")
     assert math.isnan(row.value)
