@@ -23,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from coordinator.state import RoundRecord, StateFolder
 from coordinator.torchrun import PARENT_VARIABLE
 from ppfed.atomic import write_atomic
+from ppfed.cores import cores
 from ppfed.data_placement import DataPlacement
 from ppfed.errors import UsageError
 from ppfed.federation import Exchange
@@ -247,7 +248,7 @@ def torchrun_arguments(state: StateFolder, processes: Processes) -> list[str]:
 
 def _environment(processes: Processes) -> dict[str, str]:
     inside = {f"{library}_SOCKET_IFNAME": _loopback_interface() for library in ("NCCL", "GLOO")}
-    threads = max(1, (os.cpu_count() or 1) // processes.count)
+    threads = max(1, cores() // processes.count)
     return child_environment(
         {
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(threads)),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 _PAPER_SHIFT = 4
 _PAPER_SIDE = 32
@@ -123,31 +123,48 @@ def place(images: Tensor, placement: Placement, padding: Padding = Padding.FILL,
     -------
     tensor of the same dtype and shape
     """
-    count, height, width, _ = images.shape
-    device = images.device
-    rows = _source(height, placement.down.to(device), placement.upend.to(device), padding)
-    columns = _source(width, placement.right.to(device), placement.mirror.to(device), padding)
-    batch = torch.arange(count, device=device)[:, None, None]
-    moved = images[batch, rows.clamp(0, height - 1)[:, :, None], columns.clamp(0, width - 1)[:, None, :]]
-    if padding is Padding.REFLECT:
-        return moved
-    uncovered = ~(_inside(rows, height)[:, :, None] & _inside(columns, width)[:, None, :])
-    return moved.masked_fill_(uncovered[..., None], fill)
+    count, height, width, channels = images.shape
+    if count == 0:
+        return images.clone()
+    down, right = _bounded(placement.down, height, padding), _bounded(placement.right, width, padding)
+    margins = int(down.abs().max()), int(right.abs().max())
+    framed = _framed(images, margins, padding, fill)
+    _, tall, wide, _ = framed.shape
+    # A new row is one piece of an old one, moved as a whole: all there is to know is where it begins. Those that are
+    # mirrored move the other way here, as they are turned afterwards.
+    row = torch.arange(height, device=down.device) - down[:, None]
+    row = torch.where(placement.upend[:, None], height - 1 - row, row) + margins[0]
+    column = torch.where(placement.mirror, right, -right) + margins[1]
+    image = torch.arange(count, device=down.device)
+    begins = ((image[:, None] * tall + row) * wide + column[:, None]) * channels
+    pieces = framed.reshape(-1).unfold(0, width * channels, 1)
+    moved = pieces.index_select(0, begins.reshape(-1).to(images.device)).view(images.shape)
+    mirrored = placement.mirror.nonzero()[:, 0].to(images.device)
+    return moved.index_copy_(0, mirrored, moved.index_select(0, mirrored).flip(2))
 
 
-def _source(side: int, shift: Tensor, flip: Tensor, padding: Padding) -> Tensor:
-    """For each new coordinate, (N, side), the old one; outside of the image where nothing moves there."""
-    old = torch.arange(side, device=shift.device) - shift[:, None]
-    if padding is Padding.REFLECT:
-        # A wave that runs up and down between the first and the last pixel, both of which it meets once.
-        period = max(1, 2 * (side - 1))
-        old = old.remainder(period)
-        old = torch.minimum(old, period - old)
-    return torch.where(flip[:, None], side - 1 - old, old)
+def _bounded(shift: Tensor, side: int, padding: Padding) -> Tensor:
+    """Give shifts that do the same and are no larger than the image."""
+    if padding is Padding.FILL:
+        return shift.clamp(-side, side)
+    half = _period(side) // 2
+    return (shift + half).remainder(_period(side)) - half
 
 
-def _inside(coordinates: Tensor, side: int) -> Tensor:
-    return (coordinates >= 0) & (coordinates < side)
+def _framed(images: Tensor, margins: tuple[int, int], padding: Padding, fill: int) -> Tensor:
+    """Add what shifts may uncover: rows above and below, columns on the left and on the right."""
+    if padding is Padding.FILL:
+        return nn.functional.pad(images, (0, 0, margins[1], margins[1], margins[0], margins[0]), value=fill)
+    for axis, margin in enumerate(margins, start=1):
+        before = images.narrow(axis, 1, margin).flip(axis)
+        after = images.narrow(axis, images.shape[axis] - 1 - margin, margin).flip(axis)
+        images = torch.cat([before, images, after], axis)
+    return images
+
+
+def _period(side: int) -> int:
+    """Length of a wave that runs from the first pixel to the last and back, and meets both once."""
+    return max(1, 2 * (side - 1))
 
 
 def _symmetric(reach: int, count: int, generator: torch.Generator) -> Tensor:

@@ -63,7 +63,7 @@ def bench(
     rows = []
     console = stderr()
     for row in run.measure(chosen, settings):
-        print_line(console, f"{row.section}: {row.name}: {run.in_words(row.value, row.unit)}")
+        print_line(console, f"{row.section}: {row.name}: {run.figure(row)}{row.unmeasured and f': {row.unmeasured}'}")
         rows.append(row)
     run.write(out, rows, settings)
     stdout().print(run.table(rows))

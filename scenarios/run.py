@@ -16,7 +16,6 @@ import datetime
 import fcntl
 import hashlib
 import json
-import os
 import platform
 import queue
 import shutil
@@ -33,6 +32,7 @@ from pathlib import Path
 import torch
 
 from ppfed.atomic import write_atomic
+from ppfed.cores import cores
 from ppfed.errors import UsageError
 from ppfed.images.source import files_digest
 from ppfed.model_folder import installed_versions
@@ -201,7 +201,7 @@ def open_run(
         train_images=len(first.train),
         held_out_images=len(first.held_out),
         attacker_images=0 if first.attacker is None else len(first.attacker),
-        threads=max(1, (os.cpu_count() or 1) // jobs),
+        threads=max(1, cores() // jobs),
         versions=installed_versions(),
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     )

@@ -12,6 +12,7 @@ import numpy as np
 
 from ppfed.ciphers.keystream import Keystream, fixed_nonce
 from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info
+from ppfed.cores import cores
 from ppfed.errors import WrongKeyError
 from ppfed.images.types import ID_BYTES, EncryptedImages, PlainImages, UInt8Array
 from ppfed.keys.master import MasterKey
@@ -62,7 +63,7 @@ class KeyedCipher(ABC, Generic[StreamT]):
         self._spec = spec
         self._fingerprint = key.fingerprint
         self._random_bytes = random_bytes
-        self._threads = threads or os.cpu_count() or 1
+        self._threads = threads or cores()
         self._keystreams = {
             use: Keystream(key.derive(f"ppfed/v1/{self.label}/{spec.scope}/{use}")) for use in self.uses
         }

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import struct
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, PngImagePlugin
+from PIL import Image
 
 from ppfed.atomic import write_atomic
 from ppfed.ciphers.spec import CipherSpec, Scope, is_fingerprint
@@ -23,8 +25,10 @@ _SHUFFLE = "ppfed-shuffle"
 _KEY = "ppfed-key"
 _ID = "ppfed-id"
 
-_COMPRESS_LEVEL = 0
-"""Ciphertext does not compress: 1 MP takes 3,147,861 bytes in 63 ms at level 0, 3,147,871 in 111 ms at level 1."""
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEADER = struct.Struct(">IIBBBBB")
+_STORED = 0
+"""The level at which zlib only copies: ciphertext does not compress."""
 
 _MODE = 0o644
 """Ciphertext is made to be handed over."""
@@ -55,22 +59,54 @@ def encode_encrypted_png(images: EncryptedImages) -> bytes:
         raise TypeError(f"only EncryptedImages are stored as such, not {type(images).__name__}")
     if len(images) != 1:
         raise ValueError(f"one image at a time, not {len(images)}")
-    chunks = PngImagePlugin.PngInfo()
-    chunks.add_text(_CIPHER, images.cipher.name)
-    chunks.add_text(_SCOPE, str(images.cipher.scope))
-    chunks.add_text(_SHUFFLE, str(int(images.cipher.colour_shuffle)))
-    chunks.add_text(_KEY, images.fingerprint)
+    texts = {
+        _CIPHER: images.cipher.name,
+        _SCOPE: str(images.cipher.scope),
+        _SHUFFLE: str(int(images.cipher.colour_shuffle)),
+        _KEY: images.fingerprint,
+    }
     if images.cipher.scope is Scope.IMAGE:
-        chunks.add_text(_ID, images.ids[0].tobytes().hex())
-    return encode_png(images.pixels[0], chunks, _COMPRESS_LEVEL)
+        texts[_ID] = images.ids[0].tobytes().hex()
+    return _stored_png(images.pixels[0], texts)
 
 
-def encode_png(pixels: UInt8Array, chunks: PngImagePlugin.PngInfo | None = None, compress_level: int = 6) -> bytes:
-    """Encode an image of (H, W, 1 or 3) as an 8-bit PNG."""
+def encode_png(pixels: UInt8Array) -> bytes:
+    """Encode an image of (H, W, 1 or 3) as an 8-bit PNG, compressed."""
     buffer = io.BytesIO()
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
-    image.save(buffer, "PNG", pnginfo=chunks, compress_level=compress_level)
+    Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def _stored_png(pixels: UInt8Array, texts: Mapping[str, str]) -> bytes:
+    """Encode an image of (H, W, 1 or 3) as an 8-bit PNG without compressing it (ISO/IEC 15948).
+
+    Pillow tries five filters on each row, at level 0 too, and takes 20 times as long for 224x224.
+    """
+    height, width, channels = pixels.shape
+    header = _HEADER.pack(width, height, 8, _GREY if channels == 1 else _RGB, 0, 0, 0)
+    return b"".join(
+        [
+            _SIGNATURE,
+            *_packed(b"IHDR", header),
+            *(part for name, text in texts.items() for part in _packed(b"tEXt", f"{name}\0{text}".encode("latin-1"))),
+            *_packed(b"IDAT", zlib.compress(_rows(pixels).data, _STORED)),
+            *_packed(b"IEND", b""),
+        ]
+    )
+
+
+def _rows(pixels: UInt8Array) -> UInt8Array:
+    """Set the number of its filter before each row: 0, for none."""
+    height, width, channels = pixels.shape
+    rows = np.zeros((height, 1 + width * channels), dtype=np.uint8)
+    rows[:, 1:] = pixels.reshape(height, width * channels)
+    return rows
+
+
+def _packed(kind: bytes, content: bytes) -> tuple[bytes, bytes, bytes, bytes]:
+    """Return the parts of a chunk; its checksum covers kind and content."""
+    checksum = zlib.crc32(content, zlib.crc32(kind))
+    return len(content).to_bytes(4, "big"), kind, content, checksum.to_bytes(4, "big")
 
 
 def write_encrypted_png(path: Path, images: EncryptedImages) -> None:

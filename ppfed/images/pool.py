@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
+
+from ppfed.cores import cores
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 _GROUP_ITEMS = 32
 """A task holds as many items: for images of 32x32, handing over each one alone costs a quarter of the speed."""
-_GROUP_BYTES = 1 << 20
+_GROUP_BYTES = 1 << 18
 
 
 def map_ahead(
@@ -30,7 +31,7 @@ def map_ahead(
     size_bytes : callable
         Size of an item's file. Groups are cut by it, so that few large images wait in memory.
     """
-    workers = os.cpu_count() or 1
+    workers = cores()
     executor = ThreadPoolExecutor(workers)
     pending: deque[Future[list[_Result]]] = deque()
     try:

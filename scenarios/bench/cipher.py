@@ -13,6 +13,7 @@ from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
 from ppfed.ciphers.negative_positive import COLOUR_PERMUTATIONS, NegativePositiveCipher
 from ppfed.ciphers.spec import CipherSpec, Scope
+from ppfed.cores import cores
 from ppfed.images.types import PlainImages, UInt8Array
 from ppfed.keys.master import KEY_BYTES, MasterKey
 from scenarios.bench.measurement import BenchSettings, Bound, Measurement, in_turn
@@ -47,7 +48,7 @@ def measure(settings: BenchSettings) -> Iterator[Measurement]:
     key = MasterKey(os.urandom(KEY_BYTES))
     for name, (side, count) in _SHAPES.items():
         plain = PlainImages(_images(count // (_QUICK_PART if settings.quick else 1), side))
-        for threads in (1,) if settings.quick else (1, os.cpu_count() or 1):
+        for threads in (1,) if settings.quick else (1, cores()):
             for scope, shuffle in _FLOORS:
                 spec = CipherSpec(scope=scope, colour_shuffle=shuffle)
                 cipher = NegativePositiveCipher(key, spec, threads=threads)

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import platform
 from pathlib import Path
 
 import torch
 
+from ppfed.cores import cores
 from ppfed.model_folder import installed_versions
 
 _CPUINFO = Path("/proc/cpuinfo")
@@ -22,11 +22,6 @@ def machine(device: torch.device) -> dict[str, str]:
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
     }
     return described | {name: str(version) for name, version in installed_versions().items()}
-
-
-def cores() -> int:
-    """Count the processor cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -67,6 +67,8 @@ class Measurement:
         Smallest and largest over the turns.
     details : mapping of str to number or str
         Absolute figures behind the ratio, with their unit in the name: ``ours_s``, ``ours_gb_per_s``.
+    unmeasured : str
+        Why there is no figure; empty where there is one.
     """
 
     section: str
@@ -78,6 +80,12 @@ class Measurement:
     floor: Bound | None = None
     spread: tuple[float, float] | None = None
     details: dict[str, float | str] = field(default_factory=dict)
+    unmeasured: str = ""
+
+    @classmethod
+    def left_out(cls, section: str, name: str, reason: str) -> Measurement:
+        """Say that a figure cannot be measured here, and why: a row that keeps and breaks nothing."""
+        return cls(section, name, float("nan"), unmeasured=reason)
 
     @property
     def broken(self) -> bool:
@@ -158,6 +166,8 @@ def in_turn(
     *,
     budget_s: float,
     device: torch.device | None = None,
+    tidy: Callable[[], object] | None = None,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Turns:
     """Time two callables in turn, after one call of each that does not count.
 
@@ -169,25 +179,38 @@ def in_turn(
         No turn begins after so many seconds, but for the first three.
     device : torch.device or None
         Waits for its queue before the clock is read.
+    tidy : callable or None
+        Called after each of them, while no clock runs.
+    clock : callable
+        In seconds: time that passes, or ``time.process_time``, which stands still while others have the processor.
     """
     mine: list[float] = []
     others: list[float] = []
-    seconds(ours, device)
-    seconds(theirs, device)
+
+    def timed(call: Callable[[], object]) -> float:
+        spent = seconds(call, device, clock)
+        if tidy is not None:
+            tidy()
+        return spent
+
+    timed(ours)
+    timed(theirs)
     started = time.perf_counter()
     while len(mine) < _MIN_TURNS or time.perf_counter() - started < budget_s:
-        mine.append(seconds(ours, device))
-        others.append(seconds(theirs, device))
+        mine.append(timed(ours))
+        others.append(timed(theirs))
     return Turns(tuple(mine), tuple(others))
 
 
-def seconds(call: Callable[[], object], device: torch.device | None = None) -> float:
+def seconds(
+    call: Callable[[], object], device: torch.device | None = None, clock: Callable[[], float] = time.perf_counter
+) -> float:
     """Time one call; on a GPU, until its work is done."""
     _wait(device)
-    started = time.perf_counter()
+    started = clock()
     call()
     _wait(device)
-    return time.perf_counter() - started
+    return clock() - started
 
 
 def exponent(sizes: Sequence[float], spent: Sequence[float]) -> float:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from ppfed.atomic import write_atomic
 from ppfed.errors import PPFedError, UsageError
-from scenarios.bench import cipher, scaling, training
+from scenarios.bench import cipher, encrypt_folder, scaling, training
 from scenarios.bench.machine import machine
 from scenarios.bench.measurement import BenchSettings, Bound, Measurement, Section
 from scenarios.bench.rounds import section as rounds
@@ -21,6 +21,7 @@ from scenarios.bench.upload import section as upload
 
 SECTIONS: Mapping[str, Section] = {
     "cipher": cipher.measure,
+    "encrypt": encrypt_folder.measure,
     "training": training.measure,
     "upload": upload.measure,
     "rounds": rounds.measure,
@@ -58,13 +59,18 @@ def table(rows: Sequence[Measurement]) -> Table:
         drawn.add_row(
             row.section if index == 0 or rows[index - 1].section != row.section else "",
             row.name,
-            in_words(row.value, row.unit),
+            figure(row),
             "" if row.spread is None else " … ".join(in_words(end, "") for end in row.spread),
-            row.against,
+            row.against or row.unmeasured,
             "" if row.target is None else str(row.target),
             verdict(row),
         )
     return drawn
+
+
+def figure(row: Measurement) -> str:
+    """Write a row's figure, or that there is none."""
+    return "not measured" if row.unmeasured else in_words(row.value, row.unit)
 
 
 def in_words(value: float, unit: str) -> str:

@@ -26,6 +26,7 @@ from ppfed.images.types import ID_BYTES, EncryptedImages
 from ppfed.network import ImageClassifier, NetworkConfig, build_network
 from ppfed.store import Shard, ShardStore
 from ppfed.training import BatchSource, ImageTensors, Trainer, TrainingConfig, autocast
+from scenarios.bench import augmentation
 from scenarios.bench.measurement import BenchSettings, Bound, Measurement, Turns, in_turn
 
 SECTION = "training"
@@ -61,8 +62,9 @@ class _Size:
 
 
 def measure(settings: BenchSettings) -> Iterator[Measurement]:
-    """Measure steps of the one training loop on random 32x32 images."""
+    """Measure steps of the one training loop on random 32x32 images, and augmentation alone."""
     budget_s = 1.0 if settings.quick else 10.0
+    yield from augmentation.measure(SECTION, budget_s)
     for size in _sizes(settings):
         step = _Step(size, settings.device, budget_s)
         yield step.loop()
@@ -152,12 +154,12 @@ class _Step:
         """Shifts and flips of a batch, as a part of a step."""
         images = self._data.images[: self._size.batch_size]
         generator = torch.Generator().manual_seed(0)
-        augmentation = Augmentation()
+        shift_and_flip = Augmentation()
         step = self._epoch(self._network(), NO_AUGMENTATION)
 
         def augment() -> None:
             for _ in range(self._size.steps):
-                augmentation(images, generator)
+                shift_and_flip(images, generator)
 
         turns = in_turn(augment, step, budget_s=self._budget_s, device=self._device)
         parts = [100 / speed for speed in turns.speeds]

@@ -168,3 +168,26 @@ def test_reflection_is_numpys(data: st.DataObject, pixels: UInt8Array) -> None:
         padded = np.pad(flipped, ((reach, reach), (reach, reach), (0, 0)), mode="reflect")
         top, left = reach - int(placement.down[index]), reach - int(placement.right[index])
         assert np.array_equal(found[index], padded[top : top + height, left : left + width])
+
+
+@pytest.mark.parametrize("padding", Padding)
+def test_shifts_of_any_size_take_no_more_memory(padding: Padding) -> None:
+    images = torch.arange(2 * 4 * 5 * 3).to(torch.uint8).reshape(2, 4, 5, 3)
+    no = torch.tensor([False, False])
+    far = torch.tensor([10**12, -(10**12)])
+    found = place(images, Placement(far, far, no, no), padding, fill=7)
+    if padding is Padding.FILL:
+        assert torch.equal(found, torch.full_like(images, 7))
+    else:
+        # The mirrored image repeats after 2 * (side - 1) pixels: after 6 rows, of which 10^12 leaves 4, and 8 columns.
+        near = Placement(torch.tensor([4, -4]), torch.tensor([0, 0]), no, no)
+        assert torch.equal(found, place(images, near, padding))
+
+
+@pytest.mark.parametrize("padding", Padding)
+def test_the_order_in_memory_does_not_matter(padding: Padding) -> None:
+    images = torch.randint(0, 256, (6, 3, 8, 8), dtype=torch.uint8).permute(0, 2, 3, 1)
+    assert not images.is_contiguous()
+    first, second = (torch.Generator().manual_seed(0) for _ in range(2))
+    augmentation = Augmentation(shift=2, vertical_flip=True, padding=padding)
+    assert torch.equal(augmentation(images, first), augmentation(images.contiguous(), second))

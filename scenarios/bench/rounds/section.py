@@ -12,11 +12,11 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from torch import Tensor
 
 from ppfed import wire
+from ppfed.cores import cores
 from ppfed.federation import TrainingSettings, UpdateFormat
 from ppfed.network import build_network
 from ppfed.network_state import flatten, network_state
 from ppfed.training import Evaluation
-from scenarios.bench.machine import cores
 from scenarios.bench.measurement import BenchSettings, Bound, Measurement, Turns, exponent
 from scenarios.bench.rounds.product import Rounds, run_rounds
 from scenarios.bench.rounds.simulated import alone_s, federation_settings, prepare, simulated_s
@@ -29,6 +29,8 @@ _OWNERS = (2, 4, 8)
 _IMAGES = 128
 """Of each owner, where the network is of full width; in quick mode one batch."""
 _ROUNDS = 4
+_QUICK_ROUNDS = 2
+"""The first is not counted; a round of full width takes long."""
 
 _COUNTS = (2, 8, 32, 100, 200)
 _QUICK_COUNTS = (2, 32)
@@ -49,7 +51,7 @@ def measure(settings: BenchSettings) -> Iterator[Measurement]:
     """
     yield from (message_bytes(form) for form in UpdateFormat)
     if settings.quick:
-        yield _simulated_overhead(owners=2, images=_BATCH, rounds=3)
+        yield _simulated_overhead(owners=2, images=_BATCH, rounds=_QUICK_ROUNDS)
     else:
         for owners in _OWNERS:
             for form in UpdateFormat:

@@ -95,10 +95,26 @@ def test_one_image_is_one_file(tmp_path: Path, count: int) -> None:
         write_encrypted_png(tmp_path / "a.png", images)
 
 
-def test_any_png_reader_sees_the_ciphertext(tmp_path: Path) -> None:
-    images = encrypted()
+# Deflate stores at most 65,535 bytes in a piece: the second shape takes several.
+@pytest.mark.parametrize("shape", [(5, 7, 3), (150, 200, 3), (300, 301, 1)])
+def test_any_png_reader_sees_the_ciphertext(tmp_path: Path, shape: tuple[int, int, int]) -> None:
+    pixels = np.random.default_rng(2).integers(0, 256, (1, *shape), dtype=np.uint8)
+    images = make_cipher(CipherSpec(), KEY).encrypt(PlainImages(pixels))
     write_encrypted_png(tmp_path / "a.png", images)
-    assert np.array_equal(np.array(Image.open(tmp_path / "a.png")), images.pixels[0])
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.mode == ("L" if shape[2] == 1 else "RGB")
+        assert np.array_equal(np.array(image).reshape(shape), images.pixels[0])
+
+
+def test_no_time_is_spent_on_compressing() -> None:
+    height, width = 200, 150
+    # Unlike any real ciphertext, these pixels would compress.
+    images = EncryptedImages(
+        np.zeros((1, height, width, 3), np.uint8), np.zeros((1, 12), np.uint8), CipherSpec(), KEY.fingerprint
+    )
+    # A filter's number for each row, five bytes for at most 65,535, six for the stream, and the other chunks.
+    raw = height * (1 + 3 * width)
+    assert raw < len(encode_encrypted_png(images)) < raw * 1.001 + 500
 
 
 GOOD = {"cipher": "np-v1", "scope": "image", "shuffle": "1", "key": "0123456789abcdef", "id": "00" * 12}

@@ -51,3 +51,28 @@ def test_two_calls_are_timed_in_turn() -> None:
     assert order == ["ours", "theirs"] * 4
     assert len(turns.ours) == len(turns.theirs) == 3
     assert turns.speed > 1
+
+
+def test_what_is_left_by_calls_is_tidied_off_the_clock() -> None:
+    order: list[str] = []
+
+    def tidy() -> None:
+        order.append("tidy")
+        time.sleep(0.05)
+
+    turns = in_turn(lambda: order.append("ours"), lambda: order.append("theirs"), budget_s=0, tidy=tidy)
+    assert order == ["ours", "tidy", "theirs", "tidy"] * 4
+    assert max(turns.ours + turns.theirs) < 0.05
+
+
+def test_processor_time_stands_still_while_a_call_waits() -> None:
+    turns = in_turn(lambda: time.sleep(0.05), lambda: sum(range(1_000_000)), budget_s=0, clock=time.process_time)
+    # A sleep takes microseconds of the processor, the sum milliseconds.
+    assert turns.speed > 1
+
+
+def test_a_row_without_a_figure_breaks_and_misses_nothing() -> None:
+    row = Measurement.left_out("training", "augmentation", "torchvision is not installed")
+    assert math.isnan(row.value)
+    assert not row.broken
+    assert not row.missed

@@ -44,6 +44,19 @@ def test_the_table_says_which_targets_are_met() -> None:
     assert text.count("cipher") == 1
 
 
+def test_a_row_that_is_left_out_says_why(tmp_path: Path) -> None:
+    row = Measurement.left_out("training", "augmentation", "torchvision is not installed")
+    console = Console(width=160, record=True)
+    console.print(run.table([row]))
+    text = console.export_text()
+    assert "not measured" in text
+    assert "torchvision is not installed" in text
+    run.check([row])
+    run.write(tmp_path / "bench.json", [row], SETTINGS)
+    (written,) = json.loads((tmp_path / "bench.json").read_text())["rows"]
+    assert (written["value"], written["unmeasured"]) == (None, "torchvision is not installed")
+
+
 def test_json_holds_rows_bounds_and_machine(tmp_path: Path) -> None:
     run.write(tmp_path / "bench.json", [*ROWS, Measurement("scaling", "exponent", float("nan"))], SETTINGS)
     report = json.loads((tmp_path / "bench.json").read_text())

@@ -23,6 +23,7 @@ def test_the_section_measures_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PixelFile, "read", read)
     rows = {row.name.partition(",")[0]: row for row in training.measure(BenchSettings(True, torch.device("cpu")))}
     assert list(rows) == [
+        "augmentation on one thread",
         "our loop",
         "images streamed from disk",
         "batches from disk without a step",
