@@ -109,7 +109,7 @@ def join(
     accuracy = "not measured" if summary.card.accuracy is None else f"{summary.card.accuracy:.2%}"
     print_line(out, f"model     {summary.model_folder}")
     out.print(f"accuracy  {accuracy} on {summary.card.held_out_images} held-out images of all owners")
-    print_line(out, f"leakage   {quoted(settings.cipher.spec, settings.exchange)}")
+    print_line(out, f"leakage   {quoted(settings.cipher.spec, settings.exchange, settings.channels)}")
     out.print(f"sent      {summary.bytes_out / 1e6:.2f} MB in {summary.seconds:.0f} s")
 
 
@@ -166,7 +166,7 @@ def _show_leakage(console: Console, settings: FederationSettings, source: Sectio
     from ppfed.leakage.wording import VERDICT
 
     if settings.exchange is not Exchange.IMAGES:
-        print_line(console, f"leakage      {quoted(settings.cipher.spec, settings.exchange)}")
+        print_line(console, f"leakage      {quoted(settings.cipher.spec, settings.exchange, settings.channels)}")
         return
     try:
         with quiet_decoders():
@@ -180,7 +180,7 @@ def _show_leakage(console: Console, settings: FederationSettings, source: Sectio
             )
     except DataError:
         # No usable image: preparation reads all of them after this, and says what is wrong with them.
-        print_line(console, f"leakage      {quoted(settings.cipher.spec, settings.exchange)}")
+        print_line(console, f"leakage      {quoted(settings.cipher.spec, settings.exchange, settings.channels)}")
         return
     seen = glance(pixels, settings.cipher.spec, picture)
     print_line(console, f"leakage      {seen.sentence}")

@@ -160,7 +160,7 @@ def start(  # noqa: PLR0917 -- each is an option
     processes = Processes(device, gpus, machines, DataPlacement.named(data_placement))
     processes.check(settings.exchange)
     console = stderr()
-    print_line(console, f"leakage: {quoted(settings.cipher.spec, settings.exchange)}")
+    print_line(console, f"leakage: {quoted(settings.cipher.spec, settings.exchange, settings.channels)}")
     if settings.exchange is Exchange.IMAGES:
         print_line(console, VERDICT)
     if detach:

@@ -260,7 +260,7 @@ class _Run:
             training=settings.training.model_dump(mode="json"),
             versions=installed_versions(),
             created=datetime.datetime.now(datetime.UTC),
-            leakage=reference(settings.cipher.spec),
+            leakage=reference(settings.cipher.spec, channels=settings.channels),
         )
 
 

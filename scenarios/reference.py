@@ -4,13 +4,15 @@ Every cipher is attacked in both scopes as ``ppfed audit leakage --preset cpu`` 
 that need training are left out where another restores everything. OUT gets a card for each cipher. Cards that are there
 already are kept, so that it can be stopped and gone on with, or run for some ciphers at a time. ``sent`` in place of a
 cipher stands for the exchanges that send no image: with plain images, which are the control, with the default cipher,
-and with one mask for all images. At the end the records of all cards in OUT go into ``ppfed/leakage/reference.json``,
-which ``ppfed client join`` and model cards quote; records without a card stay.
+and with one mask for all images. ``grey`` stands for grey images under NP and NP twice. At the end the records of all
+cards in OUT go into ``ppfed/leakage/reference.json``, which ``ppfed client join`` and model cards quote; records
+without a card stay.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from importlib import resources
@@ -42,6 +44,13 @@ _EXACT = 0.995
 """SSIM from which on nothing is left to be gained by training."""
 _SIZE = 32
 _TARGETS = 1000
+GREY = "grey"
+"""Names grey images, among the ciphers."""
+GREY_SPECS = tuple(
+    CipherSpec(name, scope, colour_shuffle=False)
+    for name in ("np-v1", "np2-v1")
+    for scope in (Scope.IMAGE, Scope.FIXED)
+)
 SENT = "sent"
 """Names what is sent instead of images, among the ciphers."""
 _SENT_MAPS = 16
@@ -56,10 +65,10 @@ def main(arguments: list[str]) -> int:
     if len(arguments) < 2:
         raise UsageError("two folders are needed", hint="python -m scenarios.reference DATA OUT [CIPHER ...]")
     out = Path(arguments[1])
-    names = arguments[2:] or [*cipher_names(), SENT]
-    left = [spec for spec in every_cipher() if spec.name in names and not (_folder(out, spec) / RECORD_FILE).exists()]
-    if left:
-        _measure(Path(arguments[0]), out, left)
+    names = arguments[2:] or [*cipher_names(), GREY, SENT]
+    _measure(Path(arguments[0]), out, [spec for spec in every_cipher() if spec.name in names])
+    if GREY in names:
+        _measure(Path(arguments[0]), out, GREY_SPECS, channels=1)
     if SENT in names:
         _measure_sent(Path(arguments[0]), out)
     records = merged(references(), records_of(out))
@@ -80,8 +89,9 @@ def every_cipher() -> list[CipherSpec]:
 
 
 def records_of(out: Path) -> tuple[LeakageRecord, ...]:
-    """Read the records of all cards in a folder, in the order of ``every_cipher``; then what is sent instead."""
+    """Read the records of all cards in a folder: every cipher, then grey images, then what is sent instead."""
     paths = [_folder(out, spec) / RECORD_FILE for spec in every_cipher()]
+    paths += [_folder(out, spec, channels=1) / RECORD_FILE for spec in GREY_SPECS]
     paths += [_folder(out, spec, exchange) / RECORD_FILE for spec, exchange in every_sent()]
     return tuple(LeakageRecord.model_validate_json(path.read_bytes()) for path in paths if path.exists())
 
@@ -92,22 +102,26 @@ def every_sent() -> list[tuple[CipherSpec | None, Exchange]]:
 
 
 def merged(old: tuple[LeakageRecord, ...], new: tuple[LeakageRecord, ...]) -> tuple[LeakageRecord, ...]:
-    """Replace old records by new ones of the same cipher and exchange, and add those that are new altogether."""
-    found = {(str(one.cipher), one.exchange): one for one in (*old, *new)}
+    """Replace old records by new ones of the same cipher, exchange and colours, and add those that are new."""
+    found = {(str(one.cipher), one.exchange, one.channels): one for one in (*old, *new)}
     return tuple(found.values())
 
 
-def _folder(out: Path, spec: CipherSpec | None, exchange: Exchange = Exchange.IMAGES) -> Path:
+def _folder(out: Path, spec: CipherSpec | None, exchange: Exchange = Exchange.IMAGES, channels: int = 3) -> Path:
     name = "plain" if spec is None else f"{spec.name}{'-shuffle' if spec.colour_shuffle else ''}-{spec.scope}"
+    name = f"{GREY}-{name}" if channels == 1 else name
     return out / (name if exchange is Exchange.IMAGES else f"{exchange}-{name}")
 
 
-def _measure(data: Path, out: Path, specs: list[CipherSpec]) -> None:
+def _measure(data: Path, out: Path, specs: Sequence[CipherSpec], channels: int = 3) -> None:
+    left = [spec for spec in specs if not (_folder(out, spec, channels=channels) / RECORD_FILE).exists()]
+    if not left:
+        return
     device = pick_device()
-    images = _images(data)
+    images = _images(data, channels=channels)
     judge = judge_of(images, AuditPreset.CPU, device, 0, lambda _part: None)
-    for spec in specs:
-        sys.stdout.write(f"{spec}\n")
+    for spec in left:
+        sys.stdout.write(f"{spec}, {'grey' if channels == 1 else 'colour'}\n")
         sys.stdout.flush()
         possible = applicable(spec, images.shape[2])
         run = partial(
@@ -117,7 +131,7 @@ def _measure(data: Path, out: Path, specs: list[CipherSpec]) -> None:
         strongest = found.record.strongest
         if strongest is None or strongest.resemblance.ssim.mean < _EXACT:
             found = joined(found, run([name for name in possible if name in _TRAINED]))
-        found.write(_folder(out, spec))
+        found.write(_folder(out, spec, channels=channels))
 
 
 def _measure_sent(data: Path, out: Path) -> None:
@@ -167,9 +181,9 @@ def _silent(_what: str, _part: float) -> None:
     pass
 
 
-def _images(data: Path, own_images: int = CPU.images) -> AuditImages:
+def _images(data: Path, own_images: int = CPU.images, channels: int = 3) -> AuditImages:
     """Attack every tenth held-out image; the attacker has training images."""
-    material = read_images(data, _SIZE, own_images, None)
+    material = read_images(data, _SIZE, own_images, None, channels=channels)
     rows = mixed(len(material.held_out), _TARGETS, 0)
     targets = material.held_out.pixels[rows]
     own = rows_without(material.train.pixels, targets)
@@ -179,7 +193,7 @@ def _images(data: Path, own_images: int = CPU.images) -> AuditImages:
         PlainImages(material.train.pixels[own]),
         material.train_labels[own],
         len(material.classes),
-        DATA,
+        f"{DATA}, grey" if channels == 1 else DATA,
     )
 
 

@@ -69,7 +69,7 @@ def glance(pixels: UInt8Array, spec: CipherSpec, picture: Path) -> Glance:
     count = max(2, min(len(pixels) - 1, _MOST_VALUES // pixels[0].size))
     attacks = [name for name in applicable(spec, pixels.shape[3]) if name in _AT_A_GLANCE]
     if not attacks or len(pixels) <= count or not fits(spec.name, pixels[0].shape):
-        return Glance(quoted(spec, Exchange.IMAGES), None)
+        return Glance(quoted(spec, Exchange.IMAGES, pixels.shape[3]), None)
     nothing = np.zeros(len(pixels), dtype=np.int64)
     images = AuditImages(
         PlainImages(pixels[:count]), nothing[:count], PlainImages(pixels[count:]), nothing[count:], 1, "your images"
