@@ -15,6 +15,9 @@ _Result = TypeVar("_Result")
 _GROUP_ITEMS = 32
 """A task holds as many items: for images of 32x32, handing over each one alone costs a quarter of the speed."""
 _GROUP_BYTES = 1 << 18
+_TINY_BYTES = 1 << 12
+"""Mean size of a group's items below which threads stay out: with images of 32x32, Python code that holds the
+interpreter lock is most of the work, and two threads took 1.4 times as long as one (docs/performance.md)."""
 
 
 def map_ahead(
@@ -22,7 +25,8 @@ def map_ahead(
 ) -> Iterator[list[_Result]]:
     """Apply ``function`` in threads and yield the results in order, in groups.
 
-    Pillow and file access release the interpreter lock, so threads help as soon as images are more than tiny.
+    Pillow and file access release the interpreter lock, so threads help as soon as images are more than tiny. Groups of
+    tiny ones are worked on by the caller's thread.
 
     Parameters
     ----------
@@ -35,7 +39,12 @@ def map_ahead(
     executor = ThreadPoolExecutor(workers)
     pending: deque[Future[list[_Result]]] = deque()
     try:
-        for group in _groups(items, size_bytes):
+        for group, group_bytes in _groups(items, size_bytes):
+            if group_bytes < _TINY_BYTES * len(group):
+                while pending:
+                    yield pending.popleft().result()
+                yield _apply(function, group)
+                continue
             pending.append(executor.submit(_apply, function, group))
             if len(pending) > 2 * workers:
                 yield pending.popleft().result()
@@ -49,14 +58,14 @@ def _apply(function: Callable[[_Item], _Result], group: list[_Item]) -> list[_Re
     return [function(item) for item in group]
 
 
-def _groups(items: Iterable[_Item], size_bytes: Callable[[_Item], int]) -> Iterator[list[_Item]]:
+def _groups(items: Iterable[_Item], size_bytes: Callable[[_Item], int]) -> Iterator[tuple[list[_Item], int]]:
     group: list[_Item] = []
     group_bytes = 0
     for item in items:
         group.append(item)
         group_bytes += size_bytes(item)
         if len(group) == _GROUP_ITEMS or group_bytes >= _GROUP_BYTES:
-            yield group
+            yield group, group_bytes
             group, group_bytes = [], 0
     if group:
-        yield group
+        yield group, group_bytes
