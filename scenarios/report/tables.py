@@ -109,7 +109,7 @@ def _name_of(scenario: Scenario) -> str:
 
 
 def accuracies(outcome: Outcome) -> Table:
-    """Make the main table."""
+    """Make the main table, of arms with a result; of all while there is none. ``missing`` lists the others."""
     columns = (
         Column("Arm"),
         Column("Who trains"),
@@ -126,8 +126,14 @@ def accuracies(outcome: Outcome) -> Table:
         Column("To / from coordinator", True),
         Column("Weights", True),
     )
-    rows = tuple(_arm_row(outcome, arm) for arm in _by_group(outcome.scenario.arms))
-    return Table("All arms", columns, rows, tuple(_main_notes(outcome)))
+    arms = outcome.finished or outcome.scenario.arms
+    rows = tuple(_arm_row(outcome, arm) for arm in _by_group(arms))
+    return Table(
+        "All arms" if len(arms) == len(outcome.scenario.arms) else "Arms with a result",
+        columns,
+        rows,
+        tuple(_main_notes(outcome)),
+    )
 
 
 def _arm_row(outcome: Outcome, arm: Arm) -> Row:

@@ -213,11 +213,13 @@ def test_a_part_of_a_run_is_reported_and_what_is_missing_is_named(tmp_path: Path
     assert "| NP | 2 | begun and not ended; see arms/np-seed-2.log |" in markdown
     assert "| NP, fixed | 0, 1, 2 | not begun |" in markdown
     assert "not complete: of 3 arms, 1 has results of 3 seeds" in markdown
-    assert "no result" in page.read_text("utf-8")
+    assert [row.cells[0] for row in accuracies(Outcome.read(folder)).rows] == ["plain", "NP"]
+    assert "Arms with a result" in page.read_text("utf-8")
 
 
 def test_a_run_without_results_is_reported(tmp_path: Path) -> None:
     _, text = write_report(make_run(tmp_path / "run", {}))
+    assert "no result" in text.read_text("utf-8")
     assert "No arm has finished yet" in text.read_text("utf-8")
 
 
