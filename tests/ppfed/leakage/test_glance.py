@@ -61,6 +61,19 @@ def test_the_default_cipher_was_measured() -> None:
     }
 
 
+def test_grey_images_are_quoted_as_grey() -> None:
+    grey = quoted(CipherSpec(), Exchange.IMAGES, 1)
+    assert grey == quoted(CipherSpec(colour_shuffle=False), Exchange.IMAGES, 1)
+    assert "grey: " in grey
+    assert grey not in (
+        quoted(CipherSpec(), Exchange.IMAGES),
+        quoted(CipherSpec(colour_shuffle=False), Exchange.IMAGES),
+    )
+    # What was not measured of grey images is quoted as what it is.
+    assert "in colour, and not on grey images" in quoted(cipher_info("le-v1").spec(), Exchange.IMAGES, 1)
+    assert "in colour, and not on grey images" not in quoted(cipher_info("le-v1").spec(), Exchange.IMAGES, 3)
+
+
 def test_exchanges_that_send_no_image_say_so() -> None:
     assert "measured on" in quoted(CipherSpec(), Exchange.UPDATES)
     assert "2 images" in quoted(CipherSpec(), Exchange.GRADIENTS)
