@@ -134,7 +134,7 @@ def preview(
         samples,
         cipher,
         restore=solver(spec, device=torch.device("cpu")) if solvable else None,
-        finding=quoted(spec, Exchange.IMAGES),
+        finding=quoted(spec, Exchange.IMAGES, max(sample.image.shape[2] for sample in samples)),
     )
     _print_bad(report.bad)
     _print(f"{len(samples)} images shown in {out}")

@@ -14,9 +14,11 @@ from typer.testing import CliRunner
 from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info, cipher_names
 from ppfed.cli import images
 from ppfed.errors import BadImagesError, PPFedError, UsageError, WrongKeyError
+from ppfed.federation import Exchange
 from ppfed.images.png import read_encrypted_png
 from ppfed.keys.files import write_key_file
 from ppfed.keys.master import MasterKey
+from ppfed.leakage.reference import quoted
 
 KEY = MasterKey(bytes(range(32)))
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -154,3 +156,15 @@ def test_preview(folder: Path) -> None:
     assert "warning" in run("preview", "photos", "--key", "owner.key", "--out", "a.png", "--scope", "fixed").stderr
     fail(UsageError, "preview", "photos", "--key", "owner.key", "--out", "sheet.pdf")
     run("preview", "photos", "--key", "owner.key", "--out", "le.png", "--cipher", "le-v1", "--size", "8")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_preview_quotes_what_was_measured_of_such_images(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, channels: int
+) -> None:
+    (folder / "own" / "cat").mkdir(parents=True)
+    Image.new("L" if channels == 1 else "RGB", (16, 16)).save(folder / "own" / "cat" / "one.png")
+    said: list[str] = []
+    monkeypatch.setattr("ppfed.preview.write_contact_sheet", lambda *_, finding, **__: said.append(finding))
+    run("preview", "own", "--key", "owner.key", "--out", "sheet.png")
+    assert said == [quoted(CipherSpec(), Exchange.IMAGES, channels)]
