@@ -23,11 +23,12 @@ from ppfed.errors import DataError, ModelError, PeerDataError
 from ppfed.federation import Exchange, FederationSettings, UpdateFormat, describe_invalid
 from ppfed.gradients import Turns, owner_offset, partial_gradient, step_generator, steps_of_pass
 from ppfed.images.source import Split
-from ppfed.model_folder import ModelCard, curve_from_json, write_model
+from ppfed.model_folder import ModelCard, write_model
 from ppfed.network import build_network
 from ppfed.network_state import load_network_state, network_layout, network_state
 from ppfed.store import read_shard
 from ppfed.training import Evaluation, Trainer, evaluate
+from ppfed.training_curve import curve_from_json
 
 
 class Display(Protocol):

@@ -11,7 +11,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from ppfed.atomic import write_atomic
 from ppfed.errors import ServiceError
-from ppfed.services import Service, flower_command, flower_environment, free_port
+from ppfed.services import Service, flower_environment, flower_service, free_port
 
 _START_TIMEOUT_S = 60.0
 _CONNECTED = "SuperNode ID:"
@@ -44,7 +44,7 @@ class SuperNode:
         self._service = Service(
             "Flower's SuperNode",
             [
-                flower_command("flower-supernode"),
+                *flower_service("flower-supernode"),
                 *("--superlink", address),
                 *("--root-certificates", str(ca)),
                 *("--auth-supernode-private-key", str(node_key)),

@@ -22,21 +22,21 @@ from coordinator.pooled import distinct_images, pooled_images, train_pooled
 from coordinator.processes import ONE_PROCESS, Processes, train_in_processes
 from coordinator.quorum import Quorum
 from coordinator.rounds import Rounds
-from coordinator.state import Enrolled, RoundRecord, StateFolder, Status
+from coordinator.state import STATE_VARIABLE, Enrolled, RoundRecord, StateFolder, Status
 from ppfed import wire
 from ppfed.enrolment import Phase
 from ppfed.errors import FederationError, PPFedError
 from ppfed.federation import Exchange, FederationSettings
 from ppfed.images.source import Split
 from ppfed.leakage.reference import reference
-from ppfed.model_folder import CardOwner, CurvePoint, ModelCard, curve_to_json, installed_versions, write_model
+from ppfed.model_folder import CardOwner, ModelCard, installed_versions, write_model
 from ppfed.network import ImageClassifier, build_network
 from ppfed.network_state import load_network_state, network_state
 from ppfed.services import end_with_parent
 from ppfed.store import ShardStore
 from ppfed.training import pick_device
+from ppfed.training_curve import CurvePoint, curve_to_json
 
-STATE_VARIABLE = "PPFED_COORDINATOR_STATE"
 _STOP_CHECK_S = 1.0
 _STATUS_S = 1.0
 _FAREWELL_S = 60.0

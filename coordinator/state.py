@@ -30,6 +30,9 @@ from ppfed.enrolment import Phase
 from ppfed.errors import UsageError
 from ppfed.federation import FederationSettings, describe_invalid
 
+STATE_VARIABLE = "PPFED_COORDINATOR_STATE"
+"""Environment variable that tells the ServerApp, which Flower starts, the folder."""
+
 _LOOK_S = 0.5
 _STEPS = TypeAdapter(Annotated[int, Field(ge=1)])
 _TRAFFIC = TypeAdapter(dict[str, int])

@@ -16,7 +16,7 @@ import tomli_w
 from coordinator.pki import Certificates
 from ppfed.atomic import write_atomic
 from ppfed.errors import ServiceError
-from ppfed.services import Service, flower_command, flower_environment, free_port
+from ppfed.services import Service, flower_command, flower_environment, flower_service, free_port
 
 _CONNECTION = "ppfed"
 _COMMAND_TIMEOUT_S = 60.0
@@ -58,7 +58,7 @@ class SuperLink:
         self._superlink = Service(
             "Flower's SuperLink",
             [
-                flower_command("flower-superlink"),
+                *flower_service("flower-superlink"),
                 *tls,
                 "--ssl-ca-certfile",
                 str(certificates.ca),

@@ -12,30 +12,22 @@ Nothing is pickled, so opening a folder that somebody else made runs none of the
 
 from __future__ import annotations
 
-import csv
-import io
-import math
 import platform
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
 import torch
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator, PercentFormatter
 from pydantic import (
     AwareDatetime,
     BaseModel,
     ConfigDict,
     Field,
     JsonValue,
-    TypeAdapter,
     ValidationError,
     model_validator,
 )
@@ -51,6 +43,7 @@ from ppfed.federation import CipherSettings, ClassName, Fingerprint, Name, descr
 from ppfed.leakage.record import LeakageRecord
 from ppfed.network import Backbone, ImageClassifier, NetworkConfig, build_network
 from ppfed.network_state import check_network_state, load_network_state, network_state
+from ppfed.training_curve import CurvePoint, curve_to_csv
 
 NOTICE = (
     "The cipher is visual obfuscation, not confidentiality: it keeps pictures from eyes, logs and thumbnail caches. "
@@ -182,52 +175,6 @@ class ModelCard(_Frozen):
         return self.cipher.spec
 
 
-@dataclass(frozen=True)
-class CurvePoint:
-    """What one round achieved.
-
-    Attributes
-    ----------
-    round : int
-        Counted from 1.
-    train_loss : float or None
-        Mean cross-entropy while training.
-    held_out_loss : float or None
-    accuracy : float or None
-        On held-out images, 0 to 1, after the round.
-    seconds : float or None
-        How long the round took.
-    """
-
-    round: int
-    train_loss: float | None = None
-    held_out_loss: float | None = None
-    accuracy: float | None = None
-    seconds: float | None = None
-
-
-_CURVE = TypeAdapter(list[CurvePoint])
-
-
-def curve_to_json(curve: Sequence[CurvePoint]) -> str:
-    """Write a curve as JSON."""
-    return _CURVE.dump_json(list(curve)).decode()
-
-
-def curve_from_json(text: str) -> list[CurvePoint]:
-    """Read a curve, which may come from anyone.
-
-    Raises
-    ------
-    ModelError
-        If it is no curve.
-    """
-    try:
-        return _CURVE.validate_json(text)
-    except ValidationError as error:
-        raise ModelError(f"the training curve is malformed: {describe_invalid(error)}") from None
-
-
 @dataclass(frozen=True, eq=False)
 class LoadedModel:
     """A model ready to classify: the network is on the chosen device, in evaluation mode."""
@@ -267,6 +214,9 @@ def write_model(folder: Path, network: ImageClassifier, card: ModelCard, curve: 
     """
     if network.config != card.network_config():
         raise ValueError("the card describes another network")
+    # Matplotlib is loaded here, and not into the coordinator's memory while images arrive.
+    from ppfed.curve_picture import curve_png  # noqa: PLC0415
+
     folder = folder.resolve()
     _refuse_foreign(folder)
     state = network_state(network)
@@ -283,8 +233,8 @@ def write_model(folder: Path, network: ImageClassifier, card: ModelCard, curve: 
         fresh.mkdir(mode=0o700)
         write_atomic(fresh / WEIGHTS_FILE, save(state))
         write_atomic(fresh / CARD_FILE, card.model_dump_json(indent=2) + "\n")
-        write_atomic(fresh / CURVE_FILE, _curve_csv(curve))
-        write_atomic(fresh / PLOT_FILE, _curve_png(curve, card))
+        write_atomic(fresh / CURVE_FILE, curve_to_csv(curve))
+        write_atomic(fresh / PLOT_FILE, curve_png(curve, _headline(card)))
         _move_into_place(fresh, folder, aside)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -396,42 +346,6 @@ def _move_into_place(fresh: Path, folder: Path, aside: Path) -> None:
         raise
 
 
-def _curve_csv(curve: Sequence[CurvePoint]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(field.name for field in fields(CurvePoint))
-    writer.writerows(astuple(point) for point in curve)
-    return text.getvalue()
-
-
-def _curve_png(curve: Sequence[CurvePoint], card: ModelCard) -> bytes:
-    figure = Figure(figsize=(7.0, 6.0), dpi=120, layout="constrained")
-    FigureCanvasAgg(figure)
-    upper, lower = figure.subplots(2, 1, sharex=True)
-    rounds = [point.round for point in curve]
-    _line(upper, rounds, [point.accuracy for point in curve], "held out", "C2")
-    _line(lower, rounds, [point.train_loss for point in curve], "training", "C0")
-    _line(lower, rounds, [point.held_out_loss for point in curve], "held out", "C2")
-    upper.set_ylim(0, 1)
-    upper.yaxis.set_major_formatter(PercentFormatter(1.0))
-    upper.set_ylabel("accuracy")
-    lower.set_ylim(bottom=0)
-    lower.set_ylabel("loss (cross-entropy)")
-    lower.set_xlabel("round")
-    lower.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    if lower.lines:
-        lower.legend(frameon=False)
-    for axes in (upper, lower):
-        axes.grid(alpha=0.3)
-        axes.spines[["top", "right"]].set_visible(False)
+def _headline(card: ModelCard) -> str:
     reached = "" if card.accuracy is None else f", accuracy {card.accuracy:.1%} on {card.held_out_images} images"
-    upper.set_title(f"{card.federation} ({card.exchange}){reached}\n{card.cipher_spec()}", fontsize=11)
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    return png.getvalue()
-
-
-def _line(axes: Axes, rounds: Sequence[int], values: Sequence[float | None], label: str, colour: str) -> None:
-    drawn = [math.nan if value is None else value for value in values]
-    if any(math.isfinite(value) for value in drawn):
-        axes.plot(rounds, drawn, color=colour, label=label, marker="o" if len(rounds) <= 40 else "", markersize=3)
+    return f"{card.federation} ({card.exchange}){reached}\n{card.cipher_spec()}"

@@ -78,6 +78,12 @@ def flower_command(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
+def flower_service(name: str) -> list[str]:
+    """Return how one of Flower's services is started: its command, with ``ppfed.flower_service`` around it."""
+    # Modules come from where ppfed is installed, not from the folder that somebody happens to be in.
+    return [sys.executable, "-P", "-m", "ppfed.flower_service", name]
+
+
 def free_port() -> int:
     """Find a TCP port on the loopback interface that nobody listens on now."""
     with socket.socket() as probe:

@@ -15,10 +15,12 @@ from coordinator.state import StateFolder
 from ppfed.errors import ServiceError
 from ppfed.services import free_port
 from scenarios.bench.owner import FINGERPRINT
+from scenarios.bench.process_tree import family, wait_until_gone
 
 COORDINATOR = "coordinator"
 _WAIT_S = 600.0
 _POLL_S = 0.2
+_END_S = 30.0
 
 
 @dataclass(frozen=True)
@@ -105,10 +107,14 @@ def federation(folder: Path, options: Sequence[str], owners: int, images: int) -
             )
         yield running
     finally:
+        # The ServerApp notices a little later that those who started it have gone, and it may be writing: whoever
+        # removes the folder then finds files in it that were not there.
+        everyone = [one for child in running.children.values() for one in family(child.pid)]
         for child in running.children.values():
             child.terminate()
         for child in running.children.values():
-            child.wait(30)
+            child.wait(_END_S)
+        wait_until_gone(everyone, _END_S)
 
 
 def _ppfed() -> str:

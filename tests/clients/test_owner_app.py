@@ -26,9 +26,7 @@ from ppfed.images.source import Split
 from ppfed.model_folder import (
     CURVE_FILE,
     CardOwner,
-    CurvePoint,
     ModelCard,
-    curve_to_json,
     installed_versions,
     load_model,
 )
@@ -36,6 +34,7 @@ from ppfed.network import build_network
 from ppfed.network_state import load_network_state, network_layout, network_state
 from ppfed.streaming import StoredImages
 from ppfed.training import Evaluation, ImageTensors
+from ppfed.training_curve import CurvePoint, curve_to_json
 
 CPU = torch.device("cpu")
 ALL_TYPES = (wire.MANIFEST, wire.SHARD, wire.TRAIN, wire.GRADIENT, wire.EVALUATE, wire.FINISH)

@@ -16,6 +16,7 @@ from flwr.app.error import Error
 from coordinator import processes, server_app
 from coordinator.processes import Processes
 from coordinator.server_app import run_federation
+from coordinator.state import STATE_VARIABLE
 from ppfed import wire
 from ppfed.data_placement import DataPlacement
 from ppfed.enrolment import Phase
@@ -344,7 +345,7 @@ def test_no_image_to_train_on_is_a_failure(make_federation: MakeFederation) -> N
 
 def test_the_flower_app_reads_the_environment(make_federation: MakeFederation, monkeypatch: pytest.MonkeyPatch) -> None:
     federation = make_federation(training={"rounds": 1})
-    monkeypatch.setenv(server_app.STATE_VARIABLE, str(federation.state.folder))
+    monkeypatch.setenv(STATE_VARIABLE, str(federation.state.folder))
     for name, value in Processes("cpu").environment().items():
         monkeypatch.setenv(name, value)
     server_app.main(federation.grid, None)

@@ -31,7 +31,6 @@ from ppfed.model_folder import (
     PLOT_FILE,
     WEIGHTS_FILE,
     CardOwner,
-    CurvePoint,
     ModelCard,
     installed_versions,
     load_model,
@@ -39,6 +38,7 @@ from ppfed.model_folder import (
 )
 from ppfed.network import Backbone, ImageClassifier, NetworkConfig, build_network
 from ppfed.network_state import network_state
+from ppfed.training_curve import CurvePoint
 
 CPU = torch.device("cpu")
 FILES = {WEIGHTS_FILE, CARD_FILE, CURVE_FILE, PLOT_FILE}
@@ -271,7 +271,7 @@ def test_an_empty_folder_is_filled_and_parents_are_made(tmp_path: Path) -> None:
         assert set(contents(folder)) == FILES
 
 
-@pytest.mark.parametrize("when", ["_curve_png", "_move_into_place"])
+@pytest.mark.parametrize("when", ["curve_to_csv", "_move_into_place"])
 def test_a_failure_leaves_the_old_model_and_no_litter(folder: Path, monkeypatch: pytest.MonkeyPatch, when: str) -> None:
     def fail(*_: object) -> None:
         raise OSError("the disk is full")

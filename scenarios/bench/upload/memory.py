@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
+from scenarios.bench.process_tree import family
+
 _PROC = Path("/proc")
 _SAMPLE_S = 0.2
 _KIB = 1024
@@ -61,16 +63,11 @@ class PeakMemory:
 
     def _run(self) -> None:
         while not self._done.wait(_SAMPLE_S):
-            children = _children()
-            self._samples.append(
-                (
-                    time.time(),
-                    {
-                        role: [(_program(one), resident_bytes(one)) for one in _family(root, children)]
-                        for role, root in self._roots().items()
-                    },
-                )
-            )
+            sample = {
+                role: [(_program(one), resident_bytes(one)) for one in family(root)]
+                for role, root in self._roots().items()
+            }
+            self._samples.append((time.time(), sample))
 
 
 def resident_bytes(process: int) -> int:
@@ -82,27 +79,12 @@ def resident_bytes(process: int) -> int:
     return sum(int(line.split()[1]) * _KIB for line in lines if line.startswith("Pss:"))
 
 
-def _children() -> dict[int, list[int]]:
-    """Children of every process."""
-    children: dict[int, list[int]] = defaultdict(list)
-    for stat in _PROC.glob("[0-9]*/stat"):
-        try:
-            # The name, in parentheses, may hold anything; the parent is the second field after it.
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-        except OSError:
-            continue
-        children[parent].append(int(stat.parent.name))
-    return children
-
-
-def _family(root: int, children: Mapping[int, list[int]]) -> list[int]:
-    return [root, *(one for child in children.get(root, []) for one in _family(child, children))]
-
-
 def _program(process: int) -> str:
     """Name of what a Python process runs: ``flower-superlink``."""
     try:
         words = (_PROC / str(process) / "cmdline").read_bytes().split(b"\0")
     except OSError:
         return "?"
-    return next((Path(word.decode(errors="replace")).name for word in words[1:] if not word.startswith(b"-")), "?")
+    names = (Path(word.decode(errors="replace")).name for word in words[1:] if not word.startswith(b"-"))
+    # What ppfed starts Flower's services with is not the program.
+    return next((name for name in names if name != "ppfed.flower_service"), "?")
