@@ -123,18 +123,14 @@ def train_pooled(
         if ranks.first:
             save_checkpoint(
                 checkpoints,
-                Checkpoint(
-                    record.round, network_state(network), trainer.momentum(), record, average=trainer.average()
-                ),
+                Checkpoint(record.round, network_state(network), trainer.momentum(), record, average=trainer.average()),
             )
         yield record
     if trainer.trained is not network:
         load_network_state(network, network_state(trainer.trained))
 
 
-def _evaluate_together(
-    network: nn.Module, held_out: BatchSource, device: torch.device, ranks: Ranks
-) -> Evaluation:
+def _evaluate_together(network: nn.Module, held_out: BatchSource, device: torch.device, ranks: Ranks) -> Evaluation:
     """Evaluate, each process on its part."""
     if ranks.size == 1 or not len(held_out):
         return evaluate(network, held_out)

@@ -178,8 +178,8 @@ def crop_centre(images: Tensor, part: float) -> Tensor:
 def alternating_mirrors(count: int, epoch: int, coins: torch.Generator) -> Tensor:
     """Choose which images are flipped in a pass: each exactly if it was not in the pass before.
 
-    Of two passes in a row each shows every image once as it is and once mirrored; with a coin for each pass, half of the
-    images would be shown twice alike (Jordan, arXiv 2404.00498, section 3.6).
+    Two passes in a row show every image once as it is and once mirrored; with a coin for each pass, half of the images
+    would be shown twice alike (Jordan, arXiv 2404.00498, section 3.6).
 
     Parameters
     ----------

@@ -148,9 +148,9 @@ class ArmRun:
         training = TrainingSettings(
             rounds=self._epochs // arm.local_epochs,
             local_epochs=arm.local_epochs,
-            batch_size=budget.batch_size,
-            learning_rate=budget.learning_rate,
-            schedule=budget.schedule,
+            batch_size=arm.batch_size or budget.batch_size,
+            learning_rate=arm.learning_rate or budget.learning_rate,
+            schedule=arm.schedule or budget.schedule,
             nesterov=budget.nesterov,
             label_smoothing=arm.label_smoothing,
             adaptation=arm.adaptation,
@@ -198,9 +198,7 @@ class ArmRun:
         last: tuple[ImageClassifier, ImageTensors] | None = None
         for number, rows in enumerate(owners):
             images_of = self._images_of(rows)
-            network, curve = self._train(
-                images_of, self._folder / f"owner-{number}", number * self._epochs, total
-            )
+            network, curve = self._train(images_of, self._folder / f"owner-{number}", number * self._epochs, total)
             last = network, images_of(self._epochs - 1)
             accuracies.append(_last_accuracy(curve))
             curves.append(curve)

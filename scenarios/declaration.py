@@ -218,6 +218,8 @@ class Arm(_Declared):
         Side of the images in pixels, where it is not the budget's.
     budget_part : float
         Part of the budget's passes that it makes, one at least.
+    batch_size, learning_rate, schedule
+        Where they are not the budget's.
     average_passes, first_crop, alternate_flip
         As in ``TrainingSettings``.
     channels : 1 or 3
@@ -256,6 +258,9 @@ class Arm(_Declared):
     mirrored_views: bool = False
     size: int | None = Field(default=None, ge=4, le=1024)
     budget_part: float = Field(default=1.0, gt=0, le=1)
+    batch_size: int | None = Field(default=None, ge=4, le=65_536)
+    learning_rate: float | None = Field(default=None, gt=0, le=10)
+    schedule: Schedule | None = None
     average_passes: float = Field(default=0.0, ge=0, le=1000)
     first_crop: float = Field(default=1.0, ge=0.25, le=1)
     alternate_flip: bool = False
@@ -331,7 +336,7 @@ class Arm(_Declared):
         return side, side, self.channels
 
     def epochs(self, budget: Budget) -> int:
-        """Passes over the images that it makes."""
+        """Count the passes over the images that it makes."""
         return max(1, round(self.budget_part * budget.epochs))
 
     @property

@@ -93,9 +93,7 @@ def test_a_crop_of_the_ciphertext_is_the_crop_encrypted_under_the_cropped_stream
     data: st.DataObject, pixels: UInt8Array, scope: Scope, colour_shuffle: bool, part: float
 ) -> None:
     count, *shape = pixels.shape
-    cipher = NegativePositiveCipher(
-        MasterKey(bytes(KEY_BYTES)), CipherSpec(scope=scope, colour_shuffle=colour_shuffle)
-    )
+    cipher = NegativePositiveCipher(MasterKey(bytes(KEY_BYTES)), CipherSpec(scope=scope, colour_shuffle=colour_shuffle))
     ids = data.draw(hnp.arrays(np.uint8, (count, ID_BYTES)))
     stream = cipher.stream(ids, (shape[0], shape[1], shape[2]))
     mask = cropped(np.broadcast_to(stream.mask, pixels.shape), part)

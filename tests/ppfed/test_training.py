@@ -290,7 +290,7 @@ def test_crops_grow_to_whole_images(epochs: int, first: float) -> None:
     assert abs(parts[0] - first) <= 1 / 16
     assert all(part * 8 == int(part * 8) for part in parts)
     assert all(part == 1 for part in parts[math.ceil(0.75 * epochs) :])
-    assert set(TrainingConfig(epochs=epochs).crop_at(epoch) for epoch in range(epochs)) == {1.0}
+    assert {TrainingConfig(epochs=epochs).crop_at(epoch) for epoch in range(epochs)} == {1.0}
 
 
 class Watcher(nn.Module):

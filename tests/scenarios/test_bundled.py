@@ -18,8 +18,8 @@ from scenarios.declaration import Arm, Mode, Scale, Scenario, bundled
 def unlike_arms(scenario: Scenario) -> list[Arm]:
     """Leave out arms that run the same code as an earlier one.
 
-    They differ in the number of owners, the size of images, the passes, what is published, or the scope of a cipher that is not
-    attacked.
+    They differ in the number of owners, the size of images, the passes, what is published, or the scope of a cipher
+    that is not attacked.
     """
     first: dict[Arm, Arm] = {}
     for arm in scenario.arms:
