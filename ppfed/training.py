@@ -321,7 +321,7 @@ class Trainer:
             )
         if self._average is not None:
             horizon = max(1.0, self.config.average_passes * steps)
-            self._average.multi_avg_fn = get_ema_multi_avg_fn(1.0 - 1.0 / horizon)
+            self._average.multi_avg_fn = get_ema_multi_avg_fn(1.0 - 1.0 / horizon)  # type: ignore[no-untyped-call]
         for epoch in range(first, first + count):
             generator = epoch_generator(self.config.seed, epoch)
             # Batches of nearly equal size: no small remainder that would upset batch norm.

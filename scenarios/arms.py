@@ -148,7 +148,7 @@ class ArmRun:
         training = TrainingSettings(
             rounds=self._epochs // arm.local_epochs,
             local_epochs=arm.local_epochs,
-            batch_size=arm.batch_size or budget.batch_size,
+            batch_size=budget.batch_size,
             learning_rate=arm.learning_rate or budget.learning_rate,
             schedule=arm.schedule or budget.schedule,
             nesterov=budget.nesterov,

@@ -218,7 +218,7 @@ class Arm(_Declared):
         Side of the images in pixels, where it is not the budget's.
     budget_part : float
         Part of the budget's passes that it makes, one at least.
-    batch_size, learning_rate, schedule
+    learning_rate, schedule
         Where they are not the budget's.
     average_passes, first_crop, alternate_flip
         As in ``TrainingSettings``.
@@ -258,7 +258,6 @@ class Arm(_Declared):
     mirrored_views: bool = False
     size: int | None = Field(default=None, ge=4, le=1024)
     budget_part: float = Field(default=1.0, gt=0, le=1)
-    batch_size: int | None = Field(default=None, ge=4, le=65_536)
     learning_rate: float | None = Field(default=None, gt=0, le=10)
     schedule: Schedule | None = None
     average_passes: float = Field(default=0.0, ge=0, le=1000)

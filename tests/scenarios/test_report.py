@@ -296,7 +296,6 @@ def test_owners_and_queries_have_tables(tmp_path: Path) -> None:
         {"label_smoothing": 0.1},
         {"backbone": "convmixer"},
         {"budget_part": 0.5},
-        {"batch_size": 16},
         {"learning_rate": 0.3},
         {"schedule": "paper"},
         {"average_passes": 0.5},
