@@ -182,6 +182,7 @@ def test_in_updates_no_image_reaches_the_coordinator(make_federation: MakeFedera
         ("images", 1, AVERAGED),
         ("images", 3, AVERAGED),
         ("updates", 3, {}),
+        ("updates", 3, {"alternate_flip": True}),
     ],
 )
 def test_a_crash_right_after_a_checkpoint_loses_nothing(
