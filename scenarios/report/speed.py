@@ -12,7 +12,7 @@ from scenarios.report.outcome import Outcome
 from scenarios.report.wording import NOTHING, duration, percent, quoted
 from scenarios.results import Result
 
-_PARTS = (0.8, 0.9, 0.95, 0.99, 1.0)
+_PARTS = (0.8, 0.9, 0.95, 0.99)
 """Of the best arm's accuracy in a group: how soon is each arm so good?"""
 
 
@@ -43,7 +43,7 @@ def table(outcome: Outcome) -> Table | None:
         best = max(members, key=lambda arm: outcome.accuracies[arm.name].mean)
         highest = outcome.accuracies[best.name].mean
         rows += [_row(outcome, arm, highest) for arm in members]
-        steps = ", ".join(f"{100 * part:g} % of it are {percent(part * highest)} %" for part in _PARTS[:-1])
+        steps = ", ".join(f"{100 * part:g} % of it are {percent(part * highest)} %" for part in _PARTS)
         of = f" of {quoted(group)}" if group else ""
         notes.append(f"Most accurate at its end{of} is {quoted(best.name)} with {percent(highest)} %; {steps}.")
     columns = (
