@@ -594,6 +594,20 @@ def test_sizes_and_exchanges_are_not_compared(tmp_path: Path) -> None:
     assert len(ids) == len(set(ids))
 
 
+def test_a_control_was_trained_by_the_same_recipe(tmp_path: Path) -> None:
+    recipes: dict[str, dict[str, object]] = {"usual": {}, "steps": {"schedule": "paper"}, "crops": {"first_crop": 0.5}}
+    arms = tuple(
+        {"name": f"{cipher}, {name}", "group": cipher, "cipher": cipher, **recipe}
+        for cipher in ("plain", "np-v1")
+        for name, recipe in recipes.items()
+    )
+    outcome = Outcome.read(make_run(tmp_path / "run", {str(arm["name"]): (0.5,) for arm in arms}, arms))
+    controls = {arm.name: outcome.control(arm) for arm in outcome.finished if not arm.is_plain}
+    assert {name: found and found.name for name, found in controls.items()} == {
+        f"np-v1, {name}": f"plain, {name}" for name in recipes
+    }
+
+
 def test_mixed_images_are_no_plain_control(tmp_path: Path) -> None:
     arms = ({"name": "mixed", "cipher": "pixel-block-mixing"}, {"name": "plain", "cipher": "plain"}, {"name": "NP"})
     outcome = Outcome.read(make_run(tmp_path / "run", {"mixed": (0.5,), "plain": (0.9,), "NP": (0.6,)}, arms))
