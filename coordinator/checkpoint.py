@@ -20,6 +20,7 @@ from ppfed.errors import UsageError
 
 _WEIGHTS = "weights.safetensors"
 _MOMENTUM = "momentum.safetensors"
+_AVERAGE = "average.safetensors"
 _PROGRESS = "progress.json"
 
 
@@ -54,11 +55,14 @@ class Checkpoint:
     ----------
     rounds : int
     weights : dict of str to tensor
+        Of the path that training takes.
     momentum : dict of str to tensor
         The optimizer's buffers by parameter name; in exchange ``updates`` what the server's strategy remembers.
     record : RoundRecord or None
         Of the last round, as far as it was known: after a crash nobody else knows it.
     so_far : PassSoFar
+    average : dict of str to tensor
+        The averaged network that is measured and delivered; empty where none is kept.
     """
 
     rounds: int
@@ -66,6 +70,12 @@ class Checkpoint:
     momentum: dict[str, Tensor]
     record: RoundRecord | None = None
     so_far: PassSoFar = field(default_factory=PassSoFar)
+    average: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def delivered(self) -> dict[str, Tensor]:
+        """The weights of the model that training has brought so far."""
+        return self.average or self.weights
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
@@ -74,6 +84,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     fresh.mkdir(parents=True, exist_ok=True)
     _save(checkpoint.weights, fresh / _WEIGHTS)
     _save(checkpoint.momentum, fresh / _MOMENTUM)
+    _save(checkpoint.average, fresh / _AVERAGE)
     # Everything is on the disk before anything points to it, and the pointer before what it pointed to goes: a power
     # failure must not leave a pointer to nothing.
     _flush(fresh)
@@ -103,7 +114,9 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         record = None if progress["record"] is None else RoundRecord.model_validate(progress["record"])
         so_far = PassSoFar.model_validate(progress.get("so_far", {}))
         kept = folder / _name(rounds, so_far)
-        return Checkpoint(rounds, load_file(kept / _WEIGHTS), load_file(kept / _MOMENTUM), record, so_far)
+        # Federations from before averages have no such file.
+        average = load_file(kept / _AVERAGE) if (kept / _AVERAGE).exists() else {}
+        return Checkpoint(rounds, load_file(kept / _WEIGHTS), load_file(kept / _MOMENTUM), record, so_far, average)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(
             f"the checkpoint in {folder} is damaged ({type(error).__name__})",

@@ -73,6 +73,18 @@ def start(  # noqa: PLR0917 -- each is an option
     mirrored_views: Annotated[
         bool | None, typer.Option(help="Classify an image and its mirror image, and average.")
     ] = None,
+    first_crop: Annotated[
+        float | None,
+        typer.Option(
+            help="Part of each side that the first pass sees, growing to 1: 0.5 is the fast recipe (docs/model.md)."
+        ),
+    ] = None,
+    alternate_flip: Annotated[
+        bool | None, typer.Option(help="Flip an image exactly if it was not flipped in the pass before.")
+    ] = None,
+    average_passes: Annotated[
+        float | None, typer.Option(help="Exchange images: passes over which weights are averaged; 0 for not.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Of initial weights, order and augmentation.")] = None,
     quorum: Annotated[int | None, typer.Option(help="Owners that a round needs; default: more than half.")] = None,
     deadline: Annotated[float | None, typer.Option(help="Seconds a round may take.")] = None,
@@ -148,6 +160,9 @@ def start(  # noqa: PLR0917 -- each is an option
         "horizontal_flip": horizontal_flip,
         "padding": padding,
         "mirrored_views": mirrored_views,
+        "first_crop": first_crop,
+        "alternate_flip": alternate_flip,
+        "average_passes": average_passes,
         "seed": seed,
         "quorum": quorum,
         "deadline_s": deadline,

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from coordinator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from coordinator.state import RoundRecord, StateFolder
@@ -75,6 +76,7 @@ def train_pooled(
     Parameters
     ----------
     network : ImageClassifier
+        After the last round it holds what is delivered: the average of weights, where one is kept.
     images_of : callable
         Returns the training images of a pass, counted from 0.
     held_out : BatchSource
@@ -100,6 +102,7 @@ def train_pooled(
         done = checkpoint.rounds
         load_network_state(network, checkpoint.weights)
         trainer.load_momentum(checkpoint.momentum)
+        trainer.load_average(checkpoint.average)
         if checkpoint.record is not None:
             # A crash may have come between the checkpoint and the status.
             yield checkpoint.record
@@ -108,7 +111,7 @@ def train_pooled(
         images = images_of(epoch)
         ranks.require_same("rounds done or images", device, epoch, len(images), len(held_out))
         (result,) = trainer.train_epochs(images, epoch, 1, on_step)
-        evaluation = _evaluate_together(network, held_out, device, ranks)
+        evaluation = _evaluate_together(trainer.trained, held_out, device, ranks)
         record = RoundRecord(
             round=result.epoch + 1,
             train_loss=result.loss,
@@ -118,13 +121,16 @@ def train_pooled(
             owners=owners,
         )
         if ranks.first:
-            save_checkpoint(checkpoints, Checkpoint(record.round, network_state(network), trainer.momentum(), record))
+            save_checkpoint(
+                checkpoints,
+                Checkpoint(record.round, network_state(network), trainer.momentum(), record, average=trainer.average()),
+            )
         yield record
+    if trainer.trained is not network:
+        load_network_state(network, network_state(trainer.trained))
 
 
-def _evaluate_together(
-    network: ImageClassifier, held_out: BatchSource, device: torch.device, ranks: Ranks
-) -> Evaluation:
+def _evaluate_together(network: nn.Module, held_out: BatchSource, device: torch.device, ranks: Ranks) -> Evaluation:
     """Evaluate, each process on its part."""
     if ranks.size == 1 or not len(held_out):
         return evaluate(network, held_out)

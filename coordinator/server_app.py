@@ -181,7 +181,7 @@ class _Run:
                 "the training processes ended without the last checkpoint",
                 hint=f"See {self._state.logs / 'training.log'}; with several machines, all need the same state folder.",
             )
-        load_network_state(network, checkpoint.weights)
+        load_network_state(network, checkpoint.delivered)
 
     def _check_stop_now_and_then(self) -> Callable[[int, int], None]:
         """Make a callable for every training step: it looks at the disk once a second at most."""

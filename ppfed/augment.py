@@ -69,17 +69,27 @@ class Augmentation:
     padding: Padding = Padding.FILL
     fill: int = 0
 
-    def draw(self, count: int, height: int, width: int, generator: torch.Generator) -> Placement:
-        """Draw where each of ``count`` images goes; on the CPU, so that a seed means the same on every device."""
+    def draw(
+        self, count: int, height: int, width: int, generator: torch.Generator, mirror: Tensor | None = None
+    ) -> Placement:
+        """Draw where each of ``count`` images goes; on the CPU, so that a seed means the same on every device.
+
+        Where ``mirror`` says which images are flipped horizontally, that is not drawn.
+        """
         return Placement(
             down=_symmetric(self._reach(height), count, generator),
             right=_symmetric(self._reach(width), count, generator),
-            mirror=_coin(self.horizontal_flip, count, generator),
+            mirror=_coin(self.horizontal_flip, count, generator) if mirror is None else mirror,
             upend=_coin(self.vertical_flip, count, generator),
         )
 
     def __call__(
-        self, images: Tensor, generator: torch.Generator, whole: int | None = None, part: slice = slice(None)
+        self,
+        images: Tensor,
+        generator: torch.Generator,
+        whole: int | None = None,
+        part: slice = slice(None),
+        mirror: Tensor | None = None,
     ) -> Tensor:
         """Augment a batch, or a part of one.
 
@@ -92,13 +102,15 @@ class Augmentation:
             the same way whoever has it.
         part : slice
             Which N of the whole batch these are.
+        mirror : bool tensor, (whole,), or None
+            Which images of the whole batch are flipped horizontally; None draws it.
 
         Returns
         -------
         uint8 tensor, (N, H, W, C), on the device of ``images``
         """
         count, height, width, _ = images.shape
-        drawn = self.draw(count if whole is None else whole, height, width, generator)
+        drawn = self.draw(count if whole is None else whole, height, width, generator, mirror)
         return place(images, drawn.of(part), self.padding, self.fill)
 
     def _reach(self, side: int) -> int:
@@ -141,6 +153,48 @@ def place(images: Tensor, placement: Placement, padding: Padding = Padding.FILL,
     moved = pieces.index_select(0, begins.reshape(-1).to(images.device)).view(images.shape)
     mirrored = placement.mirror.nonzero()[:, 0].to(images.device)
     return moved.index_copy_(0, mirrored, moved.index_select(0, mirrored).flip(2))
+
+
+def crop_centre(images: Tensor, part: float) -> Tensor:
+    """Keep the middle of images. After a shift that is a crop at random, and needs no padding while it fits.
+
+    Parameters
+    ----------
+    images : tensor of any dtype, (N, H, W, C)
+    part : float
+        Of each side, above 0 and up to 1.
+
+    Returns
+    -------
+    tensor of the same dtype, (N, round(part H), round(part W), C), contiguous; sides are 1 at least
+    """
+    for axis in (1, 2):
+        side = images.shape[axis]
+        kept = max(1, round(part * side))
+        images = images.narrow(axis, (side - kept) // 2, kept)
+    return images.contiguous()
+
+
+def alternating_mirrors(count: int, epoch: int, coins: torch.Generator) -> Tensor:
+    """Choose which images are flipped in a pass: each exactly if it was not in the pass before.
+
+    Two passes in a row show every image once as it is and once mirrored; with a coin for each pass, half of the images
+    would be shown twice alike (Jordan, arXiv 2404.00498, section 3.6).
+
+    Parameters
+    ----------
+    count : int
+        Images, in the order of their source.
+    epoch : int
+        Counted from 0.
+    coins : torch.Generator on the CPU
+        The same for every pass: it decides the first one.
+
+    Returns
+    -------
+    bool tensor, (count,)
+    """
+    return torch.randint(0, 2, (count,), generator=coins).bool() ^ bool(epoch % 2)
 
 
 def _bounded(shift: Tensor, side: int, padding: Padding) -> Tensor:

@@ -71,9 +71,22 @@ class UpdateFormat(StrEnum):
 
 
 _SETTINGS_OF = {
-    Exchange.UPDATES: ("strategy", "server_learning_rate", "server_momentum"),
-    Exchange.GRADIENTS: ("micro_batch", "min_local_batch", "batch_norm", "gradient_clip"),
+    "average_passes": (Exchange.IMAGES,),
+    "first_crop": (Exchange.IMAGES, Exchange.UPDATES),
+    "alternate_flip": (Exchange.IMAGES, Exchange.UPDATES),
+    "strategy": (Exchange.UPDATES,),
+    "server_learning_rate": (Exchange.UPDATES,),
+    "server_momentum": (Exchange.UPDATES,),
+    "update_format": (Exchange.UPDATES, Exchange.GRADIENTS),
+    "micro_batch": (Exchange.GRADIENTS,),
+    "min_local_batch": (Exchange.GRADIENTS,),
+    "batch_norm": (Exchange.GRADIENTS,),
+    "gradient_clip": (Exchange.GRADIENTS,),
 }
+"""In which exchanges a setting means something."""
+
+_SMALLEST_CROP = 8
+"""Pixels of a side: ResNet-18 halves maps three times."""
 
 
 class _Agreed(BaseModel):
@@ -107,6 +120,12 @@ class TrainingSettings(_Agreed):
 
     Attributes
     ----------
+    average_passes : float
+        Exchange ``images``: over how many passes weights are averaged; 0 for not.
+    first_crop : float
+        Exchanges ``images`` and ``updates``: part of each side that the first pass sees.
+    alternate_flip : bool
+        Exchanges ``images`` and ``updates``: an image is flipped exactly if it was not in the pass before.
     strategy : ServerStrategy
         Exchange ``updates``.
     server_learning_rate, server_momentum : float or None
@@ -140,6 +159,9 @@ class TrainingSettings(_Agreed):
     vertical_flip: bool = False
     padding: Padding = Padding.REFLECT
     mirrored_views: bool = True
+    average_passes: float = Field(default=0.0, ge=0, le=1000)
+    first_crop: float = Field(default=1.0, ge=0.25, le=1)
+    alternate_flip: bool = False
     strategy: ServerStrategy = ServerStrategy.FEDAVG
     server_learning_rate: float | None = Field(default=None, gt=0, le=10)
     server_momentum: float | None = Field(default=None, ge=0, lt=1)
@@ -198,6 +220,7 @@ class FederationSettings(_Agreed):
         if self.quorum > self.owners:
             raise ValueError("the quorum is larger than the number of owners")
         _require_exchange(self.exchange, self.training)
+        self._check_augmentation()
         weights = count_weights(self.network_config())
         if weights > MOST_WEIGHTS:
             raise ValueError(
@@ -205,6 +228,17 @@ class FederationSettings(_Agreed):
                 "lower base_maps, adaptation or the number of classes"
             )
         return self
+
+    def _check_augmentation(self) -> None:
+        training = self.training
+        if training.alternate_flip and not training.horizontal_flip:
+            raise ValueError("alternate_flip needs horizontal flips")
+        if training.first_crop == 1:
+            return
+        if training.backbone is not Backbone.RESNET18 or training.adaptation_kind is not AdaptationKind.PIXEL:
+            raise ValueError("first_crop needs a network for images of any size: resnet18 with pixel adaptation")
+        if min(self.height, self.width) * training.first_crop < _SMALLEST_CROP:
+            raise ValueError(f"first_crop would leave less than {_SMALLEST_CROP} pixels of a side")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -243,6 +277,9 @@ class FederationSettings(_Agreed):
             label_smoothing=settings.label_smoothing,
             nesterov=settings.nesterov,
             augmentation=self.augmentation(),
+            average_passes=settings.average_passes,
+            first_crop=settings.first_crop,
+            alternate_flip=settings.alternate_flip,
             seed=settings.seed + seed_offset,
         )
 
@@ -332,12 +369,12 @@ def _require_exchange(exchange: Exchange, training: TrainingSettings) -> None:
     """Refuse settings that mean nothing in an exchange: whoever set them expects something of them."""
     if exchange is not Exchange.UPDATES and training.local_epochs != 1:
         raise ValueError(f"local epochs belong to exchange 'updates'; in exchange '{exchange}' a round is one pass")
-    for owner, names in _SETTINGS_OF.items():
-        for name in names:
-            if exchange is not owner and getattr(training, name) != TrainingSettings.model_fields[name].default:
-                raise ValueError(f"{name} belongs to exchange '{owner}', and this is '{exchange}'")
-    if exchange is Exchange.IMAGES and training.update_format is not UpdateFormat.FLOAT32:
-        raise ValueError("update_format belongs to exchanges 'updates' and 'gradients', and this is 'images'")
+    for name, exchanges in _SETTINGS_OF.items():
+        if exchange not in exchanges and getattr(training, name) != TrainingSettings.model_fields[name].default:
+            where = " and ".join(f"'{one}'" for one in exchanges)
+            raise ValueError(
+                f"{name} belongs to exchange{'s' if len(exchanges) > 1 else ''} {where}, and this is '{exchange}'"
+            )
     if training.strategy is ServerStrategy.FEDAVG and (
         training.server_learning_rate is not None or training.server_momentum is not None
     ):

@@ -15,16 +15,24 @@ from typing import Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ppfed.augment import Augmentation
+from ppfed.augment import Augmentation, alternating_mirrors, crop_centre
 from ppfed.errors import DataError, UsageError
 from ppfed.images.types import Int64Array, UInt8Array
+from ppfed.network_state import load_network_state, network_state
 from ppfed.ranks import ALONE, Ranks
 from ppfed.store import Shard
 
 _EVALUATION_BATCH = 512
 _PAPER_DROPS = (0.5, 0.75)
 _PAPER_FACTOR = 0.1
+_WHOLE_FROM = 0.75
+"""Part of all passes over which crops grow; the rest see whole images, as those that are classified are."""
+_CROPS = 8
+"""Crops are so many parts of a side, whole ones: each new size costs a GPU a search for the best kernels."""
+_MIRRORS = 1 << 34
+"""Added to the seed of alternating flips, so that they do not repeat the order of images."""
 
 
 class Schedule(StrEnum):
@@ -56,6 +64,14 @@ class TrainingConfig:
     label_smoothing : float
     augmentation : Augmentation
         Applied to the batch as it is: to encrypted images, if the images are encrypted.
+    average_passes : float
+        What is measured and delivered is an exponential moving average of weights and batch-norm statistics, over so
+        many passes (a decay of 1 - 1 / steps in that time); 0 for the weights themselves.
+    first_crop : float
+        Part of each side that the first pass sees, after the shift; it grows in eighths to whole images after three
+        quarters of all passes. 1 shows whole images always.
+    alternate_flip : bool
+        In place of a coin for each pass, flip an image horizontally exactly if it was not in the pass before.
     seed : int
         Of the order of images and their augmentation. Secrets never come from it.
     """
@@ -70,6 +86,9 @@ class TrainingConfig:
     warmup: float = 0.2
     label_smoothing: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
+    average_passes: float = 0.0
+    first_crop: float = 1.0
+    alternate_flip: bool = False
     seed: int = 0
 
     def learning_rate_at(self, progress: float) -> float:
@@ -79,6 +98,11 @@ class TrainingConfig:
         if progress < self.warmup:
             return self.learning_rate * progress / self.warmup
         return self.learning_rate * (1.0 - progress) / (1.0 - self.warmup)
+
+    def crop_at(self, epoch: int) -> float:
+        """Part of each side that a pass sees, the first being 0. Its computation is about the square of that."""
+        grown = min(1.0, epoch / (_WHOLE_FROM * self.epochs))
+        return round(_CROPS * (self.first_crop + (1.0 - self.first_crop) * grown)) / _CROPS
 
 
 class BatchSource(Protocol):
@@ -238,6 +262,7 @@ class Trainer:
 
     def __init__(self, network: nn.Module, config: TrainingConfig, device: torch.device, ranks: Ranks = ALONE) -> None:
         self.network = network.to(device)
+        self._average = AveragedModel(self.network, use_buffers=True) if config.average_passes else None
         self._joined = ranks.join(self.network, device)
         self._ranks = ranks
         self.config = config
@@ -250,6 +275,11 @@ class Trainer:
             nesterov=config.nesterov,
         )
         self._loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
+
+    @property
+    def trained(self) -> nn.Module:
+        """What is to be measured and delivered: the average, or where none is kept, the network itself."""
+        return self.network if self._average is None else self._average.module
 
     def train_epochs(
         self,
@@ -289,21 +319,29 @@ class Trainer:
                 f"a batch of {len(data) // steps} images cannot be shared by {self._ranks.size} processes",
                 hint="Train with fewer processes, or with a larger batch size.",
             )
+        if self._average is not None:
+            horizon = max(1.0, self.config.average_passes * steps)
+            self._average.multi_avg_fn = get_ema_multi_avg_fn(1.0 - 1.0 / horizon)  # type: ignore[no-untyped-call]
         for epoch in range(first, first + count):
             generator = epoch_generator(self.config.seed, epoch)
             # Batches of nearly equal size: no small remainder that would upset batch norm.
             batches = torch.randperm(len(data), generator=generator).tensor_split(steps)
             parts = [batch[self._ranks.part(len(batch))] for batch in batches]
+            mirrors = self._mirrors(len(data), epoch)
             self.network.train()
             total = torch.zeros((), device=self.device)
             with closing(data.batches(parts)) as arriving:
                 for step, (batch, (images, labels)) in enumerate(zip(batches, arriving, strict=True)):
                     rate = self.config.learning_rate_at((epoch + step / steps) / self.config.epochs)
                     part = self._ranks.part(len(batch))
-                    moved = self.config.augmentation(images, generator, len(batch), part)
+                    mirror = None if mirrors is None else mirrors[batch]
+                    moved = self.config.augmentation(images, generator, len(batch), part, mirror)
+                    moved = crop_centre(moved, self.config.crop_at(epoch))
                     # The mean over processes of these losses is the mean over the batch, whose parts may differ by one.
                     weight = len(labels) * self._ranks.size / len(batch)
                     total += self._step(moved, labels, rate, weight) * len(batch)
+                    if self._average is not None:
+                        self._average.update_parameters(self.network)
                     on_step(step + 1, steps)
             yield EpochResult(epoch, float(self._ranks.sum(total)) / self._ranks.size / len(data))
 
@@ -321,6 +359,28 @@ class Trainer:
         for name, parameter in self.network.named_parameters():
             if name in momentum:
                 self.optimizer.state[parameter]["momentum_buffer"] = momentum[name].to(self.device).clone()
+
+    def average(self) -> dict[str, Tensor]:
+        """Return the state of the averaged network, as ``network_state`` does; empty where none is kept."""
+        return {} if self._average is None else network_state(self._average.module)
+
+    def load_average(self, state: Mapping[str, Tensor]) -> None:
+        """Go on with the average of an earlier training of the same network.
+
+        Raises
+        ------
+        ModelError
+            If it does not fit.
+        """
+        if self._average is not None:
+            load_network_state(self._average.module, state)
+            # Else the next step would begin a new average.
+            self._average.n_averaged.fill_(1)
+
+    def _mirrors(self, count: int, epoch: int) -> Tensor | None:
+        if not self.config.alternate_flip:
+            return None
+        return alternating_mirrors(count, epoch, epoch_generator(_MIRRORS + self.config.seed, 0))
 
     def _step(self, images: Tensor, labels: Tensor, rate: float, weight: float) -> Tensor:
         for group in self.optimizer.param_groups:

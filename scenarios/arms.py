@@ -123,6 +123,7 @@ class ArmRun:
         self._tell = tell
         self._data_title = data_title
         self._accuracy: float | None = None
+        self._epochs = arm.epochs(budget)
 
     def run(self) -> Result:
         """Train and measure.
@@ -145,11 +146,11 @@ class ArmRun:
         spec = arm.spec or PlainControl.spec
         augmentation = {} if arm.augmentation is AugmentationPlace.CLOUD else _NO_AUGMENTATION
         training = TrainingSettings(
-            rounds=budget.epochs // arm.local_epochs,
+            rounds=self._epochs // arm.local_epochs,
             local_epochs=arm.local_epochs,
             batch_size=budget.batch_size,
-            learning_rate=budget.learning_rate,
-            schedule=budget.schedule,
+            learning_rate=arm.learning_rate or budget.learning_rate,
+            schedule=arm.schedule or budget.schedule,
             nesterov=budget.nesterov,
             label_smoothing=arm.label_smoothing,
             adaptation=arm.adaptation,
@@ -158,6 +159,9 @@ class ArmRun:
             backbone=arm.backbone,
             padding=arm.padding,
             mirrored_views=arm.mirrored_views and arm.augmentation is not AugmentationPlace.NONE,
+            average_passes=arm.average_passes,
+            first_crop=arm.first_crop,
+            alternate_flip=arm.alternate_flip,
             base_maps=budget.base_maps,
             strategy=arm.strategy,
             update_format=arm.update_format,
@@ -183,21 +187,19 @@ class ArmRun:
         owners = self._owners()
         (rows,) = owners
         images_of = self._images_of(rows)
-        network, curve = self._train(images_of, self._folder, 0, self._budget.epochs)
-        return self._result(network, curve, owners, images_of(self._budget.epochs - 1), self._uploaded_bytes(), 0)
+        network, curve = self._train(images_of, self._folder, 0, self._epochs)
+        return self._result(network, curve, owners, images_of(self._epochs - 1), self._uploaded_bytes(), 0)
 
     def _alone(self) -> Result:
         owners = self._owners()
-        total = len(owners) * self._budget.epochs
+        total = len(owners) * self._epochs
         curves: list[list[CurveRow]] = []
         accuracies: list[float] = []
         last: tuple[ImageClassifier, ImageTensors] | None = None
         for number, rows in enumerate(owners):
             images_of = self._images_of(rows)
-            network, curve = self._train(
-                images_of, self._folder / f"owner-{number}", number * self._budget.epochs, total
-            )
-            last = network, images_of(self._budget.epochs - 1)
+            network, curve = self._train(images_of, self._folder / f"owner-{number}", number * self._epochs, total)
+            last = network, images_of(self._epochs - 1)
             accuracies.append(_last_accuracy(curve))
             curves.append(curve)
         if last is None:
@@ -225,7 +227,7 @@ class ArmRun:
 
         def on_round(record: RoundRecord) -> None:
             self._accuracy = record.accuracy
-            self._say(record.round * settings.training.local_epochs, self._budget.epochs)
+            self._say(record.round * settings.training.local_epochs, self._epochs)
 
         outcome = simulate(settings, prepared, self._folder / "coordinator", self._device, on_round)
         model = load_model(outcome.model, self._device)
@@ -306,7 +308,7 @@ class ArmRun:
         return threshold_attack(*found) if all(np.isfinite(one).all() for one in found) else None
 
     def _leakage(self) -> LeakageRecord:
-        total = self._budget.epochs
+        total = self._epochs
 
         def on_progress(stage: str, part: float) -> None:
             self._say(total * (1 + _ATTACKS_PART * part), total, stage)
@@ -412,7 +414,7 @@ class ArmRun:
         """Count what owners upload: pixels, ids and labels; anew for each pass where they augment."""
         height, width, channels = self._material.train.shape
         each = height * width * channels + ID_BYTES + 8
-        passes = self._budget.epochs if self._arm.augmentation is AugmentationPlace.CLIENT else 1
+        passes = self._epochs if self._arm.augmentation is AugmentationPlace.CLIENT else 1
         return each * (passes * len(self._material.train) + len(self._material.held_out))
 
     def _say(self, done: float, total: float, stage: str = "") -> None:

@@ -1,7 +1,7 @@
 """What a scenario declares: a TOML file, checked and resolved into arms.
 
 A file names the published study it stands beside, a budget for each scale, and its arms. An arm whose ``owners``,
-``partition`` or ``size`` is a list stands for one arm per combination::
+``partition``, ``size`` or ``budget_part`` is a list stands for one arm per combination::
 
     [[arms]]
     name = "updates, encrypted"
@@ -116,7 +116,7 @@ class Budget(_Declared):
     size : int
         Side of the images in pixels; ``Arm.size`` overrides it.
     epochs : int
-        Passes over the images, of every arm alike.
+        Passes over the images; ``Arm.budget_part`` makes fewer.
     seeds : int
         How many times each arm is run, unless ``--seeds`` says otherwise.
     base_maps : int
@@ -216,13 +216,19 @@ class Arm(_Declared):
         As in ``NetworkConfig``.
     size : int or None
         Side of the images in pixels, where it is not the budget's.
+    budget_part : float
+        Part of the budget's passes that it makes, one at least.
+    learning_rate, schedule
+        Where they are not the budget's.
+    average_passes, first_crop, alternate_flip
+        As in ``TrainingSettings``.
     channels : 1 or 3
         Grey images, as ``ppfed coordinator start --channels 1`` makes them, or red, green and blue.
     owners : int
     partition : str
         As ``Partition.parse`` reads it.
     local_epochs : int
-        Passes between two averages; the number of all passes stays the budget's.
+        Passes between two averages; the number of all passes stays what it is.
     strategy : ServerStrategy
     update_format : UpdateFormat
     batch_norm : BatchNormMode
@@ -251,6 +257,12 @@ class Arm(_Declared):
     padding: Padding = Padding.FILL
     mirrored_views: bool = False
     size: int | None = Field(default=None, ge=4, le=1024)
+    budget_part: float = Field(default=1.0, gt=0, le=1)
+    learning_rate: float | None = Field(default=None, gt=0, le=10)
+    schedule: Schedule | None = None
+    average_passes: float = Field(default=0.0, ge=0, le=1000)
+    first_crop: float = Field(default=1.0, ge=0.25, le=1)
+    alternate_flip: bool = False
     channels: Literal[1, 3] = 3
     owners: int = Field(default=1, ge=1, le=1000)
     partition: str = "iid"
@@ -289,7 +301,21 @@ class Arm(_Declared):
             raise ValueError("shared batch norm belongs to mode 'gradients'")
         if self.augmentation is AugmentationPlace.CLIENT and self.mode is not Mode.CENTRALIZED:
             raise ValueError("augmentation before encryption is compared in centralized arms only")
+        self._check_speed()
         return self
+
+    def _check_speed(self) -> None:
+        """Refuse what the arm's training would not do."""
+        if self.augmentation is not AugmentationPlace.CLOUD and (self.alternate_flip or self.first_crop != 1):
+            raise ValueError("crops and alternating flips belong to augmentation after encryption")
+        if self.average_passes and self.mode in (Mode.UPDATES, Mode.GRADIENTS):
+            raise ValueError("weights are averaged over passes in modes 'centralized', 'pooled' and 'alone'")
+        if (self.alternate_flip or self.first_crop != 1) and self.mode is Mode.GRADIENTS:
+            raise ValueError("crops and alternating flips do not belong to mode 'gradients'")
+        if self.first_crop != 1 and (
+            self.backbone is not Backbone.RESNET18 or self.adaptation_kind is not AdaptationKind.PIXEL
+        ):
+            raise ValueError("crops need a network for images of any size: resnet18 with pixel adaptation")
 
     def _check_attacks(self) -> None:
         if not self.attacks:
@@ -307,6 +333,10 @@ class Arm(_Declared):
         """Height, width and channels of its images."""
         side = self.size or budget.size
         return side, side, self.channels
+
+    def epochs(self, budget: Budget) -> int:
+        """Count the passes over the images that it makes."""
+        return max(1, round(self.budget_part * budget.epochs))
 
     @property
     def slug(self) -> str:
@@ -347,7 +377,7 @@ class Scenario(_Declared):
         What it is, what it answers, and what a reader must know about it.
     smoke, small, paper : Budget
     arms : tuple of Arm
-        With lists of owners, partitions and sizes resolved.
+        With lists of owners, partitions, sizes and parts of the budget resolved.
     """
 
     name: str
@@ -364,7 +394,7 @@ class Scenario(_Declared):
         slugs = [arm.slug for arm in self.arms]
         for arm in self.arms:
             for scale in Scale:
-                if self.budget(scale).epochs % arm.local_epochs:
+                if arm.epochs(self.budget(scale)) % arm.local_epochs:
                     raise ValueError(f"local_epochs of {arm.name!r} does not divide the passes at scale '{scale}'")
         twice = next((slug for slug in slugs if slugs.count(slug) > 1), None)
         if twice is not None:
@@ -462,12 +492,17 @@ def parse(name: str, text: str) -> Scenario:
         ) from None
 
 
-_LISTED = {"owners": "{} owners", "partition": "{}", "size": "{} pixels"}
+_LISTED = {
+    "owners": "{} owners",
+    "partition": "{}",
+    "size": "{} pixels",
+    "budget_part": "{:.0%} of the passes",
+}
 """Fields whose list stands for several arms, and how these are named."""
 
 
 def _resolved(declared: dict[str, object]) -> list[dict[str, object]]:
-    """One arm for each combination of owners, partition and size, named after what was a list."""
+    """One arm for each combination of listed fields, named after them."""
     listed = {field: values for field in _LISTED if isinstance(values := declared.get(field), list)}
     arms = []
     for combination in itertools.product(*listed.values()):

@@ -40,16 +40,17 @@ _VARIABLES = {INK: "--ink", GRID: "--grid"} | {colour: f"--series-{place}" for p
 
 @dataclass(frozen=True)
 class Line:
-    """One arm over its passes.
+    """One arm over its passes, or over what they took.
 
     Attributes
     ----------
-    passes : tuple of int
+    places : tuple of float
+        Along the horizontal axis.
     mean, low, high : tuple of float
         Over seeds.
     """
 
-    passes: tuple[int, ...]
+    places: tuple[float, ...]
     mean: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
@@ -61,22 +62,37 @@ class Axis:
 
     Attributes
     ----------
-    title : str
-    passes : int
-        The last one.
+    title, along : str
+        What stands upright, and what along the horizontal axis.
+    first, last : float
+        Along it.
     low, high : float
     """
 
     title: str
-    passes: int
+    along: str
+    first: float
+    last: float
     low: float
     high: float
 
 
-def line_of(results: Sequence[Result], value: Callable[[CurveRow], float | None]) -> Line:
+def line_of(
+    results: Sequence[Result],
+    value: Callable[[CurveRow], float | None],
+    place: Callable[[Result, int], float] = lambda _result, passes: passes,
+) -> Line:
     """Summarize an arm's curves; passes at which some seed has no value are left out.
 
     Of more than a hundred passes every k-th is kept, and the last.
+
+    Parameters
+    ----------
+    results : sequence of Result
+        One for each seed.
+    value : callable
+    place : callable
+        Where a result's pass stands along the horizontal axis; the mean over seeds counts.
     """
     rows = [
         {row.passes: found for row in result.curve if (found := value(row)) is not None and math.isfinite(found)}
@@ -87,7 +103,7 @@ def line_of(results: Sequence[Result], value: Callable[[CurveRow], float | None]
     passes = sorted({*passes[::step], *passes[-1:]})
     values = [[row[one] for row in rows] for one in passes]
     return Line(
-        tuple(passes),
+        tuple(statistics.fmean(place(result, one) for result in results) for one in passes),
         tuple(statistics.fmean(found) for found in values),
         tuple(min(found) for found in values),
         tuple(max(found) for found in values),
@@ -118,7 +134,7 @@ def panel(name: str, lines: Sequence[Line], control: Line | None, axis: Axis, de
         figure = Figure(figsize=(_WIDTH_IN, _HEIGHT_IN), dpi=_POINTS_PER_IN, layout="constrained")
         axes = figure.subplots()
         if control is not None:
-            axes.plot(control.passes, control.mean, color=INK, linewidth=1.0, linestyle=(0, (1, 2)))
+            axes.plot(control.places, control.mean, color=INK, linewidth=1.0, linestyle=(0, (1, 2)))
         for place, line in enumerate(lines):
             _draw(axes, line, place)
         _dress(axes, axis)
@@ -149,22 +165,22 @@ def _draw(axes: Axes, line: Line, place: int) -> None:
     dashes = tuple(float(length) for length in DASHES[place].split())
     style = (0, dashes) if dashes else "solid"
     axes.plot(
-        line.passes,
+        line.places,
         line.mean,
         color=colour,
         linewidth=1.8,
         linestyle=style,
-        marker="o" if len(line.passes) == 1 else "",
+        marker="o" if len(line.places) == 1 else "",
     )
     if any(low < high for low, high in zip(line.low, line.high, strict=True)):
-        axes.fill_between(line.passes, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
+        axes.fill_between(line.places, line.low, line.high, color=colour, alpha=0.18, linewidth=0)
 
 
 def _dress(axes: Axes, axis: Axis) -> None:
-    axes.set_xlim(min(1, axis.passes), max(axis.passes, 2))
+    axes.set_xlim(axis.first, axis.last)
     axes.set_ylim(axis.low, axis.high)
     axes.set_title(axis.title, loc="left", fontsize=_FONT_PT, color=INK)
-    axes.set_xlabel("passes over the images", color=INK)
+    axes.set_xlabel(axis.along, color=INK)
     axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5))
     axes.tick_params(colors=INK, length=3)

@@ -5,15 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from matplotlib.ticker import MaxNLocator
 
 from scenarios.declaration import Arm, Mode
+from scenarios.report import speed
 from scenarios.report.curves import DASHES, SERIES, Axis, Line, line_of, panel
 from scenarios.report.outcome import Outcome
-from scenarios.report.wording import counted, percent
+from scenarios.report.wording import percent
 from scenarios.results import CurveRow
 
+_ACCURACY_TITLE = "accuracy on held-out images, %"
 _TICKS = 5
 _LOSS_SHOWN = 2.0
 """Losses are shown up to so many times that of guessing: above it training diverged."""
@@ -113,16 +116,45 @@ def bars(outcome: Outcome) -> Bars | None:
 
 def panels(outcome: Outcome) -> list[Panels]:
     """Draw accuracy and training loss of each group of arms."""
-    arms = [arm for arm in outcome.finished if any(result.curve for result in outcome.results[arm.name])]
+    arms = _arms_with_curves(outcome)
     if not arms:
         return []
     accuracy = {arm.name: line_of(outcome.results[arm.name], _accuracy) for arm in arms}
     loss = {arm.name: line_of(outcome.results[arm.name], lambda row: row.train_loss) for arm in arms}
     guessing = math.log(max(len(outcome.record.classes), 2))
     axes = (
-        _axis("accuracy on held-out images, %", list(accuracy.values()), 100.0),
+        _axis(_ACCURACY_TITLE, list(accuracy.values()), 100.0),
         _axis("training loss (cross-entropy)", list(loss.values()), _LOSS_SHOWN * guessing),
     )
+    return _by_group(outcome, arms, "panel", axes, (accuracy, loss))
+
+
+def speed_panels(outcome: Outcome) -> list[Panels]:
+    """Draw accuracy over time, and over computation, where arms differ in their passes."""
+    arms = _arms_with_curves(outcome)
+    if not arms or not speed.is_compared(outcome):
+        return []
+    lines = [
+        {arm.name: line_of(outcome.results[arm.name], _accuracy, partial(place, arm, outcome.budget)) for arm in arms}
+        for place in (speed.seconds_until, speed.computation_until)
+    ]
+    axes = [
+        _axis(_ACCURACY_TITLE, list(found.values()), 100.0, along, 0.0)
+        for found, along in zip(
+            lines, ("seconds, measuring included", "computation, in passes over whole images"), strict=True
+        )
+    ]
+    return _by_group(outcome, arms, "speed", axes, lines)
+
+
+def _arms_with_curves(outcome: Outcome) -> list[Arm]:
+    return [arm for arm in outcome.finished if any(result.curve for result in outcome.results[arm.name])]
+
+
+def _by_group(
+    outcome: Outcome, arms: Sequence[Arm], name: str, axes: Sequence[Axis], lines_of: Sequence[dict[str, Line]]
+) -> list[Panels]:
+    """Draw a panel on each axis for every group, with the arms' lines on that axis."""
     drawn: list[Panels] = []
     for group in dict.fromkeys(arm.group for arm in arms):
         members = [arm for arm in arms if arm.group == group]
@@ -137,13 +169,13 @@ def panels(outcome: Outcome) -> list[Panels]:
                     "" if control is None else control.name,
                     tuple(
                         panel(
-                            f"panel{len(drawn)}{letter}",
+                            f"{name}{len(drawn)}{letter}",
                             [lines[arm.name] for arm in chunk],
                             None if control is None else lines.get(control.name),
                             axis,
                             _description(axis, chunk, lines),
                         )
-                        for letter, axis, lines in zip("ab", axes, (accuracy, loss), strict=True)
+                        for letter, axis, lines in zip("ab", axes, lines_of, strict=True)
                     ),
                 )
             )
@@ -167,14 +199,20 @@ def _legend(arm: Arm) -> str:
     return f"{arm.name} (first owner)" if arm.mode is Mode.ALONE else arm.name
 
 
-def _axis(title: str, lines: Sequence[Line], most: float) -> Axis:
+def _axis(
+    title: str,
+    lines: Sequence[Line],
+    most: float,
+    along: str = "passes over the images",
+    first: float = 1.0,
+) -> Axis:
     ends = [end for line in lines for end in (*line.low, *line.high)]
-    passes = max((line.passes[-1] for line in lines if line.passes), default=1)
+    last = max((line.places[-1] for line in lines if line.places), default=first)
     low, high = min([*ends, most]), min(max(ends, default=most), most)
     margin = max(high - low, 0.02 * most) * 0.05
-    return Axis(title, passes, low - margin, high + margin)
+    return Axis(title, along, first, max(last, first + 1), low - margin, high + margin)
 
 
 def _description(axis: Axis, arms: Sequence[Arm], lines: dict[str, Line]) -> str:
     last = [f"{arm.name}: {lines[arm.name].mean[-1]:.2f}" for arm in arms if lines[arm.name].mean]
-    return f"{axis.title} over {counted(axis.passes, 'pass', 'passes')}; at the end {', '.join(last) or 'no values'}"
+    return f"{axis.title} over {axis.along}, up to {axis.last:.0f}; at the end {', '.join(last) or 'no values'}"

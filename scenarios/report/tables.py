@@ -35,7 +35,7 @@ _DIGEST_SHOWN = 12
 _UNSEEN_SPREAD = "unknown"
 _SHOWN = {
     *("name", "group", "mode", "owners", "partition", "local_epochs", "wrong_key_owners", "published"),
-    *("size", "channels"),
+    *("size", "channels", "budget_part"),
     *("cipher", "scope", "colour_shuffle", "adaptation", "adaptation_kind", "features"),
     *("augmentation", "padding", "mirrored_views"),
     "attacks",
@@ -74,7 +74,7 @@ def settings(outcome: Outcome) -> list[tuple[str, str]]:
         ("Data", f"{record.data_title}: {counted(len(record.classes), 'class', 'classes')}"),
         ("Images", f"{record.train_images:,} for training, {record.held_out_images:,} held out"),
         ("Image size", ", ".join(f"{size} x {size}" for size in sizes) + " pixels"),
-        ("Passes over the images", f"{budget.epochs}"),
+        ("Passes over the images", ", ".join(map(str, sorted({arm.epochs(budget) for arm in outcome.scenario.arms})))),
         ("Batch", f"{budget.batch_size} images"),
         ("Learning rate", f"{budget.learning_rate:g}, schedule {budget.schedule}"),
         ("Momentum", f"{TrainingConfig.momentum:g}, {'Nesterov' if budget.nesterov else 'classical'}"),
@@ -179,6 +179,8 @@ def who(outcome: Outcome, arm: Arm) -> str:
         parts.append(f"{arm.wrong_key_owners} with a wrong key")
     if arm.size not in (None, outcome.budget.size):
         parts.append(f"{arm.size} pixels")
+    if arm.budget_part < 1:
+        parts.append(counted(arm.epochs(outcome.budget), "pass", "passes"))
     if arm.channels == 1:
         parts.append("grey images")
     parts += [
@@ -250,7 +252,7 @@ def _main_notes(outcome: Outcome) -> list[str]:
     if controls:
         notes.append(
             f"Plain: {', '.join(quoted(name) for name in controls)}. An arm stands beside the unencrypted arm of the "
-            "same image size that has most in common with it (mode, owners, partition, augmentation)."
+            "same image size that has most in common with it (mode, owners, partition, augmentation, schedule, crops)."
         )
     if sources(outcome):
         notes.append(f"Published: {'; '.join(f'[{n}] {text}' for n, text in enumerate(sources(outcome), 1))}.")

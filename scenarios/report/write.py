@@ -11,8 +11,8 @@ import jinja2
 from ppfed.atomic import write_atomic
 from ppfed.model_folder import NOTICE
 from scenarios.declaration import Scale
-from scenarios.report import frontier, leakage, tables
-from scenarios.report.drawings import bars, panels
+from scenarios.report import frontier, leakage, speed, tables
+from scenarios.report.drawings import bars, panels, speed_panels
 from scenarios.report.outcome import Outcome
 from scenarios.report.pictures import LARGEST_SIDE, cipher_pictures
 from scenarios.report.sides import Sides
@@ -70,6 +70,7 @@ def write_report(folder: Path) -> tuple[Path, Path]:
         "pairs": [] if smoke else [table for table in groups if table.rows],
         "how": [] if smoke else tables.how_compared(outcome, sum(len(table.rows) for table in groups)),
         "frontier_tables": frontier.tables(outcome),
+        "speed": speed.table(outcome),
         "attacks": leakage.attacks_table(outcome),
         "cards": leakage.cards(outcome, folder),
         "further": [table for table in (tables.queries(outcome), tables.owners(outcome)) if table is not None],
@@ -79,6 +80,7 @@ def write_report(folder: Path) -> tuple[Path, Path]:
         "bars": bars(outcome),
         "frontiers": frontier.frontiers(outcome),
         "panels": panels(outcome),
+        "speed_panels": speed_panels(outcome),
         "ciphers": cipher_pictures(outcome.scenario, outcome.record.scale),
         "largest_side": LARGEST_SIDE,
     }

@@ -24,13 +24,15 @@ def example(rounds: int, seed: int = 0, momentum: bool = True) -> Checkpoint:
     generator = torch.Generator().manual_seed(seed)
     state = {"stem.weight": torch.randn(2, 3, generator=generator), "stem.bias": torch.randn((), generator=generator)}
     record = RoundRecord(round=rounds, train_loss=0.1 + 0.2, accuracy=1 / 3, seconds=0.5, owners=2)
-    return Checkpoint(rounds, state, dict(state) if momentum else {}, record)
+    average = {name: -tensor for name, tensor in state.items()} if momentum else {}
+    return Checkpoint(rounds, state, dict(state) if momentum else {}, record, average=average)
 
 
 def assert_equal(one: Checkpoint | None, other: Checkpoint) -> None:
     assert one is not None
     assert (one.rounds, one.record) == (other.rounds, other.record)
-    for mine, theirs in ((one.weights, other.weights), (one.momentum, other.momentum)):
+    pairs = ((one.weights, other.weights), (one.momentum, other.momentum), (one.average, other.average))
+    for mine, theirs in pairs:
         assert mine.keys() == theirs.keys()
         assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
@@ -136,7 +138,8 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path, name: str, damage:
 def test_nothing_is_pickled(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, example(3))
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
-    assert files == ["000003/momentum.safetensors", "000003/weights.safetensors", "progress.json"]
+    names = ("average", "momentum", "weights")
+    assert files == [*(f"000003/{name}.safetensors" for name in names), "progress.json"]
     assert json.loads((tmp_path / "progress.json").read_text())["rounds"] == 3
 
 
@@ -164,6 +167,7 @@ def test_weights_are_on_the_disk_before_anything_points_to_them(
     assert steps == [
         "000002/weights.safetensors",
         "000002/momentum.safetensors",
+        "000002/average.safetensors",
         "000002",
         ".",
         "wrote progress.json",

@@ -57,6 +57,13 @@ GRADIENTS: dict[str, Any] = {
     "min_local_batch": 8,
     "gradient_clip": 2.5,
 }
+IMAGES: dict[str, Any] = {
+    **NEEDED,
+    "exchange": "images",
+    "first_crop": 0.5,
+    "alternate_flip": True,
+    "average_passes": 0.25,
+}
 
 
 @pytest.mark.parametrize("option", NEEDED)
@@ -93,6 +100,11 @@ def test_options_of_gradients_become_settings() -> None:
     training = make_plan(GRADIENTS).settings.training
     assert (training.batch_norm, training.micro_batch, training.min_local_batch) == ("shared", 64, 8)
     assert training.gradient_clip == 2.5
+
+
+def test_options_of_images_become_settings() -> None:
+    training = make_plan(IMAGES).settings.training
+    assert (training.first_crop, training.alternate_flip, training.average_passes) == (0.5, True, 0.25)
 
 
 def test_colour_shuffle_is_on_where_the_cipher_has_it() -> None:
@@ -174,6 +186,10 @@ def test_only_a_federation_that_is_not_local_listens_on_all_interfaces(address: 
         {"schedule": "cosine"},
         {"backbone": "resnet50"},
         {"backbone": "convmixer", "size": "30"},
+        {"average_passes": 0.25},
+        {"first_crop": 0.3},
+        {"first_crop": 0.5, "backbone": "convmixer", "size": "32"},
+        {"alternate_flip": True, "horizontal_flip": False},
         {"address": "gpu.example.org"},
         {"address": "gpu.example.org:0"},
         {"address": "gpu.example.org:99999"},
@@ -195,7 +211,7 @@ def test_addresses_are_split(address: str, expected: tuple[str, int]) -> None:
     assert split_address(address) == expected
 
 
-@pytest.mark.parametrize("options", [NEEDED, OPTIONS])
+@pytest.mark.parametrize("options", [NEEDED, OPTIONS, IMAGES])
 def test_a_restart_goes_on_with_the_same_settings(tmp_path: Path, options: dict[str, Any]) -> None:
     folder = StateFolder(tmp_path / "state")
     agree(folder, options)
@@ -244,5 +260,5 @@ def test_every_option_is_tested() -> None:
     names = {"shuffle": "colour_shuffle", "deadline": "deadline_s"}
     options = {names.get(name, name) for name in inspect.signature(start).parameters}
     no_settings = {"state", "device", "gpus", "machines", "data_placement", "detach"}
-    assert options - set(OPTIONS) - set(GRADIENTS) <= no_settings
-    assert {*OPTIONS, *GRADIENTS} <= options
+    assert options - set(OPTIONS) - set(GRADIENTS) - set(IMAGES) <= no_settings
+    assert {*OPTIONS, *GRADIENTS, *IMAGES} <= options

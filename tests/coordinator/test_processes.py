@@ -34,6 +34,7 @@ OWNERS = ("anna", "bert")
 STEADY = {"base_maps": 4, "batch_size": 25, "learning_rate": 0.002}
 """52 images make batches of 17 and 18: half of them in unequal parts. At higher rates such a small training is chaotic:
 one process whose weights are changed by a millionth ends percents away."""
+AVERAGED = {"average_passes": 2.0, "alternate_flip": True}
 CLOSE = 1e-4
 """Sums in other order round differently, by 1e-7 each in float32; 9 steps of batch norm and ReLU amplify that."""
 
@@ -80,12 +81,15 @@ def assert_same_training(one: StateFolder, other: StateFolder) -> None:
     assert mine is not None
     assert theirs is not None
     assert mine.rounds == theirs.rounds
-    for name in ("weights", "momentum"):
+    for name in ("weights", "momentum", "average"):
         torch.testing.assert_close(getattr(mine, name), getattr(theirs, name), rtol=CLOSE, atol=CLOSE)
 
 
-def test_the_loss_curve_is_that_of_one_process(with_images: Callable[..., StateFolder]) -> None:
-    alone, together = with_images("alone", **STEADY), with_images("together", **STEADY)
+@pytest.mark.parametrize("options", [{}, AVERAGED], ids=["plain", "averaged"])
+def test_the_loss_curve_is_that_of_one_process(
+    with_images: Callable[..., StateFolder], options: dict[str, Any]
+) -> None:
+    alone, together = with_images("alone", **STEADY, **options), with_images("together", **STEADY, **options)
     expected, records = in_this_process(alone), in_processes(together)
     assert [one.round for one in records] == [1, 2, 3]
     assert [one.train_loss for one in records] == pytest.approx([one.train_loss for one in expected], rel=CLOSE)
@@ -111,7 +115,8 @@ def test_streamed_images_train_the_same_network(with_images: Callable[..., State
 
 
 def test_training_goes_on_from_the_checkpoint(with_images: Callable[..., StateFolder]) -> None:
-    whole, stopped = with_images("whole", **STEADY), with_images("stopped", **STEADY)
+    options = STEADY | AVERAGED
+    whole, stopped = with_images("whole", **options), with_images("stopped", **options)
     in_this_process(whole)
     records = train_in_processes(stopped, TWO, OWNERS, lambda: None)
     next(records)

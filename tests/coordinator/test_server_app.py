@@ -34,6 +34,7 @@ Audit = Callable[..., list[dict[str, Any]]]
 
 CPU = torch.device("cpu")
 EXCHANGES = ["images", "updates"]
+AVERAGED = {"average_passes": 0.7, "alternate_flip": True}
 
 
 @pytest.fixture(autouse=True)
@@ -61,8 +62,8 @@ def trained_by_hand(federation: SimpleNamespace) -> tuple[dict[str, torch.Tensor
     trainer = Trainer(network, settings.training_config(), CPU)
     accuracies = []
     for _ in trainer.train_epochs(images[Split.TRAIN], 0, settings.training.epochs):
-        accuracies.append(evaluate(network, images[Split.HELD_OUT]).accuracy)
-    return network_state(network), accuracies
+        accuracies.append(evaluate(trainer.trained, images[Split.HELD_OUT]).accuracy)
+    return network_state(trainer.trained), accuracies
 
 
 @pytest.mark.parametrize("backbone", Backbone)
@@ -110,9 +111,12 @@ def test_a_federation_ends_with_a_model_for_everyone(
     assert "model written" in [line["event"] for line in audit(federation.state)]
 
 
-def test_several_processes_train_the_model_that_one_would(make_federation: MakeFederation) -> None:
+@pytest.mark.parametrize("options", [{}, AVERAGED], ids=["plain", "averaged"])
+def test_several_processes_train_the_model_that_one_would(
+    make_federation: MakeFederation, options: dict[str, Any]
+) -> None:
     # A rate at which rounding does not grow: see tests/coordinator/test_processes.py.
-    training = {"rounds": 2, "seed": 3, "base_maps": 4, "learning_rate": 0.002}
+    training = {"rounds": 2, "seed": 3, "base_maps": 4, "learning_rate": 0.002, **options}
     federation = make_federation(exchange="images", training=training)
     run_federation(federation.grid, federation.state, CPU, Processes("cpu", 2))
     status = federation.state.status()
@@ -139,13 +143,19 @@ def test_processes_that_fail_end_the_run_with_a_reason(
 
 
 @pytest.mark.parametrize(
-    ("asked", "chosen"), [("auto", "resident"), ("resident", "resident"), ("streamed", "streamed")]
+    ("asked", "chosen", "options"),
+    [
+        ("auto", "resident", {}),
+        ("resident", "resident", {}),
+        ("streamed", "streamed", {}),
+        ("streamed", "streamed", AVERAGED),
+    ],
 )
 def test_images_train_the_same_model_as_one_party_would(
-    make_federation: MakeFederation, audit: Audit, asked: str, chosen: str
+    make_federation: MakeFederation, audit: Audit, asked: str, chosen: str, options: dict[str, Any]
 ) -> None:
     """To the bit: on the CPU and on one thread the same steps give the same numbers."""
-    federation = make_federation(exchange="images", training={"rounds": 3, "seed": 3})
+    federation = make_federation(exchange="images", training={"rounds": 3, "seed": 3, **options})
     run_federation(federation.grid, federation.state, CPU, Processes(placement=DataPlacement(asked)))
     (placed,) = [line for line in audit(federation.state) if line["event"] == "images placed"]
     # 29 images to train on and 11 held out, with their labels.
@@ -165,14 +175,29 @@ def test_in_updates_no_image_reaches_the_coordinator(make_federation: MakeFedera
     assert {kind for _, kind in federation.grid.asked} == {wire.TRAIN, wire.EVALUATE, wire.FINISH}
 
 
-@pytest.mark.parametrize(("exchange", "last"), [("images", 1), ("images", 3), ("updates", 3)])
+@pytest.mark.parametrize(
+    ("exchange", "last", "options"),
+    [
+        ("images", 1, {}),
+        ("images", 3, {}),
+        ("images", 1, AVERAGED),
+        ("images", 3, AVERAGED),
+        ("updates", 3, {}),
+        ("updates", 3, {"alternate_flip": True}),
+    ],
+)
 def test_a_crash_right_after_a_checkpoint_loses_nothing(
-    make_federation: MakeFederation, monkeypatch: pytest.MonkeyPatch, exchange: str, last: int
+    make_federation: MakeFederation,
+    monkeypatch: pytest.MonkeyPatch,
+    exchange: str,
+    last: int,
+    options: dict[str, Any],
 ) -> None:
     """Going on equals an undisturbed run; the last round's accuracy must not be that of the round before."""
-    whole = make_federation(name="whole", exchange=exchange, training={"rounds": 3})
+    training = {"rounds": 3, **options}
+    whole = make_federation(name="whole", exchange=exchange, training=training)
     run_federation(whole.grid, whole.state, CPU)
-    federation = make_federation(name="crashed", exchange=exchange, training={"rounds": 3})
+    federation = make_federation(name="crashed", exchange=exchange, training=training)
 
     class KilledError(BaseException):
         """Like a signal: nothing handles it."""

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ppfed.augment import NO_AUGMENTATION, Augmentation, Padding, Placement, place
+from ppfed.augment import (
+    NO_AUGMENTATION,
+    Augmentation,
+    Padding,
+    Placement,
+    alternating_mirrors,
+    crop_centre,
+    place,
+)
 from ppfed.ciphers.negative_positive import NegativePositiveCipher, NPStream, apply_stream
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.images.types import ID_BYTES, PlainImages, UInt8Array
@@ -78,6 +86,55 @@ def test_moving_the_ciphertext_is_encrypting_the_moved_image_under_the_moved_str
     expected = apply_stream(placed(pixels, placement, fill), NPStream(mask, permutation))
 
     assert np.array_equal(placed(encrypted, placement, fill), expected)
+
+
+@given(st.data(), batches(), st.sampled_from(Scope), st.booleans(), st.floats(0.1, 1))
+def test_a_crop_of_the_ciphertext_is_the_crop_encrypted_under_the_cropped_stream(
+    data: st.DataObject, pixels: UInt8Array, scope: Scope, colour_shuffle: bool, part: float
+) -> None:
+    count, *shape = pixels.shape
+    cipher = NegativePositiveCipher(MasterKey(bytes(KEY_BYTES)), CipherSpec(scope=scope, colour_shuffle=colour_shuffle))
+    ids = data.draw(hnp.arrays(np.uint8, (count, ID_BYTES)))
+    stream = cipher.stream(ids, (shape[0], shape[1], shape[2]))
+    mask = cropped(np.broadcast_to(stream.mask, pixels.shape), part)
+    permutation = None
+    if stream.permutation is not None:
+        permutation = cropped(np.broadcast_to(stream.permutation, pixels.shape[:3])[..., None], part)[..., 0]
+    expected = apply_stream(cropped(pixels, part), NPStream(mask, permutation))
+    assert np.array_equal(cropped(cipher.encrypt(PlainImages(pixels), ids).pixels, part), expected)
+
+
+def cropped(pixels: UInt8Array, part: float) -> UInt8Array:
+    return crop_centre(torch.from_numpy(pixels.copy()), part).numpy()
+
+
+@given(batches(), st.floats(0.01, 1))
+def test_a_crop_is_the_middle(pixels: UInt8Array, part: float) -> None:
+    found = crop_centre(torch.from_numpy(pixels.copy()), part)
+    _, height, width, _ = pixels.shape
+    tall, wide = max(1, round(part * height)), max(1, round(part * width))
+    top, left = (height - tall) // 2, (width - wide) // 2
+    assert np.array_equal(found.numpy(), pixels[:, top : top + tall, left : left + wide])
+    assert found.is_contiguous()
+
+
+def test_a_crop_after_a_shift_that_fits_shows_the_image_alone() -> None:
+    """As many positions as a crop of 24 out of 32 pixels has, and nothing that the shift uncovered."""
+    images = torch.full((500, 32, 32, 3), 9, dtype=torch.uint8)
+    moved = Augmentation(fill=200)(images, torch.Generator().manual_seed(0))
+    assert (moved == 200).any()
+    assert (crop_centre(moved, 0.75) == 9).all()
+
+
+@given(st.integers(0, 60), st.integers(0, 2**31), st.integers(0, 30))
+def test_mirrors_given_are_mirrors_used(count: int, seed: int, epoch: int) -> None:
+    mirror = alternating_mirrors(count, epoch, torch.Generator().manual_seed(seed))
+    after = alternating_mirrors(count, epoch + 1, torch.Generator().manual_seed(seed))
+    assert torch.equal(after, ~mirror)
+    images = torch.randint(0, 256, (count, 5, 6, 3), dtype=torch.uint8)
+    generator = torch.Generator().manual_seed(seed)
+    found = Augmentation(shift=0)(images, generator, mirror=mirror)
+    assert torch.equal(found, torch.where(mirror[:, None, None, None], images.flip(2), images))
 
 
 @given(st.data(), batches(), fills)

@@ -67,6 +67,13 @@ def invite(make_settings: MakeSettings) -> Invite:
         ({"training": {"micro_batch": 8}}, "micro_batch belongs to exchange 'gradients'"),
         ({"exchange": "images", "training": {"batch_norm": "shared"}}, "batch_norm belongs to exchange 'gradients'"),
         ({"exchange": "images", "training": {"update_format": "bfloat16"}}, "update_format belongs to exchanges"),
+        ({"exchange": "updates", "training": {"average_passes": 1.0}}, "average_passes belongs to exchange 'images'"),
+        ({"exchange": "gradients", "training": {"first_crop": 0.5}}, "first_crop belongs to exchanges 'images' and"),
+        ({"exchange": "gradients", "training": {"alternate_flip": True}}, "alternate_flip belongs to exchanges"),
+        ({"exchange": "images", "training": {"alternate_flip": True, "horizontal_flip": False}}, "needs horizontal"),
+        ({"exchange": "images", "training": {"first_crop": 0.5}}, "less than 8 pixels of a side"),
+        ({"training": {"first_crop": 0.5, "adaptation_kind": "block"}, "height": 32, "width": 32}, "of any size"),
+        ({"training": {"first_crop": 0.5, "backbone": "convmixer"}, "height": 32, "width": 32}, "of any size"),
         ({"training": {"update_format": "float16"}}, "training.update_format"),
         ({"training": {"server_learning_rate": 1.0}}, "fedavg has no server learning rate"),
         ({"training": {"base_maps": 1024}}, "lower base_maps"),
@@ -139,6 +146,7 @@ GRADIENT_CHANGES: dict[str, Any] = {
     "batch_norm": "shared",
     "gradient_clip": 1.0,
 }
+IMAGES_CHANGES: dict[str, Any] = {"average_passes": 0.5, "first_crop": 0.5, "alternate_flip": True}
 
 
 def test_the_digest_changes_with_every_field(make_settings: MakeSettings) -> None:
@@ -150,11 +158,17 @@ def test_the_digest_changes_with_every_field(make_settings: MakeSettings) -> Non
         *(make_settings(training={"strategy": "fedavgm", name: value}) for name, value in STRATEGY_CHANGES.items()),
         make_settings(exchange="gradients"),
         *(make_settings(exchange="gradients", training={name: value}) for name, value in GRADIENT_CHANGES.items()),
+        large := make_settings(exchange="images", height=16, width=16),
+        *(
+            make_settings(exchange=large.exchange, height=16, width=16, training={name: value})
+            for name, value in IMAGES_CHANGES.items()
+        ),
     ]
     # Every field there is, so that a new one cannot be forgotten here.
     assert {*CHANGES, "cipher", "training"} == set(type(base).model_fields)
     assert set(CIPHER_CHANGES) == set(type(base.cipher).model_fields)
-    assert {*TRAINING_CHANGES, *STRATEGY_CHANGES, *GRADIENT_CHANGES} == set(type(base.training).model_fields)
+    by_exchange = {*STRATEGY_CHANGES, *GRADIENT_CHANGES, *IMAGES_CHANGES}
+    assert {*TRAINING_CHANGES, *by_exchange} == set(type(base.training).model_fields)
     digests = {base.digest(), *(one.digest() for one in changed)}
     assert len(digests) == len(changed) + 1
     assert all(len(digest) == 64 for digest in digests)

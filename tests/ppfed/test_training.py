@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ppfed.augment import NO_AUGMENTATION
+from ppfed.augment import NO_AUGMENTATION, Augmentation
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import DataError, UsageError
 from ppfed.images.types import Int64Array, PlainImages, UInt8Array
 from ppfed.keys.master import KEY_BYTES, MasterKey
 from ppfed.network import NetworkConfig, build_network
+from ppfed.network_state import load_network_state, network_state
 from ppfed.training import (
     ImageTensors,
     Schedule,
@@ -230,6 +231,118 @@ def test_stopped_after_any_epoch_it_goes_on_undisturbed(stop: int) -> None:
     undisturbed = build_network(NETWORK, 1)
     assert [result.loss for result in Trainer(undisturbed, CONFIG, CPU).train_epochs(tensors(33), 0, 4)] == losses
     assert_same_state(again.state_dict(), undisturbed.state_dict())
+
+
+FAST = replace(CONFIG, average_passes=0.7, first_crop=0.5, alternate_flip=True)
+
+
+@pytest.mark.parametrize("stop", [1, 2, 3])
+def test_with_every_option_too_it_goes_on_undisturbed(stop: int) -> None:
+    network = build_network(NETWORK, 1)
+    trainer = Trainer(network, FAST, CPU)
+    losses = [result.loss for result in trainer.train_epochs(tensors(33), 0, stop)]
+    kept = network_state(network), trainer.momentum(), trainer.average()
+
+    again = Trainer(build_network(NETWORK, 99), FAST, CPU)
+    load_network_state(again.network, kept[0])
+    again.load_momentum(kept[1])
+    again.load_average(kept[2])
+    losses += [result.loss for result in again.train_epochs(tensors(33), stop, 4 - stop)]
+
+    undisturbed = Trainer(build_network(NETWORK, 1), FAST, CPU)
+    assert [result.loss for result in undisturbed.train_epochs(tensors(33), 0, 4)] == losses
+    assert_same_state(network_state(again.network), network_state(undisturbed.network))
+    assert_same_state(again.average(), undisturbed.average())
+    assert not torch.equal(again.average()["resnet.fc.weight"], network_state(again.network)["resnet.fc.weight"])
+
+
+def test_the_average_is_the_exponential_one_of_weights_and_statistics() -> None:
+    config = replace(CONFIG, average_passes=0.7)
+    network = build_network(NETWORK, 1)
+    trainer = Trainer(network, config, CPU)
+    states: list[dict[str, Tensor]] = []
+    list(trainer.train_epochs(tensors(33), 0, 4, lambda *_: states.append(network_state(network))))
+    # Five steps a pass; the first step's weights begin it.
+    decay = 1 - 1 / (0.7 * 5)
+    for name, found in trainer.average().items():
+        expected = states[0][name].double()
+        for state in states[1:]:
+            expected = decay * expected + (1 - decay) * state[name].double()
+        # 20 float32 roundings of values of order 1.
+        torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+    # The path of the weights is the same as without an average.
+    assert_same_state(network.state_dict(), trained())
+    assert trainer.trained is not network
+
+
+def test_without_an_average_the_network_is_what_was_trained() -> None:
+    trainer = Trainer(build_network(NETWORK, 1), CONFIG, CPU)
+    assert trainer.trained is trainer.network
+    assert trainer.average() == {}
+
+
+@given(st.integers(1, 300), st.floats(0.25, 1))
+def test_crops_grow_to_whole_images(epochs: int, first: float) -> None:
+    config = TrainingConfig(epochs=epochs, first_crop=first)
+    parts = [config.crop_at(epoch) for epoch in range(epochs)]
+    assert parts == sorted(parts)
+    # Eighths, rounded: half of one at most.
+    assert abs(parts[0] - first) <= 1 / 16
+    assert all(part * 8 == int(part * 8) for part in parts)
+    assert all(part == 1 for part in parts[math.ceil(0.75 * epochs) :])
+    assert {TrainingConfig(epochs=epochs).crop_at(epoch) for epoch in range(epochs)} == {1.0}
+
+
+class Watcher(nn.Module):
+    """Remembers the images it is shown, by the number in their corner pixels, and whether they are mirrored."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bias = nn.Parameter(torch.zeros(2))
+        self.sizes: list[tuple[int, int]] = []
+        self.mirrored: dict[int, bool] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.sizes.append((images.shape[1], images.shape[2]))
+        for image in images:
+            left, right = int(image[0, 0, 0]), int(image[0, -1, 0])
+            self.mirrored[max(left, right)] = right > left
+        return self.bias.expand(len(images), 2)
+
+
+@given(st.integers(0, 2**31), st.integers(1, 40), st.integers(1, 5))
+@settings(deadline=None, max_examples=20)
+def test_flips_alternate_and_depend_on_seed_and_pass_alone(seed: int, count: int, first: int) -> None:
+    images = torch.zeros(count, 8, 8, 3, dtype=torch.uint8)
+    images[:, :, 0] = torch.arange(1, count + 1, dtype=torch.uint8)[:, None, None]
+    data = ImageTensors(images, torch.zeros(count, dtype=torch.int64))
+    still = Augmentation(shift=0)
+    config = TrainingConfig(epochs=8, batch_size=8, augmentation=still, alternate_flip=True, seed=seed)
+    network = Watcher()
+    trainer = Trainer(network, config, CPU)
+    seen = []
+    for epoch in range(3):
+        list(trainer.train_epochs(data, epoch, 1))
+        seen.append(dict(network.mirrored))
+    assert seen[1] == {number: not mirrored for number, mirrored in seen[0].items()}
+    assert seen[2] == seen[0]
+    assert len(seen[0]) == count
+    # As it was 24 images all alike by chance: once in 2^23.
+    assert count < 24 or len(set(seen[0].values())) == 2
+
+    # Whoever begins with a later pass, or with batches of another size, sees the same.
+    other = Watcher()
+    list(Trainer(other, replace(config, batch_size=5), CPU).train_epochs(data, first, 1))
+    assert other.mirrored == seen[first % 2]
+
+
+def test_passes_see_crops_of_the_declared_size() -> None:
+    network = Watcher()
+    data = ImageTensors(torch.zeros(6, 16, 8, 3, dtype=torch.uint8), torch.zeros(6, dtype=torch.int64))
+    config = TrainingConfig(epochs=4, batch_size=6, first_crop=0.5)
+    list(Trainer(network, config, CPU).train_epochs(data, 0, 4))
+    # Growing by 1/2 in 3 of 4 passes: 1/2, 2/3 and 5/6, rounded to eighths.
+    assert network.sizes == [(8, 4), (10, 5), (14, 7), (16, 8)]
 
 
 @pytest.mark.parametrize("scope", Scope)

@@ -70,6 +70,24 @@ def test_a_plain_centralized_arm_is_a_plain_training(material: Material, tmp_pat
     assert found.accuracy == evaluate(network, held_out).accuracy
 
 
+def test_an_arms_own_recipe_is_what_trains(material: Material, tmp_path: Path) -> None:
+    recipe = {"learning_rate": 0.05, "schedule": "paper", "average_passes": 0.5, "alternate_flip": True}
+    training = arm_run(material, tmp_path, **recipe).settings().training
+    assert {name: getattr(training, name) for name in recipe} == recipe
+    # Two thirds of three passes, and crops of images that are large enough.
+    budget = BUDGET.model_copy(update={"size": 16})
+    arm = Arm(name="arm", budget_part=0.667, first_crop=0.5)
+    training = ArmRun(arm, budget, material, 0, tmp_path, CPU, lambda _progress: None).settings().training
+    assert (training.rounds, training.first_crop) == (2, 0.5)
+
+    averaged = run(material, tmp_path / "averaged", budget_part=0.667, average_passes=0.5)
+    usual = run(material, tmp_path / "usual", budget_part=0.667)
+    assert [row.passes for row in averaged.curve] == [1, 2]
+    # The same path of the weights; what is measured along it is another network.
+    assert [row.train_loss for row in averaged.curve] == [row.train_loss for row in usual.curve]
+    assert averaged.curve[-1].held_out_loss != usual.curve[-1].held_out_loss
+
+
 def stored(arm: ArmRun, split: Split) -> list[ImageTensors]:
     """Return what each owner's store holds."""
     owners, settings = arm._owners(), arm.settings()

@@ -18,12 +18,12 @@ from scenarios.declaration import Arm, Mode, Scale, Scenario, bundled
 def unlike_arms(scenario: Scenario) -> list[Arm]:
     """Leave out arms that run the same code as an earlier one.
 
-    They differ in the number of owners, the size of images, what is published, or the scope of a cipher that is not
-    attacked.
+    They differ in the number of owners, the size of images, the passes, what is published, or the scope of a cipher
+    that is not attacked.
     """
     first: dict[Arm, Arm] = {}
     for arm in scenario.arms:
-        apart = {"name": "-", "group": "", "size": None, "owners": 1, "published": None}
+        apart = {"name": "-", "group": "", "size": None, "owners": 1, "budget_part": 1.0, "published": None}
         if not (arm.attacks and scenario.smoke.attack):
             apart["scope"] = Scope.IMAGE
         first.setdefault(arm.model_copy(update=apart), arm)
@@ -53,7 +53,7 @@ def test_a_bundled_scenario_runs(name: str, tmp_path: Path) -> None:
     for arm in arms:
         one = found[arm.name]
         # Each arm makes all passes over all images, and is measured on all that are held out.
-        assert one.curve[-1].passes == scenario.smoke.epochs
+        assert one.curve[-1].passes == arm.epochs(scenario.smoke)
         assert sum(one.owner_images) == scenario.smoke.images
         assert one.held_out_images == scenario.smoke.held_out
         assert (one.bytes_to_coordinator > 0) is (arm.mode is not Mode.ALONE)

@@ -53,6 +53,18 @@ def test_sizes_become_arms_in_groups_of_their_own() -> None:
     ]
 
 
+def test_parts_of_the_budget_become_arms_with_fewer_passes() -> None:
+    scenario = declared('[[arms]]\nname = "a"\nbudget_part = [0.25, 0.5, 1.0]\n')
+    budget = scenario.smoke.model_copy(update={"epochs": 10})
+    found = [(arm.name, arm.epochs(budget), arm.epochs(scenario.smoke)) for arm in scenario.arms]
+    # A quarter of ten passes is two, and of two it is one: an arm trains.
+    assert found == [
+        ("a, 25% of the passes", 2, 1),
+        ("a, 50% of the passes", 5, 1),
+        ("a, 100% of the passes", 10, 2),
+    ]
+
+
 def test_all_attacks_are_those_that_fit() -> None:
     encrypted, plain, sent = declared(
         '[[arms]]\nname = "e"\nattacks = ["all"]\n'
@@ -104,6 +116,12 @@ def test_what_is_no_partition_is_refused(text: str) -> None:
         ('[[arms]]\nname = "a"\nstrategy = "fedadam"\n', "mode 'updates'"),
         ('[[arms]]\nname = "a"\nupdate_format = "bfloat16"\n', "modes 'updates' and 'gradients'"),
         ('[[arms]]\nname = "a"\nbatch_norm = "shared"\n', "mode 'gradients'"),
+        ('[[arms]]\nname = "a"\nmode = "updates"\naverage_passes = 1\n', "averaged over passes in modes"),
+        ('[[arms]]\nname = "a"\nmode = "gradients"\nfirst_crop = 0.5\n', "do not belong to mode 'gradients'"),
+        ('[[arms]]\nname = "a"\naugmentation = "client"\nalternate_flip = true\n', "after encryption"),
+        ('[[arms]]\nname = "a"\nadaptation_kind = "block"\nfirst_crop = 0.5\n', "images of any size"),
+        ('[[arms]]\nname = "a"\nmode = "updates"\nlocal_epochs = 2\nbudget_part = 0.5\n', "does not divide"),
+        ('[[arms]]\nname = "a"\nbudget_part = [0.5, 1.5]\n', "budget_part"),
         ('[[arms]]\nname = "a"\ncolour = "red"\n', "colour"),
         ('[[arms]]\nname = "a"\npartition = "random"\n', "no partition"),
         ('[[arms]]\nname = "a"\nattacks = ["guessing"]\n', "attacks"),
@@ -159,6 +177,7 @@ def test_the_bundled_scenarios_are_the_promised_ones() -> None:
         "frontier",
         "options",
         "leakage",
+        "fast",
     }
 
 
@@ -178,7 +197,7 @@ def test_every_bundled_arm_has_a_cipher_a_network_and_sound_settings(name: str, 
         budget = scenario.budget(scale)
         material = few_digits(arm.shape(budget))
         settings = ArmRun(arm, budget, material, 0, tmp_path, None, None).settings()  # type: ignore[arg-type]
-        assert settings.training.epochs == budget.epochs
+        assert settings.training.epochs == arm.epochs(budget)
         assert settings.training.base_maps == budget.base_maps
         if scale is Scale.SMOKE:
             build_network(settings.network_config(), 0)

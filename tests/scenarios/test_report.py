@@ -6,6 +6,7 @@ import itertools
 import math
 import re
 import statistics
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,11 +25,13 @@ from ppfed.model_folder import NOTICE
 from scenarios.attacking import save_pictures
 from scenarios.declaration import Arm, Scale, Scenario
 from scenarios.report import compare, write_report
-from scenarios.report.drawings import panels
+from scenarios.report.curves import line_of
+from scenarios.report.drawings import panels, speed_panels
 from scenarios.report.frontier import frontier, frontiers
 from scenarios.report.leakage import cards, leaks
 from scenarios.report.outcome import Outcome
 from scenarios.report.pictures import cipher_pictures, drawn_image
+from scenarios.report.speed import seconds_until
 from scenarios.report.statistics import Accuracies, Finding, difference, half_width, plan, sampling_variance
 from scenarios.report.tables import accuracies
 from scenarios.report.verdict import SMOKE, verdict
@@ -292,6 +295,12 @@ def test_owners_and_queries_have_tables(tmp_path: Path) -> None:
         {"channels": 1},
         {"label_smoothing": 0.1},
         {"backbone": "convmixer"},
+        {"budget_part": 0.5},
+        {"learning_rate": 0.3},
+        {"schedule": "paper"},
+        {"average_passes": 0.5},
+        {"first_crop": 0.5},
+        {"alternate_flip": True},
     ],
     ids=lambda changed: list(changed)[-1],
 )
@@ -305,6 +314,68 @@ def test_the_main_table_shows_every_setting(tmp_path: Path, changed: dict[str, o
 def test_every_setting_of_an_arm_is_tried_above() -> None:
     source = Path(__file__).read_text("utf-8")
     assert all(f'"{field}"' in source for field in Arm.model_fields)
+
+
+SPEEDS = (
+    {"name": "slow", "group": "g"},
+    {"name": "quick", "group": "g", "budget_part": 0.67, "first_crop": 0.5},
+    {"name": "plain", "group": "other", "cipher": "plain"},
+)
+
+
+def speed_run(folder: Path) -> Path:
+    make_run(folder, {}, SPEEDS)
+    reached = {"slow": (0.3, 0.6, 0.8), "quick": (0.5, 0.7), "plain": (0.1, 0.5, 0.9)}
+    for name, values in reached.items():
+        for seed, seconds in enumerate((1.0, 3.0)):
+            # The seeds differ by 0.1 either way: their mean counts.
+            curve = tuple(
+                CurveRow(
+                    passes=number, train_loss=1, held_out_loss=None, accuracy=value + 0.2 * seed - 0.1, seconds=seconds
+                )
+                for number, value in enumerate(values, 1)
+            )
+            append(folder, make_result(name, seed, curve[-1].accuracy or 0.0, curve=curve))
+    return folder
+
+
+def test_time_to_accuracy_is_of_the_first_pass_that_reached_it(tmp_path: Path) -> None:
+    page, markdown = write_report(speed_run(tmp_path / "run"))
+    text = markdown.read_text("utf-8").partition("## Time to accuracy")[2]
+    # The best of the group ends at 0.8: 64, 72, 76 and 79.2 %. Two seeds of 1 and 3 s a pass take 2 s on average.
+    assert cells(text, "slow")[0][1:] == ["80.00", "3 / 3.0 / 6.0 s", *["3 / 3.0 / 6.0 s"] * 4]
+    # Crops of 1/2 and, of the second of two passes, 1/2 + 1/2 * (1 / 1.5) = 0.83, rounded to 7/8.
+    half, all_of_it = 0.5**2, 0.5**2 + 0.875**2
+    assert (f"{half:.1f}", f"{all_of_it:.1f}") == ("0.2", "1.0")
+    assert cells(text, "quick")[0][1:] == ["70.00", "2 / 1.0 / 4.0 s", "2 / 1.0 / 4.0 s", *[NOTHING] * 3]
+    # Another group has a best of its own.
+    assert cells(text, "plain")[0][1] == "90.00"
+    assert "80 % of it are 64.00 %" in text
+    assert "80 % of it are 72.00 %" in text
+    assert "slow" in Page(page).row_headers
+
+
+def test_curves_over_time_stand_where_the_time_was(tmp_path: Path) -> None:
+    folder = speed_run(tmp_path / "run")
+    drawn = speed_panels(Outcome.read(folder))
+    assert [one.title for one in drawn] == ["g", "other"]
+    assert [name for name, _ in drawn[0].legend] == ["slow", "quick"]
+    over_time, over_computation = drawn[0].drawings
+    assert "seconds" in over_time
+    # 3 passes of 2 s, and 3 whole passes.
+    assert "up to 6;" in over_time
+    assert "up to 3;" in over_computation
+    results = Outcome.read(folder).results["quick"]
+    line = line_of(results, lambda row: row.accuracy, partial(seconds_until, None, None))
+    assert line.places == (2.0, 4.0)
+    assert line.mean == pytest.approx((0.5, 0.7), rel=1e-12)
+
+
+def test_arms_with_the_same_passes_are_no_matter_of_speed(tmp_path: Path) -> None:
+    page, markdown = write_report(make_run(tmp_path / "run"))
+    assert "Time to accuracy" not in page.read_text("utf-8")
+    assert "Time to accuracy" not in markdown.read_text("utf-8")
+    assert speed_panels(Outcome.read(tmp_path / "run")) == []
 
 
 def test_losses_far_above_guessing_do_not_flatten_the_others(tmp_path: Path) -> None:
@@ -521,6 +592,20 @@ def test_sizes_and_exchanges_are_not_compared(tmp_path: Path) -> None:
     assert leaks(outcome)["sent again"].ssim == 0.2
     ids = [attributes["id"] for _, attributes in Page(write_report(folder)[0]).tags if "id" in attributes]
     assert len(ids) == len(set(ids))
+
+
+def test_a_control_was_trained_by_the_same_recipe(tmp_path: Path) -> None:
+    recipes: dict[str, dict[str, object]] = {"usual": {}, "steps": {"schedule": "paper"}, "crops": {"first_crop": 0.5}}
+    arms = tuple(
+        {"name": f"{cipher}, {name}", "group": cipher, "cipher": cipher, **recipe}
+        for cipher in ("plain", "np-v1")
+        for name, recipe in recipes.items()
+    )
+    outcome = Outcome.read(make_run(tmp_path / "run", {str(arm["name"]): (0.5,) for arm in arms}, arms))
+    controls = {arm.name: outcome.control(arm) for arm in outcome.finished if not arm.is_plain}
+    assert {name: found and found.name for name, found in controls.items()} == {
+        f"np-v1, {name}": f"plain, {name}" for name in recipes
+    }
 
 
 def test_mixed_images_are_no_plain_control(tmp_path: Path) -> None:
