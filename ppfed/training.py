@@ -248,6 +248,7 @@ class Trainer:
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             nesterov=config.nesterov,
+            fused=True,
         )
         self._loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
 
@@ -320,7 +321,9 @@ class Trainer:
         """Go on with the momentum of an earlier training of the same network."""
         for name, parameter in self.network.named_parameters():
             if name in momentum:
-                self.optimizer.state[parameter]["momentum_buffer"] = momentum[name].to(self.device).clone()
+                # In the parameter's memory format: the fused optimizer goes through both as they lie.
+                buffer = torch.empty_like(parameter, requires_grad=False).copy_(momentum[name])
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer
 
     def _step(self, images: Tensor, labels: Tensor, rate: float, weight: float) -> Tensor:
         for group in self.optimizer.param_groups:

@@ -155,7 +155,9 @@ def test_evaluation_leaves_the_network_as_it_was() -> None:
 
 def vanilla(network: nn.Module, data: ImageTensors, config: TrainingConfig) -> list[float]:
     """What anybody would write, with ppfed's order of images and augmentation."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True
+    )
     losses = []
     network.train()
     for epoch in range(4):
@@ -230,6 +232,23 @@ def test_stopped_after_any_epoch_it_goes_on_undisturbed(stop: int) -> None:
     undisturbed = build_network(NETWORK, 1)
     assert [result.loss for result in Trainer(undisturbed, CONFIG, CPU).train_epochs(tensors(33), 0, 4)] == losses
     assert_same_state(again.state_dict(), undisturbed.state_dict())
+
+
+def test_it_goes_on_from_momentum_as_checkpoints_keep_it() -> None:
+    """Contiguous, while the network lies in channels_last: the fused optimizer does not look at strides on the CPU."""
+    network = build_network(NETWORK, 1)
+    trainer = Trainer(network, CONFIG, CPU)
+    list(trainer.train_epochs(tensors(33), 0, 2))
+    kept = {name: buffer.contiguous() for name, buffer in trainer.momentum().items()}
+    assert kept.keys() == dict(network.named_parameters()).keys()
+
+    again = build_network(NETWORK, 99)
+    again.load_state_dict(network.state_dict())
+    second = Trainer(again, CONFIG, CPU)
+    second.load_momentum(kept)
+    for one in (trainer, second):
+        list(one.train_epochs(tensors(33), 2, 2))
+    assert_same_state(again.state_dict(), network.state_dict())
 
 
 @pytest.mark.parametrize("scope", Scope)
