@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ppfed.augment import Augmentation
+from ppfed.compilation import compile_network
 from ppfed.errors import DataError, UsageError
 from ppfed.images.types import Int64Array, UInt8Array
 from ppfed.ranks import ALONE, Ranks
@@ -234,11 +235,30 @@ class Trainer:
     device : torch.device
     ranks : Ranks
         The processes that train together.
+    compiled : bool
+        Steps run what torch.compile makes of ``network``, which stays as it is (``ppfed/compilation.py``).
+
+    Raises
+    ------
+    UsageError
+        If several processes are to train a compiled network.
     """
 
-    def __init__(self, network: nn.Module, config: TrainingConfig, device: torch.device, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        config: TrainingConfig,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        *,
+        compiled: bool = False,
+    ) -> None:
+        if compiled and ranks.size > 1:
+            raise UsageError("several processes cannot train a compiled network", hint="Leave one of both out.")
         self.network = network.to(device)
-        self._joined = ranks.join(self.network, device)
+        self._joined: Callable[[Tensor], Tensor] = (
+            compile_network(self.network, device) if compiled else ranks.join(self.network, device)
+        )
         self._ranks = ranks
         self.config = config
         self.device = device
@@ -328,9 +348,10 @@ class Trainer:
     def _step(self, images: Tensor, labels: Tensor, rate: float, weight: float) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        # Before the forward pass: gradients that a CUDA graph made lie where it works again.
+        self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device):
             loss: Tensor = self._loss(self._joined(images).float(), labels) * weight
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss.detach()
