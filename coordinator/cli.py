@@ -111,6 +111,13 @@ def start(  # noqa: PLR0917 -- each is an option
             "or auto: streamed if they take more than half of the free memory."
         ),
     ] = "auto",
+    compiled: Annotated[
+        bool,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Exchange images: train a network that torch.compile has compiled (docs/performance.md).",
+        ),
+    ] = False,
     detach: Annotated[bool, typer.Option("--detach", help="Go on in the background once owners can join.")] = False,
 ) -> None:
     """Start a federation, or go on with the one in --state; runs until the model is written or 'stop'."""
@@ -172,7 +179,7 @@ def start(  # noqa: PLR0917 -- each is an option
     folder = StateFolder(state)
     agree(folder, {key: value for key, value in given.items() if value is not None})
     settings = folder.plan().settings
-    processes = Processes(device, gpus, machines, DataPlacement.named(data_placement))
+    processes = Processes(device, gpus, machines, DataPlacement.named(data_placement), compiled)
     processes.check(settings.exchange)
     console = stderr()
     print_line(console, f"leakage: {quoted(settings.cipher.spec, settings.exchange, settings.channels)}")

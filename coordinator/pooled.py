@@ -70,6 +70,8 @@ def train_pooled(
     on_step: Callable[[int, int], None],
     owners: int,
     ranks: Ranks = ALONE,
+    *,
+    compiled: bool = False,
 ) -> Iterator[RoundRecord]:
     """Train, going on from the last checkpoint.
 
@@ -89,13 +91,15 @@ def train_pooled(
     owners : int
     ranks : Ranks
         The processes that train together; the first one writes the checkpoints.
+    compiled : bool
+        As ``Trainer`` takes it.
 
     Yields
     ------
     RoundRecord
         After each round: one pass over the images. The same in all processes, but for the time.
     """
-    trainer = Trainer(network, settings.training_config(), device, ranks)
+    trainer = Trainer(network, settings.training_config(), device, ranks, compiled=compiled)
     done = 0
     checkpoint = load_checkpoint(checkpoints)
     if checkpoint is not None:

@@ -23,11 +23,13 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from coordinator.state import RoundRecord, StateFolder
 from coordinator.torchrun import PARENT_VARIABLE
 from ppfed.atomic import write_atomic
+from ppfed.compilation import COMPILER_VARIABLES, require_compiler
 from ppfed.cores import cores
 from ppfed.data_placement import DataPlacement
 from ppfed.errors import UsageError
 from ppfed.federation import Exchange
 from ppfed.services import Service, child_environment
+from ppfed.training import pick_device
 
 _POLL_S = 0.25
 _JOB = "job.json"
@@ -37,11 +39,12 @@ _DEVICE_VARIABLE = "PPFED_COORDINATOR_DEVICE"
 _COUNT_VARIABLE = "PPFED_COORDINATOR_PROCESSES"
 _MACHINES_VARIABLE = "PPFED_COORDINATOR_MACHINES"
 _PLACEMENT_VARIABLE = "PPFED_COORDINATOR_DATA_PLACEMENT"
+_COMPILED_VARIABLE = "PPFED_COORDINATOR_COMPILED"
 
 
 @dataclass(frozen=True)
 class Processes:
-    """On what the coordinator trains, and where the images lie meanwhile.
+    """On what the coordinator trains, compiled or not, and where the images lie meanwhile.
 
     Attributes
     ----------
@@ -52,12 +55,15 @@ class Processes:
     machines : int
         How many machines train together.
     placement : DataPlacement
+    compiled : bool
+        Whether the network is compiled (``ppfed/compilation.py``).
     """
 
     device: str = "auto"
     count: int = 1
     machines: int = 1
     placement: DataPlacement = DataPlacement.AUTO
+    compiled: bool = False
 
     @property
     def total(self) -> int:
@@ -76,15 +82,25 @@ class Processes:
         ------
         UsageError
             If several processes make no sense with the exchange or the device, or there are too few GPUs here, or
-            there will be no images to place.
+            there will be no images to place, or nothing to compile.
         """
         if self.placement is not DataPlacement.AUTO and exchange is not Exchange.IMAGES:
             raise UsageError(
                 f"exchange {exchange} leaves the images at their owners: there are none to place here",
                 hint="Leave --data-placement out; it belongs to exchange images.",
             )
+        if self.compiled and exchange is not Exchange.IMAGES:
+            raise UsageError(
+                f"exchange {exchange} does not train at the coordinator: there is no network to compile here",
+                hint="Leave --compile out; it belongs to exchange images.",
+            )
         if self.total == 1:
             return
+        if self.compiled:
+            raise UsageError(
+                f"{self.total} processes cannot train a compiled network together",
+                hint="Leave --compile out, or --gpus and --machines.",
+            )
         if exchange is not Exchange.IMAGES:
             raise UsageError(
                 f"exchange {exchange} does not train at the coordinator: several GPUs or machines are of no use there",
@@ -102,11 +118,29 @@ class Processes:
                 hint="Choose as many as there are; --device cpu runs so many processes on the CPU.",
             )
 
+    def check_compiler(self, state: StateFolder) -> None:
+        """Find out whether compiling works in the environment of the ServerApp, if it is to compile.
+
+        Raises
+        ------
+        UsageError
+            If it does not, or images of several sizes are to be trained on.
+        """
+        if self.compiled:
+            if state.plan().settings.training.first_crop < 1:
+                raise UsageError(
+                    "a network is compiled for one size of images, and --first-crop trains on several",
+                    hint="Leave --compile out, or start a new federation without --first-crop.",
+                )
+            environment = child_environment({**self.environment(), "PYTHONPATH": os.environ.get("PYTHONPATH", "")})
+            require_compiler(pick_device(self.device), state.compiled, environment)
+
     def options(self) -> list[str]:
         """Return the options of ``coordinator start`` that mean these."""
         return [
             *("--device", self.device, "--gpus", str(self.count), "--machines", str(self.machines)),
             *("--data-placement", self.placement),
+            "--compile" if self.compiled else "--no-compile",
         ]
 
     def environment(self) -> dict[str, str]:
@@ -117,6 +151,8 @@ class Processes:
             _COUNT_VARIABLE: str(self.count),
             _MACHINES_VARIABLE: str(self.machines),
             _PLACEMENT_VARIABLE: self.placement,
+            _COMPILED_VARIABLE: str(int(self.compiled)),
+            **{name: os.environ[name] for name in COMPILER_VARIABLES if self.compiled and name in os.environ},
         }
 
     @classmethod
@@ -127,6 +163,7 @@ class Processes:
             int(os.environ.get(_COUNT_VARIABLE, "1")),
             int(os.environ.get(_MACHINES_VARIABLE, "1")),
             DataPlacement(os.environ.get(_PLACEMENT_VARIABLE, DataPlacement.AUTO)),
+            os.environ.get(_COMPILED_VARIABLE) == "1",
         )
 
 

@@ -6,6 +6,7 @@ import datetime
 import os
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -24,6 +25,7 @@ from coordinator.quorum import Quorum
 from coordinator.rounds import Rounds
 from coordinator.state import STATE_VARIABLE, Enrolled, RoundRecord, StateFolder, Status
 from ppfed import wire
+from ppfed.compilation import compiler_cache
 from ppfed.enrolment import Phase
 from ppfed.errors import FederationError, PPFedError
 from ppfed.federation import Exchange, FederationSettings
@@ -160,16 +162,19 @@ class _Run:
             yield from self._train_elsewhere(network)
             return
         images = pooled_images(self._state, sorted(self._owners), self._device, self._processes.placement)
-        yield from train_pooled(
-            network,
-            lambda _epoch: images.train,
-            images.held_out,
-            self._settings,
-            self._state.checkpoint,
-            self._device,
-            self._check_stop_now_and_then(),
-            len(self._owners),
-        )
+        compiled = self._processes.compiled
+        with compiler_cache(self._state.compiled) if compiled else nullcontext():
+            yield from train_pooled(
+                network,
+                lambda _epoch: images.train,
+                images.held_out,
+                self._settings,
+                self._state.checkpoint,
+                self._device,
+                self._check_stop_now_and_then(),
+                len(self._owners),
+                compiled=compiled,
+            )
 
     def _train_elsewhere(self, network: ImageClassifier) -> Iterator[RoundRecord]:
         """Train in processes of their own, and take the weights that they leave."""

@@ -50,7 +50,8 @@ def run_coordinator(state: StateFolder, processes: Processes, on_ready: Callable
     Raises
     ------
     UsageError
-        If the federation has finished already, another coordinator works in the folder, or the processes make no sense.
+        If the federation has finished already, another coordinator works in the folder, or the processes make no sense
+        or should compile and cannot.
     ServiceError
         If a service does not start or goes away.
     """
@@ -60,6 +61,7 @@ def run_coordinator(state: StateFolder, processes: Processes, on_ready: Callable
             hint="Name another folder with --state to start a new one.",
         )
     processes.check(state.plan().settings.exchange)
+    processes.check_compiler(state)
     with state.running():
         state.set_status(state.status().model_copy(update={"phase": Phase.WAITING, "message": ""}))
         plan = state.plan()

@@ -9,6 +9,7 @@
     logs/              output of the services     model/          the result
     steps.json         steps of a pass, in exchange ``gradients``
     processes/         what the training processes of several GPUs share
+    compiled/          what torch.compile made, with ``--compile``
 """
 
 from __future__ import annotations
@@ -150,6 +151,11 @@ class StateFolder:
     def processes(self) -> Path:
         """What the processes that train on several GPUs share; made afresh for each run."""
         return self.folder / "processes"
+
+    @property
+    def compiled(self) -> Path:
+        """What torch.compile made: code that this user runs."""
+        return self.folder / "compiled"
 
     def store(self, owner: str) -> Path:
         """Encrypted images of one owner."""

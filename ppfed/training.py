@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ppfed.augment import Augmentation, alternating_mirrors, crop_centre
+from ppfed.compilation import compile_network
 from ppfed.errors import DataError, UsageError
 from ppfed.images.types import Int64Array, UInt8Array
 from ppfed.network_state import load_network_state, network_state
@@ -258,12 +259,34 @@ class Trainer:
     device : torch.device
     ranks : Ranks
         The processes that train together.
+    compiled : bool
+        Steps run what torch.compile makes of ``network``, which stays as it is (``ppfed/compilation.py``).
+
+    Raises
+    ------
+    UsageError
+        If several processes are to train a compiled network, or one on crops that grow.
     """
 
-    def __init__(self, network: nn.Module, config: TrainingConfig, device: torch.device, ranks: Ranks = ALONE) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        config: TrainingConfig,
+        device: torch.device,
+        ranks: Ranks = ALONE,
+        *,
+        compiled: bool = False,
+    ) -> None:
+        if compiled and ranks.size > 1:
+            raise UsageError("several processes cannot train a compiled network", hint="Leave one of both out.")
+        if compiled and config.first_crop < 1:
+            # Each size would be compiled, and torch gives up after a few.
+            raise UsageError("crops that grow cannot train a compiled network", hint="Leave one of both out.")
         self.network = network.to(device)
         self._average = AveragedModel(self.network, use_buffers=True) if config.average_passes else None
-        self._joined = ranks.join(self.network, device)
+        self._joined: Callable[[Tensor], Tensor] = (
+            compile_network(self.network, device) if compiled else ranks.join(self.network, device)
+        )
         self._ranks = ranks
         self.config = config
         self.device = device
@@ -273,6 +296,7 @@ class Trainer:
             momentum=config.momentum,
             weight_decay=config.weight_decay,
             nesterov=config.nesterov,
+            fused=True,
         )
         self._loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
 
@@ -358,7 +382,9 @@ class Trainer:
         """Go on with the momentum of an earlier training of the same network."""
         for name, parameter in self.network.named_parameters():
             if name in momentum:
-                self.optimizer.state[parameter]["momentum_buffer"] = momentum[name].to(self.device).clone()
+                # In the parameter's memory format: the fused optimizer goes through both as they lie.
+                buffer = torch.empty_like(parameter, requires_grad=False).copy_(momentum[name])
+                self.optimizer.state[parameter]["momentum_buffer"] = buffer
 
     def average(self) -> dict[str, Tensor]:
         """Return the state of the averaged network, as ``network_state`` does; empty where none is kept."""
@@ -385,9 +411,10 @@ class Trainer:
     def _step(self, images: Tensor, labels: Tensor, rate: float, weight: float) -> Tensor:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        # Before the forward pass: gradients that a CUDA graph made lie where it works again.
+        self.optimizer.zero_grad(set_to_none=True)
         with autocast(self.device):
             loss: Tensor = self._loss(self._joined(images).float(), labels) * weight
-        self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         return loss.detach()

@@ -259,6 +259,6 @@ def test_every_option_is_tested() -> None:
 
     names = {"shuffle": "colour_shuffle", "deadline": "deadline_s"}
     options = {names.get(name, name) for name in inspect.signature(start).parameters}
-    no_settings = {"state", "device", "gpus", "machines", "data_placement", "detach"}
+    no_settings = {"state", "device", "gpus", "machines", "data_placement", "compiled", "detach"}
     assert options - set(OPTIONS) - set(GRADIENTS) - set(IMAGES) <= no_settings
     assert {*OPTIONS, *GRADIENTS, *IMAGES} <= options

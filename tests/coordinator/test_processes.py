@@ -22,6 +22,7 @@ from coordinator.checkpoint import load_checkpoint
 from coordinator.cli import app
 from coordinator.pooled import pooled_images, train_pooled
 from coordinator.processes import Processes, read_job, train_in_processes
+from coordinator.start import run_coordinator
 from coordinator.state import RoundRecord, StateFolder
 from ppfed.data_placement import DataPlacement
 from ppfed.errors import ServiceError, UsageError
@@ -165,6 +166,10 @@ def test_what_the_check_raises_ends_the_processes(with_images: Callable[..., Sta
         (TWO, Exchange.GRADIENTS, "does not train at the coordinator"),
         (Processes(placement=DataPlacement.STREAMED), Exchange.UPDATES, "none to place here"),
         (Processes(placement=DataPlacement.RESIDENT), Exchange.GRADIENTS, "none to place here"),
+        (Processes(compiled=True), Exchange.UPDATES, "no network to compile"),
+        (Processes(compiled=True), Exchange.GRADIENTS, "no network to compile"),
+        (Processes("cpu", 2, compiled=True), Exchange.IMAGES, "cannot train a compiled network together"),
+        (Processes("cpu", machines=2, compiled=True), Exchange.IMAGES, "cannot train a compiled network together"),
         (Processes("mps", 2), Exchange.IMAGES, "names one device"),
         (Processes("cuda:1", 2), Exchange.IMAGES, "names one device"),
         (Processes("cuda", 4096), Exchange.IMAGES, "GPUs here"),
@@ -176,15 +181,19 @@ def test_what_makes_no_sense_is_refused_at_once(processes: Processes, exchange: 
         processes.check(exchange)
 
 
-def test_what_the_command_line_said_arrives_in_the_server_app(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = Processes("cpu", 3, 2, DataPlacement.STREAMED)
+@pytest.mark.parametrize("compiled", [False, True])
+def test_what_the_command_line_said_arrives_in_the_server_app(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    asked = Processes("cpu", 3, 2, DataPlacement.STREAMED, compiled)
+    monkeypatch.setenv("CXX", "clang++")
+    assert asked.environment().get("CXX") == ("clang++" if compiled else None)
     for name, value in asked.environment().items():
         monkeypatch.setenv(name, value)
     assert Processes.from_environment() == asked
 
 
-def test_a_coordinator_in_the_background_is_told_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked, told = Processes("cpu", 3, 2, DataPlacement.STREAMED), []
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_coordinator_in_the_background_is_told_the_same(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
+    asked, told = Processes("cpu", 3, 2, DataPlacement.STREAMED, compiled), []
     monkeypatch.setattr("coordinator.plan.agree", lambda _folder, _given: None)
     monkeypatch.setattr(
         StateFolder, "plan", lambda _state: SimpleNamespace(settings=SimpleNamespace(exchange="images"))
@@ -194,6 +203,24 @@ def test_a_coordinator_in_the_background_is_told_the_same(monkeypatch: pytest.Mo
     assert told == [asked]
     refused = CliRunner().invoke(app, ["start", "--data-placement", "cloud"])
     assert isinstance(refused.exception, UsageError)
+
+
+def test_a_coordinator_that_cannot_compile_says_so_before_anyone_joins(
+    make_state: Callable[..., StateFolder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    state = make_state("state", exchange=Exchange.IMAGES)
+    with pytest.raises(UsageError, match="no-such-compiler"):
+        run_coordinator(state, Processes("cpu", compiled=True), lambda: None, lambda *_: None)
+    assert state.running_pid() is None
+    assert not state.open_mark.exists()
+
+
+def test_a_network_is_not_compiled_for_crops_that_grow(make_state: Callable[..., StateFolder]) -> None:
+    state = make_state("state", exchange=Exchange.IMAGES, height=32, width=32, training={"first_crop": 0.5})
+    with pytest.raises(UsageError, match="compiled for one size of images"):
+        run_coordinator(state, Processes("cpu", compiled=True), lambda: None, lambda *_: None)
+    Processes("cpu").check_compiler(state)
 
 
 @pytest.mark.parametrize("exchange", Exchange)

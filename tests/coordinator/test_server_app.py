@@ -129,6 +129,20 @@ def test_several_processes_train_the_model_that_one_would(
     assert all(app.farewell.completed for app in federation.apps.values())
 
 
+@pytest.mark.slow
+def test_a_compiled_network_ends_as_the_model_that_an_eager_one_would(make_federation: MakeFederation) -> None:
+    # A rate at which rounding does not grow (tests/coordinator/test_processes.py), and all 29 images in one batch: each
+    # size of a batch is compiled for itself.
+    training = {"rounds": 3, "seed": 3, "base_maps": 4, "learning_rate": 0.002, "batch_size": 32}
+    federation = make_federation(exchange="images", training=training)
+    run_federation(federation.grid, federation.state, CPU, Processes("cpu", compiled=True))
+    assert list(federation.state.compiled.rglob("*.so"))
+    model = load_model(federation.state.model, CPU)
+    weights, accuracies = trained_by_hand(federation)
+    assert [record.accuracy for record in federation.state.status().rounds] == accuracies
+    torch.testing.assert_close(network_state(model.network), weights, rtol=1e-4, atol=1e-4)
+
+
 def test_processes_that_fail_end_the_run_with_a_reason(
     make_federation: MakeFederation, monkeypatch: pytest.MonkeyPatch
 ) -> None:

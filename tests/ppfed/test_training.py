@@ -156,7 +156,9 @@ def test_evaluation_leaves_the_network_as_it_was() -> None:
 
 def vanilla(network: nn.Module, data: ImageTensors, config: TrainingConfig) -> list[float]:
     """What anybody would write, with ppfed's order of images and augmentation."""
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True
+    )
     losses = []
     network.train()
     for epoch in range(4):
@@ -343,6 +345,23 @@ def test_passes_see_crops_of_the_declared_size() -> None:
     list(Trainer(network, config, CPU).train_epochs(data, 0, 4))
     # Growing by 1/2 in 3 of 4 passes: 1/2, 2/3 and 5/6, rounded to eighths.
     assert network.sizes == [(8, 4), (10, 5), (14, 7), (16, 8)]
+
+
+def test_it_goes_on_from_momentum_as_checkpoints_keep_it() -> None:
+    """Contiguous, while the network lies in channels_last: the fused optimizer does not look at strides on the CPU."""
+    network = build_network(NETWORK, 1)
+    trainer = Trainer(network, CONFIG, CPU)
+    list(trainer.train_epochs(tensors(33), 0, 2))
+    kept = {name: buffer.contiguous() for name, buffer in trainer.momentum().items()}
+    assert kept.keys() == dict(network.named_parameters()).keys()
+
+    again = build_network(NETWORK, 99)
+    again.load_state_dict(network.state_dict())
+    second = Trainer(again, CONFIG, CPU)
+    second.load_momentum(kept)
+    for one in (trainer, second):
+        list(one.train_epochs(tensors(33), 2, 2))
+    assert_same_state(again.state_dict(), network.state_dict())
 
 
 @pytest.mark.parametrize("scope", Scope)

@@ -45,7 +45,9 @@ def test_a_plain_centralized_arm_is_a_plain_training(material: Material, tmp_pat
 
     config = arm_run(material, tmp_path, cipher="plain", seed=3).settings()
     network = build_network(config.network_config(), 3)
-    optimizer = torch.optim.SGD(network.parameters(), lr=0.2, momentum=0.9, weight_decay=5e-4, nesterov=True)
+    optimizer = torch.optim.SGD(
+        network.parameters(), lr=0.2, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True
+    )
     images, labels = torch.from_numpy(material.train.pixels), torch.from_numpy(material.train_labels)
     training = config.training_config()
     losses = []
