@@ -20,14 +20,15 @@ from torch.utils.flop_counter import FlopCounterMode
 from ppfed.adaptation import InputFeatures
 from ppfed.augment import NO_AUGMENTATION, Augmentation
 from ppfed.ciphers.spec import CipherSpec
+from ppfed.compilation import compile_network, compiler_cache
 from ppfed.data_placement import DataPlacement, place_images
 from ppfed.images.source import Split
 from ppfed.images.types import ID_BYTES, EncryptedImages
 from ppfed.network import ImageClassifier, NetworkConfig, build_network
 from ppfed.store import Shard, ShardStore
 from ppfed.training import BatchSource, ImageTensors, Trainer, TrainingConfig, autocast
-from scenarios.bench import augmentation
-from scenarios.bench.measurement import BenchSettings, Bound, Measurement, Turns, in_turn
+from scenarios.bench import augmentation, roofline
+from scenarios.bench.measurement import BenchSettings, Bound, Measurement, Turns, in_turn, seconds
 
 SECTION = "training"
 _CLASSES = 10
@@ -38,7 +39,6 @@ _NO_KEY = "0" * 16
 """In place of a fingerprint: the images are noise."""
 _PASSES = 64
 """Over the images, where nothing but the reading is timed."""
-_MATRIX_SIDE = {"cpu": 2048, "cuda": 8192}
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,10 @@ def measure(settings: BenchSettings) -> Iterator[Measurement]:
         yield step.augmentation()
         yield from step.overheads()
         yield step.matrix_rate()
+        yield from step.roofline()
+        if not settings.quick:
+            yield step.compiled()
+            yield from step.bfloat16()
 
 
 def _sizes(settings: BenchSettings) -> tuple[_Size, ...]:
@@ -189,26 +193,18 @@ class _Step:
     def matrix_rate(self) -> Measurement:
         """Floating-point operations of a step in a second, beside those of a large matrix product of the same type."""
         network = self._network()
-        images, labels = (part[: self._size.batch_size] for part in (self._data.images, self._data.labels))
+        batch = self._batch()
         with FlopCounterMode(display=False) as counter:
-            _loss(network, images, labels, self._device).backward()  # type: ignore[no-untyped-call]
+            _loss(network, batch.images, batch.labels, self._device).backward()  # type: ignore[no-untyped-call]
         step_flops = counter.get_total_flops() * self._size.steps
-        kind = torch.bfloat16 if self._device.type == "cuda" else torch.float32
-        side = _MATRIX_SIDE.get(self._device.type, _MATRIX_SIDE["cpu"])
-        left, right = (torch.randn(side, side, device=self._device, dtype=kind) for _ in range(2))
-        product_flops = 2 * side**3
-        turns = in_turn(
-            self._epoch(network, Augmentation()),
-            partial(torch.mm, left, right),
-            budget_s=self._budget_s,
-            device=self._device,
-        )
+        product, product_flops, product_name = roofline.matrix_product(self._device)
+        turns = in_turn(self._epoch(network, Augmentation()), product, budget_s=self._budget_s, device=self._device)
         parts = [speed * step_flops / product_flops for speed in turns.speeds]
         return Measurement(
             SECTION,
             f"matrix rate, {self._size}",
             statistics.median(parts),
-            against=f"a {str(kind).removeprefix('torch.')} product of {side}x{side} matrices",
+            against=product_name,
             target=Bound(0.85) if self._size.base_maps == 64 and self._device.type == "cpu" else None,
             floor=Bound(0.02),
             spread=(min(parts), max(parts)),
@@ -217,6 +213,67 @@ class _Step:
                 "product_gflop_per_s": product_flops / statistics.median(turns.theirs) / 1e9,
                 "step_gflop_per_s": step_flops / statistics.median(turns.ours) / 1e9,
             },
+        )
+
+    def roofline(self) -> Iterator[Measurement]:
+        """Time that the two ceilings allow a step, beside the time that it takes."""
+        data = self._batch()
+        generator, augmentation = torch.Generator().manual_seed(0), Augmentation()
+        step = _bare_step(self._network(), self._device)
+        yield from roofline.measure(
+            SECTION,
+            str(self._size),
+            lambda: augmentation(data.images, generator),
+            lambda images: step(images, data.labels),
+            device=self._device,
+            budget_s=self._budget_s,
+        )
+
+    def compiled(self) -> Measurement:
+        """Compare steps of a compiled network with eager ones; the details say how long the first one took."""
+        data, spent = self._batch(), 0.0
+        with tempfile.TemporaryDirectory() as folder, compiler_cache(Path(folder)):
+            network = self._network()
+            ours = _bare_step(network, self._device, compile_network(network, self._device))
+            theirs = _bare_step(self._network(), self._device)
+            try:
+                spent = seconds(lambda: ours(data.images, data.labels), self._device)
+            except (RuntimeError, OSError) as error:
+                return Measurement.left_out(
+                    SECTION, f"compiled, {self._size}", f"torch.compile: {error}".split("\n")[0]
+                )
+            turns = in_turn(
+                lambda: ours(data.images, data.labels),
+                lambda: theirs(data.images, data.labels),
+                budget_s=self._budget_s,
+                device=self._device,
+            )
+        row = self._overhead("compiled", turns, "eager steps")
+        return replace(row, details=row.details | {"first_step_s": spent})
+
+    def bfloat16(self) -> Iterator[Measurement]:
+        """Compare steps in bfloat16 with float32 ones, where we train in float32."""
+        if self._device.type != "cpu":
+            return
+        data, half, full = self._batch(), self._network(), self._network()
+        ours, theirs = _bare_step(half, self._device), _bare_step(full, self._device)
+
+        def in_half() -> None:
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                ours(data.images, data.labels)
+
+        turns = in_turn(
+            in_half,
+            lambda: theirs(data.images, data.labels),
+            budget_s=self._budget_s,
+            device=self._device,
+        )
+        yield self._overhead("bfloat16 (autocast)", turns, "float32 steps")
+
+    def _batch(self) -> ImageTensors:
+        """One batch."""
+        return ImageTensors(
+            self._data.images[: self._size.batch_size].contiguous(), self._data.labels[: self._size.batch_size]
         )
 
     def _overhead(self, name: str, turns: Turns, against: str) -> Measurement:
@@ -259,20 +316,31 @@ class _Step:
 
 def _bare_steps(network: nn.Module, data: ImageTensors, batch_size: int, device: torch.device) -> Callable[[], None]:
     """Write the loop as tightly as PyTorch lets one: the same optimizer on batches that lie ready."""
+    step = _bare_step(network, device)
+
+    def steps() -> None:
+        batches = zip(torch.split(data.images, batch_size), torch.split(data.labels, batch_size), strict=True)
+        for images, labels in batches:
+            step(images, labels)
+
+    return steps
+
+
+def _bare_step(
+    network: nn.Module, device: torch.device, forward: Callable[[torch.Tensor], torch.Tensor] | None = None
+) -> Callable[[torch.Tensor, torch.Tensor], None]:
+    """Write a step; ``forward`` may be what was compiled of the network."""
     optimizer = torch.optim.SGD(
         network.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True
     )
     network.train()
 
-    def steps() -> None:
-        batches = zip(torch.split(data.images, batch_size), torch.split(data.labels, batch_size), strict=True)
-        for images, labels in batches:
-            loss = _loss(network, images, labels, device)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
+    def step(images: torch.Tensor, labels: torch.Tensor) -> None:
+        optimizer.zero_grad(set_to_none=True)
+        _loss(forward or network, images, labels, device).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
 
-    return steps
+    return step
 
 
 def _read_all(source: BatchSource, rows: Sequence[torch.Tensor]) -> None:
@@ -280,6 +348,8 @@ def _read_all(source: BatchSource, rows: Sequence[torch.Tensor]) -> None:
         pass
 
 
-def _loss(network: nn.Module, images: torch.Tensor, labels: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _loss(
+    network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, labels: torch.Tensor, device: torch.device
+) -> torch.Tensor:
     with autocast(device):
         return nn.functional.cross_entropy(network(images).float(), labels)

@@ -5,13 +5,14 @@ import pytest
 import torch
 
 from ppfed.store import PixelFile
-from scenarios.bench import training
+from scenarios.bench import roofline, training
 from scenarios.bench.measurement import BenchSettings
 
 
 def test_the_section_measures_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "_sizes", lambda _settings: (training._Size(4, 8, 2),))
-    monkeypatch.setattr(training, "_MATRIX_SIDE", {"cpu": 64})
+    monkeypatch.setattr(roofline, "_MATRIX_SIDE", {"cpu": 64})
+    monkeypatch.setattr(roofline, "_TRIAD_BYTES", 3 << 16)
     monkeypatch.setattr(training, "_SIDE", 16)
     reads: list[int] = []
     original = PixelFile.read
@@ -30,6 +31,14 @@ def test_the_section_measures_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
         "augmentation",
         "encrypted",
         "matrix rate",
+        "roof of a step",
+        "roof operation by operation",
+        "loss",
+        "convolutions",
+        "ReLU and shortcuts",
+        "batch norm",
+        "matrix products",
+        "optimizer",
     ]
     assert rows["our loop"].details["ours_images_per_s"] > 0
     assert rows["augmentation"].value > 0
@@ -43,3 +52,4 @@ def test_the_section_measures_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     first_stage = 3 * 2 * 16 * 16 * 4 * (3 * 3 * 4 * 4) / 1e9
     by_hand = (1 + 2 + 3 * (7 / 8 + 1 / 72) + 0.49) * first_stage
     assert rows["matrix rate"].details["step_gflop_per_image"] == pytest.approx(by_hand, rel=0.01)
+    assert rows["roof of a step"].details["gflop_per_image"] == pytest.approx(by_hand, rel=0.01)
