@@ -1,0 +1,82 @@
+import itertools
+from collections.abc import Callable
+
+import pytest
+
+from coordinator import start
+from coordinator.front_door import Traffic
+from coordinator.start import _Supervisor
+from coordinator.state import StateFolder, Status
+from ppfed.enrolment import Phase
+from ppfed.errors import ServiceError
+
+
+class FlowerThatSays:
+    """The orders that a SuperLink takes, with an answer to what became of the run."""
+
+    def __init__(self, answer: str) -> None:
+        self.answer, self.asked = answer, 0
+
+    def require_running(self) -> None:
+        pass
+
+    def submit(self) -> int:
+        return 7
+
+    def run_status(self, run_id: int) -> str:
+        assert run_id == 7
+        self.asked += 1
+        return self.answer
+
+
+@pytest.fixture
+def supervised(
+    make_state: Callable[..., StateFolder], monkeypatch: pytest.MonkeyPatch
+) -> Callable[[FlowerThatSays, Callable[[StateFolder], None]], Status]:
+    """Supervise a run; the callable stands for the ServerApp, and has its turn at every tick."""
+    monkeypatch.setattr(start, "_TICK_S", 0.005)
+    monkeypatch.setattr(start, "_RUN_CHECK_S", 0.02)
+    monkeypatch.setattr(_Supervisor, "_all_here", lambda _supervisor: True)
+    state = make_state("state")
+
+    def supervise(flower: FlowerThatSays, server_app: Callable[[StateFolder], None]) -> Status:
+        state.set_status(Status(phase=Phase.TRAINING))
+        watch = lambda *_: server_app(state)  # noqa: E731
+        return _Supervisor(state, flower, Traffic(), watch).run()  # type: ignore[arg-type]
+
+    return supervise
+
+
+def test_a_server_app_that_died_in_silence_is_noticed(
+    supervised: Callable[[FlowerThatSays, Callable[[StateFolder], None]], Status],
+) -> None:
+    flower = FlowerThatSays("finished:failed")
+    with pytest.raises(ServiceError, match="ended without a result"):
+        supervised(flower, lambda _state: None)
+    assert flower.asked == 1
+
+
+def test_flower_is_not_asked_about_a_server_app_that_is_heard_of(
+    supervised: Callable[[FlowerThatSays, Callable[[StateFolder], None]], Status],
+) -> None:
+    flower, ticks = FlowerThatSays("finished:failed"), itertools.count()
+
+    def server_app(state: StateFolder) -> None:
+        phase = Phase.FINISHED if next(ticks) > 40 else Phase.TRAINING
+        state.set_status(Status(phase=phase))
+
+    assert supervised(flower, server_app).phase is Phase.FINISHED
+    assert flower.asked == 0
+
+
+def test_a_silent_run_that_goes_on_is_asked_about_until_it_ends(
+    supervised: Callable[[FlowerThatSays, Callable[[StateFolder], None]], Status],
+) -> None:
+    flower = FlowerThatSays("running")
+
+    def server_app(state: StateFolder) -> None:
+        if flower.asked == 3:
+            state.set_status(Status(phase=Phase.FINISHED))
+
+    assert supervised(flower, server_app).phase is Phase.FINISHED
+    assert flower.asked == 3
