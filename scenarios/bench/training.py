@@ -334,10 +334,12 @@ def _bare_step(
         network.parameters(), lr=1e-3, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True
     )
     network.train()
+    # Not "or": what torch.compile returns has no truth value.
+    used = network if forward is None else forward
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
-        _loss(forward or network, images, labels, device).backward()  # type: ignore[no-untyped-call]
+        _loss(used, images, labels, device).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step

@@ -53,3 +53,20 @@ def test_the_section_measures_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     by_hand = (1 + 2 + 3 * (7 / 8 + 1 / 72) + 0.49) * first_stage
     assert rows["matrix rate"].details["step_gflop_per_image"] == pytest.approx(by_hand, rel=0.01)
     assert rows["roof of a step"].details["gflop_per_image"] == pytest.approx(by_hand, rel=0.01)
+
+
+def test_a_bare_step_trains_through_what_was_compiled() -> None:
+    size = training._Size(2, 4, 1)
+    step = training._Step(size, torch.device("cpu"), 0.1)
+    network, batch = step._network(), step._batch()
+    before = network.resnet.fc.weight.detach().clone()
+    compiled = torch.compile(network, backend="eager")
+    training._bare_step(network, torch.device("cpu"), compiled)(batch.images, batch.labels)
+    assert not torch.equal(network.resnet.fc.weight, before)
+
+
+def test_bfloat16_is_compared_with_float32() -> None:
+    (row,) = training._Step(training._Size(2, 4, 1), torch.device("cpu"), 0.1).bfloat16()
+    assert row.name.startswith("bfloat16")
+    assert row.spread is not None
+    assert row.spread[0] <= row.value <= row.spread[1]
