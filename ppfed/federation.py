@@ -20,7 +20,7 @@ from ppfed.augment import Augmentation, Padding
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import InviteError
 from ppfed.gradients import FEWEST_IMAGES, BatchNormMode
-from ppfed.network import Backbone, ImageClassifier, NetworkConfig
+from ppfed.network import Backbone, ImageClassifier, NetworkConfig, takes_any_size
 from ppfed.network_state import network_layout
 from ppfed.training import Schedule, TrainingConfig
 
@@ -235,7 +235,7 @@ class FederationSettings(_Agreed):
             raise ValueError("alternate_flip needs horizontal flips")
         if training.first_crop == 1:
             return
-        if training.backbone is not Backbone.RESNET18 or training.adaptation_kind is not AdaptationKind.PIXEL:
+        if not takes_any_size(training.backbone, training.adaptation_kind):
             raise ValueError("first_crop needs a network for images of any size: resnet18 with pixel adaptation")
         if min(self.height, self.width) * training.first_crop < _SMALLEST_CROP:
             raise ValueError(f"first_crop would leave less than {_SMALLEST_CROP} pixels of a side")

@@ -26,6 +26,11 @@ class Backbone(StrEnum):
     """A small ConvMixer: its patch embedding can absorb the key of a block cipher (``ppfed/convmixer.py``)."""
 
 
+def takes_any_size(backbone: Backbone, adaptation_kind: AdaptationKind) -> bool:
+    """Whether one network classifies images of several sizes: none of its weights belongs to a place or a patch."""
+    return backbone is Backbone.RESNET18 and adaptation_kind is AdaptationKind.PIXEL
+
+
 @dataclass(frozen=True)
 class NetworkConfig:
     """Which network to build.

@@ -36,7 +36,7 @@ from ppfed.leakage.attackers import AuditPreset
 from ppfed.leakage.audit import applicable
 from ppfed.leakage.gradients import SENT_ATTACKS
 from ppfed.leakage.record import AttackName
-from ppfed.network import Backbone
+from ppfed.network import Backbone, takes_any_size
 from ppfed.training import Schedule
 
 PLAIN = "plain"
@@ -312,9 +312,7 @@ class Arm(_Declared):
             raise ValueError("weights are averaged over passes in modes 'centralized', 'pooled' and 'alone'")
         if (self.alternate_flip or self.first_crop != 1) and self.mode is Mode.GRADIENTS:
             raise ValueError("crops and alternating flips do not belong to mode 'gradients'")
-        if self.first_crop != 1 and (
-            self.backbone is not Backbone.RESNET18 or self.adaptation_kind is not AdaptationKind.PIXEL
-        ):
+        if self.first_crop != 1 and not takes_any_size(self.backbone, self.adaptation_kind):
             raise ValueError("crops need a network for images of any size: resnet18 with pixel adaptation")
 
     def _check_attacks(self) -> None:

@@ -1,8 +1,8 @@
 """The same transfer by Flower alone: its own commands as anyone would start them, and nothing of ours around them.
 
 Only what is needed for a fair comparison is as ppfed has it: TLS, node authentication, sqlite, two messages under way
-for each node. Replies are made of random bytes, nobody checks or keeps them, and nothing stands between node and
-SuperLink.
+for each node, and the SuperLink, which is ppfed's with its garbage collector (``ppfed/flower_service.py``). Replies are
+made of random bytes, nobody checks or keeps them, and nothing stands between node and SuperLink.
 """
 
 from __future__ import annotations
