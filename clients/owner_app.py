@@ -17,18 +17,32 @@ from pydantic import ValidationError
 
 from clients.answers import AnswerLimit
 from clients.preparation import Prepared
-from ppfed import wire
 from ppfed.data_placement import PlacedImages, place_images
 from ppfed.errors import DataError, ModelError, PeerDataError
-from ppfed.federation import Exchange, FederationSettings, UpdateFormat, describe_invalid
+from ppfed.federation import Exchange, FederationSettings, describe_invalid
 from ppfed.gradients import Turns, owner_offset, partial_gradient, step_generator, steps_of_pass
 from ppfed.images.source import Split
 from ppfed.model_folder import ModelCard, write_model
 from ppfed.network import build_network
 from ppfed.network_state import load_network_state, network_layout, network_state
 from ppfed.store import read_shard
-from ppfed.training import Evaluation, Trainer, evaluate
+from ppfed.training import Evaluation, Trainer, TrainingConfig, evaluate
 from ppfed.training_curve import curve_from_json
+from ppfed.training_settings import UpdateFormat
+from ppfed.wire.messages import pack_request, values_bytes
+from ppfed.wire.shards import Manifest, ShardName, pack_manifest, pack_shard, unpack_shard_request
+from ppfed.wire.weights import (
+    Farewell,
+    GradientOrder,
+    RoundOrder,
+    RoundResult,
+    pack_evaluation,
+    pack_gradient,
+    pack_round_result,
+    unpack_farewell,
+    unpack_gradient_order,
+    unpack_round_order,
+)
 
 
 class Display(Protocol):
@@ -82,11 +96,11 @@ class OwnerApp:
         self._limit = limit
         self._network = build_network(settings.network_config(), settings.training.seed).to(device)
         self._layout = network_layout(self._network)
-        self._sent: set[wire.ShardName] = set()
+        self._sent: set[ShardName] = set()
         self._pass = 0
         self._losses: dict[int, tuple[float, int]] = {}
         self.bytes_out = 0
-        self.farewell: wire.Farewell | None = None
+        self.farewell: Farewell | None = None
         self.card: ModelCard | None = None
 
     def client_app(self) -> ClientApp:
@@ -122,13 +136,13 @@ class OwnerApp:
     def _manifest(self) -> RecordDict:
         self._require(Exchange.IMAGES)
         store = self._prepared.store
-        return wire.pack_manifest(
-            wire.Manifest({split: tuple(shard.checksum() for shard in store.shards(split)) for split in Split})
+        return pack_manifest(
+            Manifest({split: tuple(shard.checksum() for shard in store.shards(split)) for split in Split})
         )
 
     def _shard(self, content: RecordDict) -> RecordDict:
         self._require(Exchange.IMAGES)
-        name = wire.unpack_shard_request(content)
+        name = unpack_shard_request(content)
         path = self._prepared.store.path(name.split, name.index)
         try:
             shard = read_shard(path)
@@ -138,12 +152,12 @@ class OwnerApp:
         self.bytes_out += shard.images.pixels.nbytes + shard.images.ids.nbytes + shard.labels.nbytes
         total = sum(len(self._prepared.store.paths(split)) for split in Split)
         self._display.shard_sent(len(self._sent), total, self.bytes_out)
-        return wire.pack_shard(name, shard)
+        return pack_shard(name, shard)
 
     def _train(self, content: RecordDict) -> RecordDict:
         self._require(Exchange.UPDATES)
         rounds, local_epochs = self._settings.training.rounds, self._settings.training.local_epochs
-        order = wire.unpack_round_order(content, rounds, self._layout)
+        order = unpack_round_order(content, rounds, self._layout)
         if order.round > rounds:
             raise PeerDataError("the coordinator asked for a round that was not agreed")
         self._require_below_limit(order.round)
@@ -151,7 +165,8 @@ class OwnerApp:
         evaluation = evaluate(self._network, self._images.held_out)
         self._display.round_started(order.round, rounds, evaluation)
         # A fresh optimizer each round: momentum belongs to a path of weights that the average has left.
-        trainer = Trainer(self._network, self._settings.training_config(owner_offset(self._owner)), self._device)
+        config = TrainingConfig.of(self._settings.training, owner_offset(self._owner))
+        trainer = Trainer(self._network, config, self._device)
         losses = [
             result.loss
             for result in trainer.train_epochs(
@@ -160,18 +175,18 @@ class OwnerApp:
         ]
         self._display.round_finished(order.round, rounds, losses[-1])
         weights = network_state(self._network)
-        answer = wire.pack_round_result(
-            wire.RoundResult(weights, self._prepared.train_images, losses[-1], evaluation),
+        answer = pack_round_result(
+            RoundResult(weights, self._prepared.train_images, losses[-1], evaluation),
             order.weights if self._settings.training.update_format is UpdateFormat.BFLOAT16 else None,
         )
         self._count(order.round)
-        self.bytes_out += wire.values_bytes(answer)
+        self.bytes_out += values_bytes(answer)
         return answer
 
     def _gradient(self, content: RecordDict) -> RecordDict:
         self._require(Exchange.GRADIENTS)
         settings, images = self._settings.training, self._prepared.train_images
-        order = wire.unpack_gradient_order(content, settings.rounds, self._layout)
+        order = unpack_gradient_order(content, settings.rounds, self._layout)
         if order.steps < steps_of_pass(images, settings.batch_size):
             raise PeerDataError("the coordinator counts fewer steps than this owner's images alone make")
         turns = Turns(images, order.steps, settings.min_local_batch, owner_offset(self._owner))
@@ -183,7 +198,7 @@ class OwnerApp:
             self._limit.require(order.round, question)
         self._load_weights(order)
         self._begin_pass(order.round)
-        config = self._settings.training_config(owner_offset(self._owner))
+        config = TrainingConfig.of(self._settings.training, owner_offset(self._owner))
         rows = turns.rows(order.step, config.seed, order.round - 1)
         ((batch, labels),) = self._images.train.batches([rows])
         part = partial_gradient(
@@ -196,8 +211,8 @@ class OwnerApp:
         )
         if self._limit is not None:
             self._limit.count(order.round, question, order.steps)
-        answer = wire.pack_gradient(part, settings.update_format)
-        self.bytes_out += wire.values_bytes(answer)
+        answer = pack_gradient(part, settings.update_format)
+        self.bytes_out += values_bytes(answer)
         self._losses[order.step] = part.loss, part.images
         self._display.step(order.step + 1, order.steps)
         return answer
@@ -218,7 +233,7 @@ class OwnerApp:
     def _evaluate(self, content: RecordDict) -> RecordDict:
         self._require(Exchange.UPDATES, Exchange.GRADIENTS)
         rounds = self._settings.training.rounds
-        order = wire.unpack_round_order(content, rounds, self._layout)
+        order = unpack_round_order(content, rounds, self._layout)
         if self._settings.exchange is Exchange.GRADIENTS:
             if order.round == 1:
                 raise PeerDataError("the coordinator asked to measure weights before the first round")
@@ -231,10 +246,10 @@ class OwnerApp:
         self._count(order.round)
         if self._settings.exchange is Exchange.GRADIENTS:
             self._begin_pass(order.round, evaluation)
-        return wire.pack_evaluation(evaluation)
+        return pack_evaluation(evaluation)
 
     def _finish(self, content: RecordDict) -> RecordDict:
-        farewell = wire.unpack_farewell(content, self._layout)
+        farewell = unpack_farewell(content, self._layout)
         if farewell.completed:
             try:
                 card = ModelCard.model_validate_json(farewell.card)
@@ -249,7 +264,7 @@ class OwnerApp:
             write_model(self._model_folder, self._network, card, curve)
             self.card = card
         self.farewell = farewell
-        return wire.pack_request()
+        return pack_request()
 
     def _require_below_limit(self, number: int) -> None:
         if self._limit is not None:
@@ -259,7 +274,7 @@ class OwnerApp:
         if self._limit is not None:
             self._limit.count(number)
 
-    def _load_weights(self, message: wire.RoundOrder | wire.GradientOrder | wire.Farewell) -> None:
+    def _load_weights(self, message: RoundOrder | GradientOrder | Farewell) -> None:
         try:
             load_network_state(self._network, message.weights)
         except ModelError as error:

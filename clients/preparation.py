@@ -156,7 +156,7 @@ def prepare(
     report = LoadReport()
     writers = {split: _ShardWriter(store, split, settings) for split in Split}
     held_out_given = Split.HELD_OUT in source.counts
-    variants = _variants(settings.augmentation(), copies)
+    variants = _variants(Augmentation.of(settings.training), copies)
     counted: Counter[Split] = Counter()
     seen: Counter[int] = Counter()
     for split in source.counts:

@@ -17,10 +17,11 @@ from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedYogi, Strategy
 from flwr.serverapp.strategy.fedopt import FedOpt
 from torch import Tensor, nn
 
-from ppfed import wire
 from ppfed.errors import FederationError, PeerDataError
-from ppfed.federation import FederationSettings, ServerStrategy
+from ppfed.federation import FederationSettings
 from ppfed.network_state import Layout, flatten, network_layout
+from ppfed.training_settings import ServerStrategy
+from ppfed.wire.weights import WEIGHTS, unpack_weights
 
 _WEIGHT = "num-examples"
 _ARRAYS = "arrays"
@@ -102,7 +103,7 @@ class Aggregation:
         current : dict of str to float32 tensor
             The weights that the owners trained on.
         replies : sequence of Message
-            Checked by ``wire.unpack_round_result`` before.
+            Checked by ``unpack_round_result`` before.
 
         Raises
         ------
@@ -111,9 +112,9 @@ class Aggregation:
         """
         average = self._average(number, replies)
         values = average if not self._has_optimizer else self._step(number, current, average, replies)
-        content = RecordDict({_ARRAYS: ArrayRecord({wire.WEIGHTS: Array(values)})})
+        content = RecordDict({_ARRAYS: ArrayRecord({WEIGHTS: Array(values)})})
         try:
-            return wire.unpack_weights(content, self._layout)
+            return unpack_weights(content, self._layout)
         except PeerDataError as error:
             raise FederationError(
                 f"the average of round {number} cannot be used: {error.message}",
@@ -148,7 +149,7 @@ class Aggregation:
         arrays, _ = strategy.aggregate_train(number, replies)
         if arrays is None:
             raise FederationError("the strategy made no average of the round's answers")
-        average: npt.NDArray[np.float32] = arrays[wire.WEIGHTS].numpy()
+        average: npt.NDArray[np.float32] = arrays[WEIGHTS].numpy()
         return average
 
     def _step(
@@ -165,7 +166,7 @@ class Aggregation:
         elif isinstance(self._strategy, FedOpt):
             self._strategy.current_arrays = {_PARAMETERS: before}
         for message in replies:
-            update = message.content.array_records[_ARRAYS][wire.WEIGHTS].numpy()
+            update = message.content.array_records[_ARRAYS][WEIGHTS].numpy()
             message.content[_ARRAYS] = ArrayRecord({_PARAMETERS: Array(update[self._trained])})
         arrays, _ = self._strategy.aggregate_train(number, replies)
         if arrays is None:

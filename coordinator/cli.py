@@ -127,11 +127,11 @@ def start(  # noqa: PLR0917 -- each is an option
     from coordinator.start import run_coordinator, start_detached
     from coordinator.state import StateFolder
     from ppfed.cli.console import print_line, stderr, stdout
-    from ppfed.data_placement import DataPlacement
     from ppfed.enrolment import Phase
     from ppfed.federation import Exchange
     from ppfed.leakage.reference import quoted
     from ppfed.leakage.wording import VERDICT
+    from ppfed.training_settings import DataPlacement
 
     given = {
         "name": name,
@@ -180,7 +180,7 @@ def start(  # noqa: PLR0917 -- each is an option
     agree(folder, {key: value for key, value in given.items() if value is not None})
     settings = folder.plan().settings
     processes = Processes(device, gpus, machines, DataPlacement.named(data_placement), compiled)
-    processes.check(settings.exchange)
+    processes.check(settings)
     console = stderr()
     print_line(console, f"leakage: {quoted(settings.cipher.spec, settings.exchange, settings.channels)}")
     if settings.exchange is Exchange.IMAGES:

@@ -11,7 +11,6 @@ from flwr.app import Message
 from coordinator.checkpoint import Checkpoint, PassSoFar, load_checkpoint, save_checkpoint
 from coordinator.quorum import Quorum, with_evaluation
 from coordinator.state import RoundRecord, StateFolder
-from ppfed import wire
 from ppfed.errors import FederationError
 from ppfed.federation import FederationSettings
 from ppfed.gradients import (
@@ -25,7 +24,9 @@ from ppfed.gradients import (
 )
 from ppfed.network import ImageClassifier
 from ppfed.network_state import load_network_state, network_state
-from ppfed.training import Trainer
+from ppfed.training import Trainer, TrainingConfig
+from ppfed.wire.messages import GRADIENT
+from ppfed.wire.weights import GradientOrder, pack_gradient_order, unpack_gradient, within_range
 
 _CHECKPOINT_S = 60.0
 _HINT = (
@@ -65,7 +66,7 @@ class Gradients:
         self._network = network
         self._on_step = on_step
         self._values = values_per_image(network, settings.shape)
-        self._trainer = Trainer(network, settings.training_config(), device)
+        self._trainer = Trainer(network, TrainingConfig.of(settings.training), device)
         self._parameters = sum(one.numel() for one in network.parameters())
         self._channels = count_moments(network)
         training = settings.training
@@ -101,7 +102,7 @@ class Gradients:
 
     def _pass(self, number: int, so_far: PassSoFar) -> RoundRecord:
         started = saved = time.monotonic()
-        epochs = self._settings.training_config().epochs
+        epochs = TrainingConfig.of(self._settings.training).epochs
         self._absent.clear()
         for step in range(so_far.steps, self._steps):
             parts = self._parts(number, step)
@@ -111,7 +112,7 @@ class Gradients:
                 loss = apply_step(
                     self._trainer, parts, progress, self._values, clip=self._settings.training.gradient_clip
                 )
-                if not wire.within_range(network_state(self._network)):
+                if not within_range(network_state(self._network)):
                     raise FederationError(
                         f"training diverged in step {step + 1} of round {number}",
                         hint="Start a new federation with a lower --learning-rate, or with --gradient-clip.",
@@ -143,12 +144,12 @@ class Gradients:
         turns = {name: one.count(step) for name, one in self._turns.items() if one.part(step) is not None}
         if not turns:
             return []
-        order = wire.pack_gradient_order(wire.GradientOrder(number, step, self._steps, network_state(self._network)))
+        order = pack_gradient_order(GradientOrder(number, step, self._steps, network_state(self._network)))
         # The agreed share of those whose turn it is.
         needed = -(-len(turns) * self._settings.quorum // self._settings.owners)
 
         def unpack(owner: str, message: Message) -> PartialGradient:
-            return wire.unpack_gradient(
+            return unpack_gradient(
                 message.content,
                 turns[owner],
                 self._parameters,
@@ -158,7 +159,7 @@ class Gradients:
 
         def attempt() -> dict[str, PartialGradient]:
             group = f"round {number} step {step + 1}"
-            answers = self._quorum.ask(wire.GRADIENT, order, group, unpack, set(turns) - self._absent)
+            answers = self._quorum.ask(GRADIENT, order, group, unpack, set(turns) - self._absent)
             self._absent |= self._quorum.late
             if len(answers) < needed:
                 self._absent.clear()

@@ -7,15 +7,17 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 from flwr.app import RecordDict
 
 from coordinator.conversation import Conversation, Reply
 from coordinator.state import Enrolled, StateFolder
-from ppfed import wire
 from ppfed.errors import DataError, FederationError, PeerDataError
 from ppfed.federation import FederationSettings
 from ppfed.images.source import Split
 from ppfed.store import ShardStore, read_shard, rows_per_shard, verify_shard
+from ppfed.wire.messages import MANIFEST, SHARD, pack_request
+from ppfed.wire.shards import Manifest, ShardName, pack_shard_request, unpack_manifest, unpack_shard
 
 _IN_FLIGHT = 2
 """Shards asked of an owner at once: the next is under way while one is stored, and memory stays bounded."""
@@ -28,9 +30,9 @@ _CHASE_S = 1.0
 class _Delivery:
     """What one owner still has to deliver."""
 
-    manifest: wire.Manifest | None = None
-    missing: list[wire.ShardName] = field(default_factory=list)
-    asked: dict[str, wire.ShardName] = field(default_factory=dict)
+    manifest: Manifest | None = None
+    missing: list[ShardName] = field(default_factory=list)
+    asked: dict[str, ShardName] = field(default_factory=dict)
     received: Counter[Split] = field(default_factory=Counter)
     failures: int = 0
     last_heard: float = 0.0
@@ -126,7 +128,7 @@ class Intake:
     def _take_manifest(self, owner: str, delivery: _Delivery, content: RecordDict) -> None:
         enrolled = self._owners[owner]
         announced = announced_images(enrolled)
-        manifest = wire.unpack_manifest(content, self._settings, sum(announced.values()))
+        manifest = unpack_manifest(content, self._settings, sum(announced.values()))
         for split in Split:
             # Ceiling division: all shards but the last are full.
             wanted = -(-announced[split] // rows_per_shard(self._settings.shape))
@@ -151,7 +153,7 @@ class Intake:
                 delivery.received[name.split] += have
         self._report()
 
-    def _stored_rows(self, store: ShardStore, name: wire.ShardName, checksum: int) -> int | None:
+    def _stored_rows(self, store: ShardStore, name: ShardName, checksum: int) -> int | None:
         """Rows of a shard that an earlier run received whole, or None."""
         path = store.path(name.split, name.index)
         if not path.exists():
@@ -163,12 +165,12 @@ class Intake:
             return None
         return len(shard) if shard.checksum() == checksum else None
 
-    def _take_shard(self, owner: str, delivery: _Delivery, name: wire.ShardName, content: RecordDict) -> None:
+    def _take_shard(self, owner: str, delivery: _Delivery, name: ShardName, content: RecordDict) -> None:
         if delivery.manifest is None:
             raise PeerDataError("a shard came before the manifest")
         enrolled = self._owners[owner]
         checksum = delivery.manifest.checksums[name.split][name.index]
-        shard = wire.unpack_shard(content, name, self._settings, enrolled.fingerprint, checksum)
+        shard = unpack_shard(content, name, self._settings, enrolled.fingerprint, checksum)
         full = rows_per_shard(self._settings.shape)
         rows = min(full, announced_images(enrolled)[name.split] - name.index * full)
         if len(shard) != rows:
@@ -180,14 +182,14 @@ class Intake:
         self._report()
 
     def _ask_manifest(self, owner: str) -> None:
-        asked = self._conversation.ask(owner, wire.MANIFEST, wire.pack_request(), "intake", self._settings.deadline_s)
+        asked = self._conversation.ask(owner, MANIFEST, pack_request(), "intake", self._settings.deadline_s)
         self._deliveries[owner].paused = asked is None
 
     def _ask_shards(self, owner: str, delivery: _Delivery) -> None:
         while delivery.missing and len(delivery.asked) < _IN_FLIGHT:
             name = delivery.missing.pop(0)
             message_id = self._conversation.ask(
-                owner, wire.SHARD, wire.pack_shard_request(name), "intake", self._settings.deadline_s
+                owner, SHARD, pack_shard_request(name), "intake", self._settings.deadline_s
             )
             if message_id is None:
                 delivery.missing.insert(0, name)
@@ -195,7 +197,7 @@ class Intake:
                 return
             delivery.asked[message_id] = name
 
-    def _fail(self, owner: str, delivery: _Delivery, question: wire.ShardName | None, reason: str) -> None:
+    def _fail(self, owner: str, delivery: _Delivery, question: ShardName | None, reason: str) -> None:
         """Give the owner another chance, or none."""
         delivery.failures += 1
         if delivery.failures >= _MOST_FAILURES:
@@ -203,7 +205,7 @@ class Intake:
         else:
             self._pause(owner, delivery, question)
 
-    def _pause(self, owner: str, delivery: _Delivery, question: wire.ShardName | None) -> None:
+    def _pause(self, owner: str, delivery: _Delivery, question: ShardName | None) -> None:
         """Ask nothing of this owner until ``_chase`` sees it online."""
         self._conversation.forget(owner)
         again = [] if question is None else [question]
@@ -252,3 +254,9 @@ class Intake:
 def announced_images(enrolled: Enrolled) -> dict[Split, int]:
     """Images that an owner will send, each variant counted."""
     return {Split.TRAIN: enrolled.train_images * enrolled.copies, Split.HELD_OUT: enrolled.held_out_images}
+
+
+def distinct_images(store: ShardStore, split: Split) -> int:
+    """Count the images of a split that have different ids: variants and repetitions are no images of their own."""
+    ids = [shard.images.ids for shard in store.shards(split)]
+    return len(np.unique(np.concatenate(ids), axis=0)) if ids else 0

@@ -6,20 +6,19 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import nn
 
 from coordinator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from coordinator.state import RoundRecord, StateFolder
-from ppfed.data_placement import DataPlacement, PlacedImages, place_images
+from ppfed.data_placement import PlacedImages, place_images
 from ppfed.federation import FederationSettings
-from ppfed.images.source import Split
 from ppfed.network import ImageClassifier
 from ppfed.network_state import load_network_state, network_state
 from ppfed.ranks import ALONE, Ranks
 from ppfed.store import ShardStore
-from ppfed.training import BatchSource, Evaluation, Trainer, evaluate
+from ppfed.training import BatchSource, Evaluation, Trainer, TrainingConfig, evaluate
+from ppfed.training_settings import DataPlacement
 
 
 def pooled_images(
@@ -52,12 +51,6 @@ def pooled_images(
             free_bytes=images.free_bytes,
         )
     return images
-
-
-def distinct_images(store: ShardStore, split: Split) -> int:
-    """Count the images of a split that have different ids: variants and repetitions are no images of their own."""
-    ids = [shard.images.ids for shard in store.shards(split)]
-    return len(np.unique(np.concatenate(ids), axis=0)) if ids else 0
 
 
 def train_pooled(
@@ -99,7 +92,7 @@ def train_pooled(
     RoundRecord
         After each round: one pass over the images. The same in all processes, but for the time.
     """
-    trainer = Trainer(network, settings.training_config(), device, ranks, compiled=compiled)
+    trainer = Trainer(network, TrainingConfig.of(settings.training), device, ranks, compiled=compiled)
     done = 0
     checkpoint = load_checkpoint(checkpoints)
     if checkpoint is not None:

@@ -17,21 +17,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Self, TextIO
 
-import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from coordinator.machine import require_compiler, require_devices
 from coordinator.state import RoundRecord, StateFolder
 from coordinator.torchrun import PARENT_VARIABLE
 from ppfed.atomic import write_atomic
-from ppfed.compilation import COMPILER_VARIABLES, require_compiler
 from ppfed.cores import cores
-from ppfed.data_placement import DataPlacement
 from ppfed.errors import UsageError
-from ppfed.federation import Exchange
+from ppfed.federation import Exchange, FederationSettings
 from ppfed.services import Service, child_environment
-from ppfed.training import pick_device
+from ppfed.training_settings import DataPlacement
 
 _POLL_S = 0.25
+_COMPILER_VARIABLES = ("CC", "CXX")
+"""Names of compilers, which a process that compiles needs."""
 _JOB = "job.json"
 _RECORDS = "records.jsonl"
 _TORCH_PREFIXES = ("NCCL_", "GLOO_")
@@ -75,15 +75,16 @@ class Processes:
         """What several processes train on: ``cuda`` or ``cpu``."""
         return "cpu" if self.device == "cpu" else "cuda"
 
-    def check(self, exchange: Exchange) -> None:
-        """Find out at once what would fail hours later, when the images are there.
+    def check(self, settings: FederationSettings) -> None:
+        """Refuse what makes no sense with what the federation agreed on, or with each other.
 
         Raises
         ------
         UsageError
-            If several processes make no sense with the exchange or the device, or there are too few GPUs here, or
-            there will be no images to place, or nothing to compile.
+            If several processes make no sense with the exchange or the device, or there will be no images to place, or
+            nothing to compile, or nothing that can be compiled.
         """
+        exchange = settings.exchange
         if self.placement is not DataPlacement.AUTO and exchange is not Exchange.IMAGES:
             raise UsageError(
                 f"exchange {exchange} leaves the images at their owners: there are none to place here",
@@ -93,6 +94,11 @@ class Processes:
             raise UsageError(
                 f"exchange {exchange} does not train at the coordinator: there is no network to compile here",
                 hint="Leave --compile out; it belongs to exchange images.",
+            )
+        if self.compiled and settings.training.first_crop < 1:
+            raise UsageError(
+                "a network is compiled for one size of images, and --first-crop trains on several",
+                hint="Leave --compile out, or start a new federation without --first-crop.",
             )
         if self.total == 1:
             return
@@ -111,29 +117,30 @@ class Processes:
                 f"--device {self.device} names one device, and {self.total} processes are to train",
                 hint="Choose auto or cuda for GPUs, cpu for processes on the CPU; or leave --gpus and --machines out.",
             )
-        found = torch.cuda.device_count()
-        if self.kind == "cuda" and found < self.count:
-            raise UsageError(
-                f"--gpus {self.count}: there are {found} GPUs here that PyTorch can use",
-                hint="Choose as many as there are; --device cpu runs so many processes on the CPU.",
-            )
 
-    def check_compiler(self, state: StateFolder) -> None:
-        """Find out whether compiling works in the environment of the ServerApp, if it is to compile.
+    def check_machine(self, compiled: Path) -> None:
+        """Find out at once what would fail hours later, when the images are there.
+
+        Both are asked in the environment of the ServerApp, and in processes of their own: torch takes 190 MiB and a
+        GPU's context more, which this process would hold as long as it lives.
+
+        Parameters
+        ----------
+        compiled : Path
+            Folder for compiled code.
 
         Raises
         ------
         UsageError
-            If it does not, or images of several sizes are to be trained on.
+            If the devices are not there, or compiling does not work.
         """
+        environment = child_environment({**self.environment(), "PYTHONPATH": os.environ.get("PYTHONPATH", "")})
+        if self.total > 1 and self.kind == "cuda":
+            require_devices("cuda", self.count, environment)
+        elif self.device not in ("auto", "cpu"):
+            require_devices(self.device, 1, environment)
         if self.compiled:
-            if state.plan().settings.training.first_crop < 1:
-                raise UsageError(
-                    "a network is compiled for one size of images, and --first-crop trains on several",
-                    hint="Leave --compile out, or start a new federation without --first-crop.",
-                )
-            environment = child_environment({**self.environment(), "PYTHONPATH": os.environ.get("PYTHONPATH", "")})
-            require_compiler(pick_device(self.device), state.compiled, environment)
+            require_compiler(self.device, compiled, environment)
 
     def options(self) -> list[str]:
         """Return the options of ``coordinator start`` that mean these."""
@@ -152,7 +159,7 @@ class Processes:
             _MACHINES_VARIABLE: str(self.machines),
             _PLACEMENT_VARIABLE: self.placement,
             _COMPILED_VARIABLE: str(int(self.compiled)),
-            **{name: os.environ[name] for name in COMPILER_VARIABLES if self.compiled and name in os.environ},
+            **{name: os.environ[name] for name in _COMPILER_VARIABLES if self.compiled and name in os.environ},
         }
 
     @classmethod

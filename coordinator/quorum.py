@@ -10,12 +10,13 @@ from flwr.app import Message, RecordDict
 
 from coordinator.conversation import Conversation
 from coordinator.state import Enrolled, RoundRecord, StateFolder
-from ppfed import wire
 from ppfed.errors import FederationError, ModelError, PeerDataError
 from ppfed.federation import FederationSettings
 from ppfed.network import ImageClassifier
 from ppfed.network_state import network_state
 from ppfed.training import Evaluation
+from ppfed.wire.messages import EVALUATE
+from ppfed.wire.weights import RoundOrder, pack_round_order, unpack_evaluation
 
 _MOST_FAILED_ATTEMPTS = 3
 _GO_ON = "Start again: it goes on from where it was."
@@ -110,12 +111,12 @@ class Quorum:
 
     def evaluate(self, number: int, network: ImageClassifier, group: str) -> list[Evaluation]:
         """Let owners measure the weights with which round ``number`` begins, or would begin."""
-        order = wire.pack_round_order(wire.RoundOrder(number, network_state(network)))
+        order = pack_round_order(RoundOrder(number, network_state(network)))
 
         def unpack(owner: str, message: Message) -> Evaluation:
-            return wire.unpack_evaluation(message.content, self.owners[owner].held_out_images)
+            return unpack_evaluation(message.content, self.owners[owner].held_out_images)
 
-        answers = self.gather(lambda: self.ask(wire.EVALUATE, order, group, unpack), self._settings.quorum)
+        answers = self.gather(lambda: self.ask(EVALUATE, order, group, unpack), self._settings.quorum)
         return list(answers.values())
 
 

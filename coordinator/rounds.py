@@ -12,10 +12,12 @@ from coordinator.aggregation import Aggregation
 from coordinator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from coordinator.quorum import Quorum, with_evaluation
 from coordinator.state import RoundRecord, StateFolder
-from ppfed import wire
-from ppfed.federation import FederationSettings, UpdateFormat
+from ppfed.federation import FederationSettings
 from ppfed.network import ImageClassifier
 from ppfed.network_state import check_network_state, load_network_state, network_layout, network_state
+from ppfed.training_settings import UpdateFormat
+from ppfed.wire.messages import TRAIN
+from ppfed.wire.weights import RoundOrder, RoundResult, pack_round_order, pack_round_result, unpack_round_result
 
 
 class Rounds:
@@ -91,22 +93,22 @@ class Rounds:
         if pending is not None:
             yield with_evaluation(pending, self._quorum.evaluate(rounds + 1, self._network, "evaluation"))
 
-    def _train(self, number: int) -> dict[str, tuple[wire.RoundResult, Message]]:
+    def _train(self, number: int) -> dict[str, tuple[RoundResult, Message]]:
         weights = network_state(self._network)
-        order = wire.pack_round_order(wire.RoundOrder(number, weights))
+        order = pack_round_order(RoundOrder(number, weights))
         base = weights if self._settings.training.update_format is UpdateFormat.BFLOAT16 else None
 
-        def unpack(owner: str, message: Message) -> tuple[wire.RoundResult, Message]:
+        def unpack(owner: str, message: Message) -> tuple[RoundResult, Message]:
             enrolled = self._quorum.owners[owner]
-            result = wire.unpack_round_result(
+            result = unpack_round_result(
                 message.content, enrolled.train_images, enrolled.held_out_images, self._layout, base
             )
             check_network_state(self._network, result.weights)
             if base is not None:
                 # Flower's strategies average weights.
-                message.content = wire.pack_round_result(result)
+                message.content = pack_round_result(result)
             return result, message
 
         return self._quorum.gather(
-            lambda: self._quorum.ask(wire.TRAIN, order, f"round {number}", unpack), self._settings.quorum
+            lambda: self._quorum.ask(TRAIN, order, f"round {number}", unpack), self._settings.quorum
         )

@@ -60,8 +60,8 @@ def run_coordinator(state: StateFolder, processes: Processes, on_ready: Callable
             f"this federation has finished: its model is {state.model}",
             hint="Name another folder with --state to start a new one.",
         )
-    processes.check(state.plan().settings.exchange)
-    processes.check_compiler(state)
+    processes.check(state.plan().settings)
+    processes.check_machine(state.compiled)
     with state.running():
         state.set_status(state.status().model_copy(update={"phase": Phase.WAITING, "message": ""}))
         plan = state.plan()

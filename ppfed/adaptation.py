@@ -5,87 +5,39 @@ Each takes the input features at full resolution and gives feature maps at full 
 
 from __future__ import annotations
 
-from enum import StrEnum
 from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 
-from ppfed.ciphers.spec import CipherSpec, Scope
-
-BLOCK_SIDE = 4
-"""Side in pixels of the blocks of the block ciphers."""
+from ppfed.network_config import BLOCK_SIDE, AdaptationKind, InputFeatures, check_adaptation
 
 
-class InputFeatures(StrEnum):
-    """What the network is shown of the pixel values.
+def features_of(images: Tensor, features: InputFeatures) -> Tensor:
+    """Make the input features of a batch.
 
-    With fresh masks a value v is as likely as 255 - v, so its distance from 127.5 is all that a ciphertext tells about
-    it (a sufficient statistic); with the colour shuffle it is the sorted triple of a pixel's distances. Folding spares
-    the network to learn that, and needs no key. Where the top bit is masked as well (``np2-v1``), the same holds for
-    how far the lower seven bits are from their nearer end. Where one mask serves all images, a fold throws away what
-    could be learned.
+    Parameters
+    ----------
+    images : uint8 tensor, (N, H, W, C)
+    features : InputFeatures
+
+    Returns
+    -------
+    float32 tensor, (N, C, H, W), channels_last
     """
-
-    VALUES = "values"
-    """The values, scaled to -1 to 1 with 127.5 as zero."""
-    FOLD = "fold"
-    """The distance from mid-grey, scaled to -1 to 1."""
-    SORTED_FOLD = "sorted-fold"
-    """The same, sorted over the channels of each pixel."""
-    FOLD_TWICE = "fold-twice"
-    """min(w, 127 - w) of the lower seven bits w, scaled to -1 to 1: the same for v, v ^ 0xff, v ^ 0x80 and v ^ 0x7f."""
-    SORTED_FOLD_TWICE = "sorted-fold-twice"
-    """The same, sorted over the channels of each pixel."""
-
-    def of(self, images: Tensor) -> Tensor:
-        """Make the features of a batch.
-
-        Parameters
-        ----------
-        images : uint8 tensor, (N, H, W, C)
-
-        Returns
-        -------
-        float32 tensor, (N, C, H, W), channels_last
-        """
-        # NHWC memory seen as NCHW is PyTorch's channels_last: no copy. The negative-positive transform is a mirror
-        # about 127.5, so that is the zero of the network's input.
-        values = images.permute(0, 3, 1, 2).to(torch.float32)
-        if self is InputFeatures.VALUES:
-            return values / 127.5 - 1.0
-        folded, middle = (values - 127.5).abs(), 63.75
-        if self in (InputFeatures.FOLD_TWICE, InputFeatures.SORTED_FOLD_TWICE):
-            # The fold is w + 0.5 or 127.5 - w; folding it about 64 makes these one. Arithmetic instead of bits, so that
-            # it has a gradient with respect to the values.
-            folded, middle = 63.5 - (folded - 64.0).abs(), 31.5
-        if self in (InputFeatures.SORTED_FOLD, InputFeatures.SORTED_FOLD_TWICE):
-            folded = _sorted_over_channels(folded)
-        return folded / middle - 1.0
-
-
-def best_features(cipher: CipherSpec) -> InputFeatures:
-    """Choose what to show of images under a cipher: all that it leaves, and nothing that only the key could tell."""
-    if cipher.scope is not Scope.IMAGE:
-        return InputFeatures.VALUES
-    match cipher.name:
-        case "np-v1":
-            return InputFeatures.SORTED_FOLD if cipher.colour_shuffle else InputFeatures.FOLD
-        case "np2-v1":
-            return InputFeatures.SORTED_FOLD_TWICE if cipher.colour_shuffle else InputFeatures.FOLD_TWICE
-        case _:
-            return InputFeatures.VALUES
-
-
-class AdaptationKind(StrEnum):
-    """Which adaptation network."""
-
-    PIXEL = "pixel"
-    """1x1 convolutions (Sirichotedumrong et al., ICIP 2019, section 3.5)."""
-    BLOCK = "block"
-    """One map for all blocks, then a sub-pixel convolution (Tanaka, arXiv 1804.00490)."""
-    BLOCK_WISE = "block-wise"
-    """A map for each block position, mixed over positions, then a sub-pixel convolution (arXiv 2001.07761)."""
+    # NHWC memory seen as NCHW is PyTorch's channels_last: no copy. The negative-positive transform is a mirror
+    # about 127.5, so that is the zero of the network's input.
+    values = images.permute(0, 3, 1, 2).to(torch.float32)
+    if features is InputFeatures.VALUES:
+        return values / 127.5 - 1.0
+    folded, middle = (values - 127.5).abs(), 63.75
+    if features in (InputFeatures.FOLD_TWICE, InputFeatures.SORTED_FOLD_TWICE):
+        # The fold is w + 0.5 or 127.5 - w; folding it about 64 makes these one. Arithmetic instead of bits, so that
+        # it has a gradient with respect to the values.
+        folded, middle = 63.5 - (folded - 64.0).abs(), 31.5
+    if features in (InputFeatures.SORTED_FOLD, InputFeatures.SORTED_FOLD_TWICE):
+        folded = _sorted_over_channels(folded)
+    return folded / middle - 1.0
 
 
 def adaptation_network(
@@ -108,14 +60,11 @@ def adaptation_network(
     ValueError
         If blocks do not fit the size, or a block network has fewer than two layers.
     """
+    check_adaptation(kind, maps, height, width)
     if not maps:
         return nn.Sequential()
     if kind is AdaptationKind.PIXEL:
         return nn.Sequential(*_pointwise((channels, *maps)))
-    if height % BLOCK_SIDE or width % BLOCK_SIDE:
-        raise ValueError(f"block adaptation networks need sides that are multiples of {BLOCK_SIDE} pixels")
-    if len(maps) < 2:
-        raise ValueError("a block adaptation network needs two layers at least")
     *inner, last = maps
     first: list[nn.Module]
     if kind is AdaptationKind.BLOCK:

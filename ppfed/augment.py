@@ -7,22 +7,15 @@ moving an encrypted image equals encrypting the moved image under the equally mo
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import StrEnum
+from typing import Self
 
 import torch
 from torch import Tensor, nn
 
+from ppfed.training_settings import Padding, TrainingSettings
+
 _PAPER_SHIFT = 4
 _PAPER_SIDE = 32
-
-
-class Padding(StrEnum):
-    """What a shift uncovers."""
-
-    FILL = "fill"
-    """One value everywhere."""
-    REFLECT = "reflect"
-    """The image mirrored at its border: encrypted pixels border on encrypted pixels, as everywhere else."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +61,11 @@ class Augmentation:
     vertical_flip: bool = False
     padding: Padding = Padding.FILL
     fill: int = 0
+
+    @classmethod
+    def of(cls, settings: TrainingSettings) -> Self:
+        """Make it of what a federation agreed on."""
+        return cls(settings.shift, settings.horizontal_flip, settings.vertical_flip, settings.padding)
 
     def draw(
         self, count: int, height: int, width: int, generator: torch.Generator, mirror: Tensor | None = None

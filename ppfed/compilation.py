@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import os
 import stat
-import subprocess
-import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -21,14 +19,8 @@ from torch import Tensor, nn
 
 from ppfed.errors import UsageError
 
-COMPILER_VARIABLES = ("CC", "CXX")
-"""Names of compilers; a child process that compiles needs them too."""
 _CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 _TEMPORARY_VARIABLE = "TMPDIR"
-_HINT = (
-    "It needs a C++ compiler (g++ or clang++; CXX names another) and Python's headers, and on a GPU Triton: "
-    "install them, or leave --compile out."
-)
 
 
 @contextmanager
@@ -104,58 +96,9 @@ def compile_network(network: nn.Module, device: torch.device) -> Callable[[Tenso
     return compiled
 
 
-def require_compiler(device: torch.device, folder: Path, environment: Mapping[str, str]) -> None:
-    """Compile and run a small network in a process of its own: what fails there would fail hours later in training.
-
-    Parameters
-    ----------
-    device : torch.device
-    folder : Path
-        For ``compiler_cache``.
-    environment : mapping of str to str
-        Of the process that will train.
-
-    Raises
-    ------
-    UsageError
-        If it does not work.
-    """
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "ppfed.compilation", str(device), str(folder)],
-        env=dict(environment),
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines()
-        raise UsageError(
-            f"torch.compile does not work here on {device}: {said[-1] if said else f'exit code {done.returncode}'}",
-            hint=_HINT,
-        )
-
-
 def _is_private(folder: Path) -> bool:
     try:
         found = folder.stat()
     except OSError:
         return False
     return found.st_uid == os.getuid() and not found.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-
-
-def _try(device: torch.device, folder: Path) -> None:
-    network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).to(device)
-    with compiler_cache(folder):
-        compiled = compile_network(network, device)
-        for _ in range(3):  # The third run is the first that a CUDA graph replays.
-            network.zero_grad()
-            compiled(torch.ones(4, 3, 8, 8, device=device)).mean().backward()  # type: ignore[no-untyped-call]
-
-
-if __name__ == "__main__":
-    try:
-        _try(torch.device(sys.argv[1]), Path(sys.argv[2]))
-    except Exception as error:
-        # Torch explains at length; the first line says what is missing.
-        sys.exit(next((line for line in str(error).splitlines() if line), type(error).__name__))

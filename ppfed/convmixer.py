@@ -4,15 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ppfed.adaptation import BLOCK_SIDE
-
-PATCH_SIDE = BLOCK_SIDE
-"""Side of the patches in pixels: that of the ciphers' blocks, so that one weight of the embedding reads one value of a
-block."""
-
-DEPTH = 8
-KERNEL_SIDE = 5
-_WIDENING = 4
+from ppfed.network_config import MIXER_DEPTH, MIXER_KERNEL_SIDE, MIXER_WIDENING, PATCH_SIDE, check_patches
 
 
 class ConvMixer(nn.Module):
@@ -42,13 +34,12 @@ class ConvMixer(nn.Module):
 
     def __init__(self, maps: int, classes: int, base_maps: int, height: int, width: int) -> None:
         super().__init__()
-        if height % PATCH_SIDE or width % PATCH_SIDE:
-            raise ValueError(f"backbone convmixer needs sides that are multiples of {PATCH_SIDE} pixels")
-        dim = _WIDENING * base_maps
+        check_patches(height, width)
+        dim = MIXER_WIDENING * base_maps
         self.embedding = nn.Conv2d(maps, dim, PATCH_SIDE, PATCH_SIDE)
         self.activation = nn.GELU()
         self.bn = nn.BatchNorm2d(dim)
-        self.layers = nn.Sequential(*(MixerLayer(dim) for _ in range(DEPTH)))
+        self.layers = nn.Sequential(*(MixerLayer(dim) for _ in range(MIXER_DEPTH)))
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.fc = nn.Linear(dim, classes)
 
@@ -64,7 +55,7 @@ class MixerLayer(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.depthwise = nn.Conv2d(dim, dim, KERNEL_SIDE, padding=KERNEL_SIDE // 2, groups=dim)
+        self.depthwise = nn.Conv2d(dim, dim, MIXER_KERNEL_SIDE, padding=MIXER_KERNEL_SIDE // 2, groups=dim)
         self.bn1 = nn.BatchNorm2d(dim)
         self.pointwise = nn.Conv2d(dim, dim, 1)
         self.bn2 = nn.BatchNorm2d(dim)

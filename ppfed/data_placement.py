@@ -7,46 +7,18 @@ import sys
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 
 import torch
 
-from ppfed.errors import UsageError
 from ppfed.images.source import Split
 from ppfed.store import ShardStore, read_shard
 from ppfed.streaming import StoredImages
 from ppfed.training import BatchSource, ImageTensors
+from ppfed.training_settings import DataPlacement
 
 _MOST = 0.5
 """Part of the free memory that images may take; the rest is for the network, its activations, and others."""
-
-
-class DataPlacement(StrEnum):
-    """Where images lie while they are trained on. The trained weights are the same."""
-
-    AUTO = "auto"
-    """Resident if all images take no more than half of the device's free memory, else streamed."""
-    RESIDENT = "resident"
-    """In the device's memory."""
-    STREAMED = "streamed"
-    """On disk, read batch by batch while the device works on the batch before."""
-
-    @classmethod
-    def named(cls, name: str) -> DataPlacement:
-        """Read a placement.
-
-        Raises
-        ------
-        UsageError
-            If there is no such placement.
-        """
-        try:
-            return cls(name)
-        except ValueError:
-            raise UsageError(
-                f"there is no data placement {name!r}", hint=f"Choose one of {', '.join(DataPlacement)}."
-            ) from None
 
 
 @dataclass(frozen=True)

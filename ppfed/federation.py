@@ -5,24 +5,18 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import math
 import os
 import re
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-import torch
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ppfed.adaptation import AdaptationKind, InputFeatures
-from ppfed.augment import Augmentation, Padding
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import InviteError
-from ppfed.gradients import FEWEST_IMAGES, BatchNormMode
-from ppfed.network import Backbone, ImageClassifier, NetworkConfig, takes_any_size
-from ppfed.network_state import network_layout
-from ppfed.training import Schedule, TrainingConfig
+from ppfed.network_config import NetworkConfig, count_weights, takes_any_size
+from ppfed.training_settings import ServerStrategy, TrainingSettings
 
 MAX_INVITE_BYTES = 1 << 20
 
@@ -45,29 +39,6 @@ class Exchange(StrEnum):
     """Weights trained on encrypted images at the owner; images never leave."""
     GRADIENTS = "gradients"
     """One gradient a step, of encrypted images at the owner; the coordinator takes the step."""
-
-
-class ServerStrategy(StrEnum):
-    """How the coordinator makes one network of the owners' in exchange ``updates``: Flower's strategies."""
-
-    FEDAVG = "fedavg"
-    """Average weighted by image counts (McMahan et al., AISTATS 2017)."""
-    FEDAVGM = "fedavgm"
-    """The same with momentum (Hsu et al., 2019, arXiv 1909.06335)."""
-    FEDADAM = "fedadam"
-    """Adam on the average change (Reddi et al., ICLR 2021)."""
-    FEDYOGI = "fedyogi"
-    """Yogi on the average change (Reddi et al., ICLR 2021)."""
-
-
-class UpdateFormat(StrEnum):
-    """In which numbers owners send updates and gradients."""
-
-    FLOAT32 = "float32"
-    """As they were computed: weights, or a gradient."""
-    BFLOAT16 = "bfloat16"
-    """Half the bytes: what training changed of the weights that the round began with, or a gradient, each value rounded
-    to 8 significant bits. What batch norm measured stays float32."""
 
 
 _SETTINGS_OF = {
@@ -109,73 +80,6 @@ class CipherSettings(_Agreed):
     def spec(self) -> CipherSpec:
         """The same as a ``CipherSpec``."""
         return CipherSpec(self.name, self.scope, self.colour_shuffle)
-
-
-class TrainingSettings(_Agreed):
-    """How the federation trains; see ``TrainingConfig``.
-
-    ``rounds`` times ``local_epochs`` passes are made over the images. In exchange ``images`` a round is one pass at
-    the coordinator; in exchange ``gradients`` it is one pass of all owners together, and ``batch_size`` counts the
-    images of all owners in a step.
-
-    Attributes
-    ----------
-    average_passes : float
-        Exchange ``images``: over how many passes weights are averaged; 0 for not.
-    first_crop : float
-        Exchanges ``images`` and ``updates``: part of each side that the first pass sees.
-    alternate_flip : bool
-        Exchanges ``images`` and ``updates``: an image is flipped exactly if it was not in the pass before.
-    strategy : ServerStrategy
-        Exchange ``updates``.
-    server_learning_rate, server_momentum : float or None
-        Of the strategy; None takes its default (``coordinator/aggregation.py``). ``fedavg`` has neither.
-    update_format : UpdateFormat
-        Exchanges ``updates`` and ``gradients``: in which numbers owners send. What they are sent is float32.
-    micro_batch : int
-        Exchange ``gradients``: most images whose gradient an owner computes at once; larger parts are accumulated.
-    min_local_batch : int
-        Exchange ``gradients``: fewest images over which an owner computes a gradient.
-    batch_norm : BatchNormMode
-        Exchange ``gradients``: what batch norm normalises with.
-    gradient_clip : float or None
-        Exchange ``gradients``: longest Euclidean norm of an owner's gradient.
-    """
-
-    rounds: int = Field(default=10, ge=1, le=100_000)
-    local_epochs: int = Field(default=1, ge=1, le=1000)
-    batch_size: int = Field(default=128, ge=4, le=65_536)
-    learning_rate: float = Field(default=0.2, gt=0, le=10)
-    schedule: Schedule = Schedule.LINEAR
-    label_smoothing: float = Field(default=0.0, ge=0, lt=1)
-    nesterov: bool = True
-    adaptation: tuple[Annotated[int, Field(ge=1, le=4096)], ...] = Field(default=(8, 32), max_length=16)
-    adaptation_kind: AdaptationKind = AdaptationKind.PIXEL
-    features: InputFeatures = InputFeatures.VALUES
-    backbone: Backbone = Backbone.RESNET18
-    base_maps: int = Field(default=64, ge=1, le=1024)
-    shift: int | None = Field(default=None, ge=0, le=4096)
-    horizontal_flip: bool = True
-    vertical_flip: bool = False
-    padding: Padding = Padding.REFLECT
-    mirrored_views: bool = True
-    average_passes: float = Field(default=0.0, ge=0, le=1000)
-    first_crop: float = Field(default=1.0, ge=0.25, le=1)
-    alternate_flip: bool = False
-    strategy: ServerStrategy = ServerStrategy.FEDAVG
-    server_learning_rate: float | None = Field(default=None, gt=0, le=10)
-    server_momentum: float | None = Field(default=None, ge=0, lt=1)
-    update_format: UpdateFormat = UpdateFormat.FLOAT32
-    micro_batch: int = Field(default=256, ge=4, le=65_536)
-    min_local_batch: int = Field(default=FEWEST_IMAGES, ge=FEWEST_IMAGES, le=65_536)
-    batch_norm: BatchNormMode = BatchNormMode.LOCAL
-    gradient_clip: float | None = Field(default=None, gt=0, le=1e6)
-    seed: int = Field(default=0, ge=0, lt=2**31)
-
-    @property
-    def epochs(self) -> int:
-        """Passes over the images in all rounds together."""
-        return self.rounds * self.local_epochs
 
 
 class FederationSettings(_Agreed):
@@ -265,28 +169,6 @@ class FederationSettings(_Agreed):
             # Where images are not mirrored in training, a mirror image is another picture.
             mirrored_views=self.training.mirrored_views and self.training.horizontal_flip,
         )
-
-    def training_config(self, seed_offset: int = 0) -> TrainingConfig:
-        """How it is trained; ``seed_offset`` gives each owner an order of images of its own."""
-        settings = self.training
-        return TrainingConfig(
-            epochs=settings.epochs,
-            batch_size=settings.batch_size,
-            learning_rate=settings.learning_rate,
-            schedule=settings.schedule,
-            label_smoothing=settings.label_smoothing,
-            nesterov=settings.nesterov,
-            augmentation=self.augmentation(),
-            average_passes=settings.average_passes,
-            first_crop=settings.first_crop,
-            alternate_flip=settings.alternate_flip,
-            seed=settings.seed + seed_offset,
-        )
-
-    def augmentation(self) -> Augmentation:
-        """How images are augmented, by whoever trains."""
-        settings = self.training
-        return Augmentation(settings.shift, settings.horizontal_flip, settings.vertical_flip, settings.padding)
 
 
 class Invite(_Agreed):
@@ -379,12 +261,6 @@ def _require_exchange(exchange: Exchange, training: TrainingSettings) -> None:
         training.server_learning_rate is not None or training.server_momentum is not None
     ):
         raise ValueError("strategy fedavg has no server learning rate and no server momentum: choose another strategy")
-
-
-def count_weights(config: NetworkConfig) -> int:
-    """Count a network's weights and running statistics; no memory is taken for them."""
-    with torch.device("meta"):
-        return sum(math.prod(shape) for shape in network_layout(ImageClassifier(config)).values())
 
 
 def new_token(random_bytes: bytes) -> str:

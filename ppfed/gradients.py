@@ -12,7 +12,6 @@ import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from enum import StrEnum
 
 import numpy as np
 import torch
@@ -20,21 +19,9 @@ from torch import Tensor, nn
 
 from ppfed.errors import ModelError
 from ppfed.training import Trainer, autocast
-
-FEWEST_IMAGES = 2
-"""In a micro-batch: batch norm needs two, and the gradient of one image is the easiest to turn back into it."""
+from ppfed.training_settings import FEWEST_IMAGES, BatchNormMode
 
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
-
-
-class BatchNormMode(StrEnum):
-    """What batch norm normalises with while gradients are computed."""
-
-    LOCAL = "local"
-    """The statistics of each micro-batch, as data-parallel training without synchronised batch norm does."""
-    SHARED = "shared"
-    """The running statistics that the coordinator keeps: no image's gradient depends on other images then, and the
-    owners' gradients add up to the gradient of the whole batch exactly."""
 
 
 @dataclass(frozen=True)

@@ -35,13 +35,13 @@ from pydantic_core import from_json
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 
-from ppfed.adaptation import AdaptationKind, InputFeatures
 from ppfed.atomic import write_atomic
 from ppfed.ciphers.spec import CipherSpec
 from ppfed.errors import ModelError
 from ppfed.federation import CipherSettings, ClassName, Fingerprint, Name, describe_invalid
 from ppfed.leakage.record import LeakageRecord
-from ppfed.network import Backbone, ImageClassifier, NetworkConfig, build_network
+from ppfed.network import ImageClassifier, build_network
+from ppfed.network_config import AdaptationKind, Backbone, InputFeatures, NetworkConfig
 from ppfed.network_state import check_network_state, load_network_state, network_state
 from ppfed.training_curve import CurvePoint, curve_to_csv
 

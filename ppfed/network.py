@@ -2,76 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import StrEnum
-
 import torch
 from torch import Tensor, nn
 
-from ppfed.adaptation import AdaptationKind, InputFeatures, adaptation_network
+from ppfed.adaptation import adaptation_network, features_of
 from ppfed.convmixer import ConvMixer
+from ppfed.network_config import BLOCKS_PER_STAGE, STAGES, Backbone, NetworkConfig
 
-_LARGE_SIDE = 96
-_STAGES = 4
-_BLOCKS_PER_STAGE = 2
 _SAFE_CHANNELS = 16
-
-
-class Backbone(StrEnum):
-    """What classifies, behind features and adaptation network."""
-
-    RESNET18 = "resnet18"
-    """ResNet-18 (He et al., CVPR 2016), as in the paper."""
-    CONVMIXER = "convmixer"
-    """A small ConvMixer: its patch embedding can absorb the key of a block cipher (``ppfed/convmixer.py``)."""
-
-
-def takes_any_size(backbone: Backbone, adaptation_kind: AdaptationKind) -> bool:
-    """Whether one network classifies images of several sizes: none of its weights belongs to a place or a patch."""
-    return backbone is Backbone.RESNET18 and adaptation_kind is AdaptationKind.PIXEL
-
-
-@dataclass(frozen=True)
-class NetworkConfig:
-    """Which network to build.
-
-    Attributes
-    ----------
-    classes : int
-        Number of classes.
-    height, width : int
-        Size of the images in pixels; large ones (96 pixels and more on both sides) get the ImageNet stem.
-    channels : int
-        1 or 3.
-    adaptation : tuple of int
-        Feature maps of the adaptation network's layers (paper, section 3.5: 8, 32); empty leaves it out.
-    base_maps : int
-        Feature maps of the first stage: 64 in ResNet-18, less for tests and small machines. A ConvMixer is four times
-        as wide.
-    features : InputFeatures
-        What the network is shown of the pixel values.
-    adaptation_kind : AdaptationKind
-        Which adaptation network; the paper's is ``pixel``.
-    mirrored_views : bool
-        In evaluation mode, average the logits of the image and of its mirror image.
-    backbone : Backbone
-    """
-
-    classes: int
-    height: int
-    width: int
-    channels: int = 3
-    adaptation: tuple[int, ...] = (8, 32)
-    base_maps: int = 64
-    features: InputFeatures = InputFeatures.VALUES
-    adaptation_kind: AdaptationKind = AdaptationKind.PIXEL
-    mirrored_views: bool = False
-    backbone: Backbone = Backbone.RESNET18
-
-    @property
-    def large_stem(self) -> bool:
-        """Whether images are large enough for the ImageNet stem (7x7 convolution with stride 2, max pooling)."""
-        return min(self.height, self.width) >= _LARGE_SIDE
 
 
 class ImageClassifier(nn.Module):
@@ -123,7 +61,7 @@ class ImageClassifier(nn.Module):
         return (self._classify(images) + self._classify(images.flip(2))) / 2
 
     def _classify(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.backbone(self.adaptation(self.config.features.of(images)))
+        logits: Tensor = self.backbone(self.adaptation(features_of(images, self.config.features)))
         return logits
 
 
@@ -187,7 +125,7 @@ class ResNet18(nn.Module):
             self.maxpool = nn.Identity()
         self.bn1 = nn.BatchNorm2d(base_maps)
         self.relu = nn.ReLU(inplace=True)
-        widths = [base_maps << stage for stage in range(_STAGES)]
+        widths = [base_maps << stage for stage in range(STAGES)]
         self.layer1 = _stage(base_maps, widths[0], 1)
         self.layer2 = _stage(widths[0], widths[1], 2)
         self.layer3 = _stage(widths[1], widths[2], 2)
@@ -207,4 +145,4 @@ class ResNet18(nn.Module):
 
 
 def _stage(old: int, new: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(BasicBlock(old, new, stride), *(BasicBlock(new, new, 1) for _ in range(_BLOCKS_PER_STAGE - 1)))
+    return nn.Sequential(BasicBlock(old, new, stride), *(BasicBlock(new, new, 1) for _ in range(BLOCKS_PER_STAGE - 1)))

@@ -9,8 +9,7 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -24,6 +23,7 @@ from ppfed.images.types import Int64Array, UInt8Array
 from ppfed.network_state import load_network_state, network_state
 from ppfed.ranks import ALONE, Ranks
 from ppfed.store import Shard
+from ppfed.training_settings import Schedule, TrainingSettings
 
 _EVALUATION_BATCH = 512
 _PAPER_DROPS = (0.5, 0.75)
@@ -34,15 +34,6 @@ _CROPS = 8
 """Crops are so many parts of a side, whole ones: each new size costs a GPU a search for the best kernels."""
 _MIRRORS = 1 << 34
 """Added to the seed of alternating flips, so that they do not repeat the order of images."""
-
-
-class Schedule(StrEnum):
-    """How the learning rate moves over training."""
-
-    LINEAR = "linear"
-    """Up from zero over the warm-up, then straight down to zero."""
-    PAPER = "paper"
-    """Divided by 10 after half and after three quarters of the epochs (paper, section 4.1: 150 and 225 of 300)."""
 
 
 @dataclass(frozen=True)
@@ -91,6 +82,23 @@ class TrainingConfig:
     first_crop: float = 1.0
     alternate_flip: bool = False
     seed: int = 0
+
+    @classmethod
+    def of(cls, settings: TrainingSettings, seed_offset: int = 0) -> Self:
+        """Make it of what a federation agreed on; ``seed_offset`` gives each owner an order of images of its own."""
+        return cls(
+            epochs=settings.epochs,
+            batch_size=settings.batch_size,
+            learning_rate=settings.learning_rate,
+            schedule=settings.schedule,
+            label_smoothing=settings.label_smoothing,
+            nesterov=settings.nesterov,
+            augmentation=Augmentation.of(settings),
+            average_passes=settings.average_passes,
+            first_crop=settings.first_crop,
+            alternate_flip=settings.alternate_flip,
+            seed=settings.seed + seed_offset,
+        )
 
     def learning_rate_at(self, progress: float) -> float:
         """Learning rate when ``progress``, from 0 to 1, of all epochs is done."""

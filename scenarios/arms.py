@@ -22,7 +22,7 @@ from ppfed.atomic import write_atomic
 from ppfed.attacks.membership import MembershipOutcome, losses, threshold_attack
 from ppfed.augment import Augmentation
 from ppfed.ciphers.registry import Cipher, make_cipher
-from ppfed.federation import CipherSettings, Exchange, FederationSettings, TrainingSettings
+from ppfed.federation import CipherSettings, Exchange, FederationSettings
 from ppfed.images.source import Split
 from ppfed.images.types import ID_BYTES, EncryptedImages, Int64Array, PlainImages, UInt8Array
 from ppfed.keys.master import MasterKey
@@ -31,6 +31,7 @@ from ppfed.model_folder import load_model
 from ppfed.network import ImageClassifier, build_network
 from ppfed.store import Shard, ShardStore, rows_per_shard
 from ppfed.training import ImageTensors, epoch_generator, evaluate
+from ppfed.training_settings import TrainingSettings
 from scenarios.attacking import Attacker, membership_rows
 from scenarios.declaration import MIXING, Arm, AugmentationPlace, Budget, Mode, Partition
 from scenarios.material import Material

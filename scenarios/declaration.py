@@ -26,18 +26,15 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from ppfed.adaptation import AdaptationKind, InputFeatures
-from ppfed.augment import Padding
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import UsageError
-from ppfed.federation import ServerStrategy, UpdateFormat, describe_invalid
-from ppfed.gradients import BatchNormMode
+from ppfed.federation import describe_invalid
 from ppfed.leakage.attackers import AuditPreset
 from ppfed.leakage.audit import applicable
 from ppfed.leakage.gradients import SENT_ATTACKS
 from ppfed.leakage.record import AttackName
-from ppfed.network import Backbone, takes_any_size
-from ppfed.training import Schedule
+from ppfed.network_config import AdaptationKind, Backbone, InputFeatures, takes_any_size
+from ppfed.training_settings import BatchNormMode, Padding, Schedule, ServerStrategy, UpdateFormat
 
 PLAIN = "plain"
 MIXING = "pixel-block-mixing"

@@ -31,13 +31,14 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.simulation import run_simulation
 
 from clients.owner_app import OwnerApp
+from coordinator.processes import Processes
 from coordinator.server_app import run_federation
 from coordinator.state import StateFolder
-from ppfed import wire
 from ppfed.enrolment import Phase
 from ppfed.errors import FederationError, PPFedError
-from ppfed.federation import count_weights
+from ppfed.network_config import count_weights
 from ppfed.training import Evaluation
+from ppfed.wire.messages import FINISH, pack_request
 from scenarios.simulation import MessageRecord, SimulationFailure, SimulationSetup
 
 _WHO = "query.who"
@@ -74,8 +75,8 @@ class VirtualOwners(ClientApp):
         partition = context.node_config[_PARTITION_ID]
         if message.metadata.message_type == _WHO:
             return Message(RecordDict({"who": ConfigRecord({_PARTITION_ID: partition})}), reply_to=message)
-        if message.metadata.message_type == wire.FINISH:
-            return Message(wire.pack_request(), reply_to=message)
+        if message.metadata.message_type == FINISH:
+            return Message(pack_request(), reply_to=message)
         try:
             return _owners(self._folder)(int(partition))(message, context)
         except Exception as error:
@@ -241,7 +242,7 @@ def _question_name(message: Message) -> str:
     """Name a question by its group, its type, and what it asks for; the same after an interruption."""
     parts = [message.metadata.group_id, message.metadata.message_type]
     # The farewell's settings hold the model card, which has a date.
-    if message.metadata.message_type != wire.FINISH:
+    if message.metadata.message_type != FINISH:
         parts += [
             f"{key}={value}"
             for record in message.content.config_records.values()
@@ -290,7 +291,7 @@ class _Server:
                 if owner.enrolled is not None:
                     enrolled = owner.enrolled.model_copy(update={"node_id": nodes[name]})
                     owners[name] = owner.model_copy(update={"enrolled": enrolled})
-        run_federation(observed, self._state, torch.device(self._setup.device))
+        run_federation(observed, self._state, Processes(self._setup.device))
         if observed.failure is not None:
             status = self._state.status()
             failed = {"phase": Phase.FAILED, "message": observed.failure.message}

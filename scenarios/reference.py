@@ -19,7 +19,6 @@ from importlib import resources
 from itertools import product
 from pathlib import Path
 
-from ppfed.adaptation import InputFeatures, best_features
 from ppfed.atomic import write_atomic
 from ppfed.attacks.alone import solver
 from ppfed.attacks.inversion import CPU
@@ -33,7 +32,8 @@ from ppfed.leakage.gradients import SENT_ATTACKS, audit_gradients, sent_batches
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.record import AttackName, LeakageRecord
 from ppfed.leakage.reference import RECORDS, REFERENCE_FILE, references
-from ppfed.network import NetworkConfig, build_network
+from ppfed.network import build_network
+from ppfed.network_config import InputFeatures, NetworkConfig, best_features
 from ppfed.training import pick_device
 from scenarios.attacking import mixed, rows_without
 from scenarios.material import read_images

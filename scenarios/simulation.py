@@ -36,8 +36,9 @@ from coordinator.state import Enrolled, Owner, Plan, RoundRecord, StateFolder, n
 from ppfed.atomic import write_atomic
 from ppfed.enrolment import Phase
 from ppfed.errors import FederationError, UsageError
-from ppfed.federation import FederationSettings, Name, count_weights
+from ppfed.federation import FederationSettings, Name
 from ppfed.images.source import Split
+from ppfed.network_config import count_weights
 from ppfed.services import flower_environment
 from ppfed.store import SHARD_BYTES, ShardStore
 

@@ -41,8 +41,18 @@ def test_the_coordinator_loads_neither_keys_nor_clients() -> None:
     assert within("ppfed.ciphers.negative_positive", modules) == []
 
 
+@pytest.mark.parametrize(
+    "module", ["coordinator.cli", "coordinator.start", "coordinator.display", "coordinator.server_app"]
+)
+def test_a_coordinator_that_waits_for_owners_or_receives_images_loads_no_torch(module: str) -> None:
+    """It is 190 MiB in each of the two processes."""
+    modules = loaded_after(f"import {module}\nimport ppfed.leakage.reference")
+    assert within("torch", modules) == []
+
+
 def test_the_check_can_fail() -> None:
     assert within("ppfed.keys", loaded_after("import ppfed.ciphers.registry"))
+    assert within("torch", loaded_after("import coordinator.training_run"))
 
 
 def test_an_owner_does_not_load_the_coordinator() -> None:

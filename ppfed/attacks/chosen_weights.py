@@ -24,11 +24,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ppfed.adaptation import AdaptationKind, InputFeatures
 from ppfed.attacks.labels import recover_labels
-from ppfed.gradients import BatchNormMode, Moments, batch_norm_layers
+from ppfed.gradients import Moments, batch_norm_layers
 from ppfed.images.types import Int64Array, UInt8Array
-from ppfed.network import Backbone, BasicBlock, ImageClassifier, NetworkConfig, Shortcut, build_network
+from ppfed.network import BasicBlock, ImageClassifier, Shortcut, build_network
+from ppfed.network_config import AdaptationKind, Backbone, InputFeatures, NetworkConfig
+from ppfed.training_settings import BatchNormMode
 
 _LIFT = 4.0
 """Added to what carries the image, in standard deviations: a ReLU cuts off what lies farther below the mean. More would
@@ -322,7 +323,7 @@ def _unpacked(
 
 
 def _values(features: InputFeatures, found: Tensor) -> Tensor:
-    """Undo ``InputFeatures.of``, as far as it can be undone: of folded values, the bright half."""
+    """Undo ``features_of``, as far as it can be undone: of folded values, the bright half."""
     if features is InputFeatures.VALUES:
         return (found + 1) * 127.5
     if features in (InputFeatures.FOLD, InputFeatures.SORTED_FOLD):

@@ -14,13 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ppfed.adaptation import InputFeatures
+from ppfed.adaptation import features_of
 from ppfed.attacks.labels import recover_labels
 from ppfed.ciphers.spec import DEFAULT_CIPHER, CipherSpec
-from ppfed.gradients import BatchNormMode, Moments, batch_norm_layers, values_per_image
+from ppfed.gradients import Moments, batch_norm_layers, values_per_image
 from ppfed.images.types import Int64Array, UInt8Array
 from ppfed.network import ImageClassifier
+from ppfed.network_config import InputFeatures
 from ppfed.training import TrainingConfig
+from ppfed.training_settings import BatchNormMode
 
 _DROPS = (3 / 8, 5 / 8, 7 / 8)
 _FACTOR = 0.1
@@ -328,7 +330,7 @@ class _Target:
         if self._moments is not None and self._config.moments:
             total = total + self._config.moments * self._moment_distance(*self._moments)
         if self._config.smooth is not None and self._config.total_variation:
-            total = total + self._config.total_variation * _total_variation(self._config.smooth.of(pixels))
+            total = total + self._config.total_variation * _total_variation(features_of(pixels, self._config.smooth))
         return total
 
     def _moment_distance(self, means: Tensor, variances: Tensor) -> Tensor:

@@ -18,9 +18,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppfed.adaptation import BLOCK_SIDE, AdaptationKind, InputFeatures, adaptation_network
+from ppfed.adaptation import adaptation_network, features_of
 from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info
 from ppfed.images.types import UInt8Array
+from ppfed.network_config import BLOCK_SIDE, AdaptationKind, InputFeatures
 from ppfed.training import autocast, epoch_generator
 
 Encrypt = Callable[[UInt8Array, int], UInt8Array]
@@ -177,7 +178,7 @@ class InversionNetwork(nn.Module):
         float tensor, (N, C, H, W)
             Values over 255; not clipped.
         """
-        maps = self.front(self.config.features.of(ciphertexts))
+        maps = self.front(features_of(ciphertexts, self.config.features))
         kept: list[Tensor] = []
         for level, pair in enumerate(self.down):
             if level:

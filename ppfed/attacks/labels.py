@@ -13,8 +13,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ppfed.gradients import BatchNormMode, batch_norm_layers
+from ppfed.gradients import batch_norm_layers
 from ppfed.network import ImageClassifier
+from ppfed.training_settings import BatchNormMode
 
 _NOISE_IMAGES = 64
 _LAST_BIAS = ".fc.bias"

@@ -19,9 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ppfed.adaptation import InputFeatures
+from ppfed.adaptation import features_of
 from ppfed.attacks.inversion import PositionWise
 from ppfed.images.types import UInt8Array
+from ppfed.network_config import InputFeatures
 from ppfed.training import autocast
 
 Float32Array = npt.NDArray[np.float32]
@@ -155,8 +156,8 @@ def train_unpaired(
     generator = torch.Generator().manual_seed(seed)
     hidden, natural = torch.from_numpy(ciphertexts), torch.from_numpy(own)
     for step in range(preset.steps):
-        real = InputFeatures.VALUES.of(_drawn(natural, preset.batch_size, generator).to(device))
-        fake = restorer(InputFeatures.VALUES.of(_drawn(hidden, preset.batch_size, generator).to(device)))
+        real = features_of(_drawn(natural, preset.batch_size, generator).to(device), InputFeatures.VALUES)
+        fake = restorer(features_of(_drawn(hidden, preset.batch_size, generator).to(device), InputFeatures.VALUES))
         with autocast(device):
             mistaken = _away_from(critic(real), 1.0) + _away_from(critic(fake.detach()), -1.0)
         _take(of_critic, mistaken)

@@ -140,12 +140,12 @@ def _audit_sent(
     judge: Judge,
 ) -> Audit:
     """Attack what leaves in place of images, for the invite's network or else the default one."""
-    from ppfed.adaptation import best_features
     from ppfed.attacks.alone import solver
-    from ppfed.federation import Exchange, TrainingSettings
-    from ppfed.gradients import BatchNormMode
+    from ppfed.federation import Exchange
     from ppfed.leakage.gradients import audit_gradients, sent_attacks, sent_batches
-    from ppfed.network import NetworkConfig, build_network
+    from ppfed.network import build_network
+    from ppfed.network_config import NetworkConfig, best_features
+    from ppfed.training_settings import BatchNormMode, TrainingSettings
 
     height, width, channels = images.shape
     training = TrainingSettings() if settings is None else settings.training

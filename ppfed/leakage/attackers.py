@@ -16,7 +16,6 @@ from typing import cast
 import numpy as np
 import torch
 
-from ppfed.adaptation import best_features
 from ppfed.attacks import bit_planes, inversion, known_plaintext, same_mask, stream, template, unfold, unpaired
 from ppfed.attacks.alone import PUZZLES, XOR_CONSTANTS, fits, puzzle
 from ppfed.attacks.edges import Variants
@@ -31,6 +30,7 @@ from ppfed.keys.master import MasterKey
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.metrics import upright
 from ppfed.leakage.record import AttackName
+from ppfed.network_config import best_features
 
 _FEW_CIPHERTEXTS = 100
 _PAIRS = (1, 5)

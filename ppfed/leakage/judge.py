@@ -17,11 +17,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ppfed.augment import Augmentation, Padding
+from ppfed.augment import Augmentation
 from ppfed.errors import DataError
 from ppfed.images.types import Int64Array, UInt8Array
-from ppfed.network import ImageClassifier, NetworkConfig, build_network
+from ppfed.network import ImageClassifier, build_network
+from ppfed.network_config import NetworkConfig
 from ppfed.training import ImageTensors, Trainer, TrainingConfig, predict_logits
+from ppfed.training_settings import Padding
 
 _BATCH = 128
 _PRESENTATIONS = 40_000

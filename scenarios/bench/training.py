@@ -17,16 +17,17 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ppfed.adaptation import InputFeatures
 from ppfed.augment import NO_AUGMENTATION, Augmentation
 from ppfed.ciphers.spec import CipherSpec
 from ppfed.compilation import compile_network, compiler_cache
-from ppfed.data_placement import DataPlacement, place_images
+from ppfed.data_placement import place_images
 from ppfed.images.source import Split
 from ppfed.images.types import ID_BYTES, EncryptedImages
-from ppfed.network import ImageClassifier, NetworkConfig, build_network
+from ppfed.network import ImageClassifier, build_network
+from ppfed.network_config import InputFeatures, NetworkConfig
 from ppfed.store import Shard, ShardStore
 from ppfed.training import BatchSource, ImageTensors, Trainer, TrainingConfig, autocast
+from ppfed.training_settings import DataPlacement
 from scenarios.bench import augmentation, roofline
 from scenarios.bench.measurement import BenchSettings, Bound, Measurement, Turns, in_turn, seconds
 

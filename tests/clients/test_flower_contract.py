@@ -36,10 +36,10 @@ from packaging.requirements import Requirement
 
 from clients import flower_executor
 from coordinator import front_door, superlink
-from ppfed import wire
 from ppfed.enrolment import FLEET_PREFIX
 from ppfed.errors import DataError, PeerDataError, ServiceError
 from ppfed.services import CHUNK_BYTES, flower_environment
+from ppfed.wire import messages
 
 EXECUTOR = Path(inspect.getfile(flower_executor))
 BUNDLE = Path(inspect.getfile(superlink)).parent / "bundle"
@@ -172,13 +172,13 @@ def test_every_fleet_call_of_flower_passes_the_front_door() -> None:
 
 
 def test_the_method_that_joins_the_chunks_of_an_array_is_the_one_that_is_checked() -> None:
-    """ppfed.wire replaces it: were it renamed, a small message could fill the memory again, and nobody would notice."""
+    """ppfed replaces it: were it renamed, a small message could fill the memory again, and nobody would notice."""
     source = ast.parse(Path(inspect.getfile(Array)).read_text())
     (defined,) = [node for node in ast.walk(source) if isinstance(node, ast.FunctionDef) and node.name == "inflate"]
     assert [one.id for one in defined.decorator_list if isinstance(one, ast.Name)] == ["classmethod"]
     assert [one.arg for one in defined.args.args] == ["cls", "object_content", "children"]
     assert "arraychunk_ids" in ast.unparse(defined)
-    assert Array.inflate.__func__.__module__ == wire.__name__  # type: ignore[attr-defined]
+    assert Array.inflate.__func__.__module__ == messages.__name__  # type: ignore[attr-defined]
     inspect.signature(Array.inflate).bind(b"", children={})
 
 

@@ -18,7 +18,7 @@ from flwr.app.metadata import Metadata
 from clients.answers import MOST_ANSWERS, AnswerLimit
 from clients.owner_app import OwnerApp
 from clients.preparation import Prepared
-from ppfed import data_placement, wire
+from ppfed import data_placement
 from ppfed.errors import DataError, PeerDataError
 from ppfed.federation import FederationSettings, Invite, new_token
 from ppfed.gradients import PartialGradient, Turns, count_moments, owner_offset, step_generator
@@ -33,11 +33,25 @@ from ppfed.model_folder import (
 from ppfed.network import build_network
 from ppfed.network_state import load_network_state, network_layout, network_state
 from ppfed.streaming import StoredImages
-from ppfed.training import Evaluation, ImageTensors
+from ppfed.training import Evaluation, ImageTensors, TrainingConfig
 from ppfed.training_curve import CurvePoint, curve_to_json
+from ppfed.wire.messages import EVALUATE, FINISH, GRADIENT, MANIFEST, SHARD, TRAIN, pack_request
+from ppfed.wire.shards import ShardName, pack_shard_request, unpack_manifest, unpack_shard
+from ppfed.wire.weights import (
+    Farewell,
+    GradientOrder,
+    RoundOrder,
+    pack_farewell,
+    pack_gradient_order,
+    pack_round_order,
+    pack_weights,
+    unpack_evaluation,
+    unpack_gradient,
+    unpack_round_result,
+)
 
 CPU = torch.device("cpu")
-ALL_TYPES = (wire.MANIFEST, wire.SHARD, wire.TRAIN, wire.GRADIENT, wire.EVALUATE, wire.FINISH)
+ALL_TYPES = (MANIFEST, SHARD, TRAIN, GRADIENT, EVALUATE, FINISH)
 
 
 class Shown:
@@ -102,12 +116,12 @@ def make_owner(
 
 
 def order(owner: SimpleNamespace, number: int = 1) -> RecordDict:
-    return wire.pack_round_order(wire.RoundOrder(number, owner.weights))
+    return pack_round_order(RoundOrder(number, owner.weights))
 
 
 def step_order(owner: SimpleNamespace, number: int, step: int, steps: int = 3) -> RecordDict:
     """19 images in batches of 8 make three steps."""
-    return wire.pack_gradient_order(wire.GradientOrder(number, step, steps, owner.weights))
+    return pack_gradient_order(GradientOrder(number, step, steps, owner.weights))
 
 
 def card(settings: FederationSettings, fingerprint: str, **changes: Any) -> ModelCard:
@@ -138,15 +152,15 @@ def card(settings: FederationSettings, fingerprint: str, **changes: Any) -> Mode
 
 
 def goodbye(owner: SimpleNamespace, card_text: str, curve: str = "[]") -> RecordDict:
-    return wire.pack_farewell(wire.Farewell(True, "", card_text, owner.weights, curve))
+    return pack_farewell(Farewell(True, "", card_text, owner.weights, curve))
 
 
 def contents(owner: SimpleNamespace, fingerprint: str) -> list[RecordDict]:
     """Every kind of content that a message may hold, whatever its type says."""
     return [
-        wire.pack_request(),
-        wire.pack_shard_request(wire.ShardName(Split.TRAIN, 0)),
-        wire.pack_shard_request(wire.ShardName(Split.HELD_OUT, 0)),
+        pack_request(),
+        pack_shard_request(ShardName(Split.TRAIN, 0)),
+        pack_shard_request(ShardName(Split.HELD_OUT, 0)),
         order(owner),
         step_order(owner, 1, 0),
         goodbye(owner, card(owner.settings, fingerprint).model_dump_json()),
@@ -154,7 +168,7 @@ def contents(owner: SimpleNamespace, fingerprint: str) -> list[RecordDict]:
         # All at once.
         RecordDict(
             {
-                "arrays": wire.pack_weights(owner.weights),
+                "arrays": pack_weights(owner.weights),
                 "config": ConfigRecord({"split": "train", "index": 0, "round": 1, "v": 1, "exchange": "images"}),
             }
         ),
@@ -173,7 +187,7 @@ def holds_images(content: RecordDict, prepared: Prepared) -> bool:
 
 def test_the_check_can_fail(make_owner: Callable[..., SimpleNamespace]) -> None:
     owner = make_owner(exchange="images")
-    answer = owner.ask(wire.SHARD, wire.pack_shard_request(wire.ShardName(Split.TRAIN, 0)))
+    answer = owner.ask(SHARD, pack_shard_request(ShardName(Split.TRAIN, 0)))
     assert holds_images(answer, owner.prepared)
 
 
@@ -188,21 +202,21 @@ def test_no_message_yields_images(
             answer = owner.ask(message_type, copy.deepcopy(content))
         except (PeerDataError, ValueError):
             continue
-        wanted = wire.TRAIN if exchange == "updates" else wire.GRADIENT
-        assert message_type in (wanted, wire.EVALUATE, wire.FINISH)
+        wanted = TRAIN if exchange == "updates" else GRADIENT
+        assert message_type in (wanted, EVALUATE, FINISH)
         assert not holds_images(answer, owner.prepared)
     assert ("shard",) not in [line[:1] for line in owner.display.lines]
 
 
-@pytest.mark.parametrize("message_type", [wire.MANIFEST, wire.SHARD])
+@pytest.mark.parametrize("message_type", [MANIFEST, SHARD])
 def test_in_updates_images_are_refused_by_name(make_owner: Callable[..., SimpleNamespace], message_type: str) -> None:
     owner = make_owner(exchange="updates")
     with pytest.raises(PeerDataError, match="asked for exchange 'images', and this owner agreed to 'updates'"):
-        owner.ask(message_type, wire.pack_shard_request(wire.ShardName(Split.TRAIN, 0)))
+        owner.ask(message_type, pack_shard_request(ShardName(Split.TRAIN, 0)))
     assert owner.app.bytes_out == 0
 
 
-@pytest.mark.parametrize("message_type", [wire.TRAIN, wire.EVALUATE])
+@pytest.mark.parametrize("message_type", [TRAIN, EVALUATE])
 def test_in_images_nothing_is_trained(make_owner: Callable[..., SimpleNamespace], message_type: str) -> None:
     owner = make_owner(exchange="images")
     with pytest.raises(PeerDataError, match=r"asked for exchange 'updates'.*, and this owner agreed to 'images'"):
@@ -211,12 +225,12 @@ def test_in_images_nothing_is_trained(make_owner: Callable[..., SimpleNamespace]
 
 def test_all_shards_are_sent_as_they_are_stored(make_owner: Callable[..., SimpleNamespace], fingerprint: str) -> None:
     owner = make_owner(exchange="images")
-    manifest = wire.unpack_manifest(owner.ask(wire.MANIFEST, wire.pack_request()), owner.settings, 25)
+    manifest = unpack_manifest(owner.ask(MANIFEST, pack_request()), owner.settings, 25)
     assert len(manifest.names()) == 3
     for name in manifest.names():
-        answer = owner.ask(wire.SHARD, wire.pack_shard_request(name))
+        answer = owner.ask(SHARD, pack_shard_request(name))
         checksum = manifest.checksums[name.split][name.index]
-        shard = wire.unpack_shard(answer, name, owner.settings, fingerprint, checksum)
+        shard = unpack_shard(answer, name, owner.settings, fingerprint, checksum)
         stored = list(owner.prepared.store.shards(name.split))[name.index]
         assert np.array_equal(shard.images.pixels, stored.images.pixels)
     sent = 25 * (8 * 8 * 3 + 12 + 8)
@@ -224,22 +238,22 @@ def test_all_shards_are_sent_as_they_are_stored(make_owner: Callable[..., Simple
     assert owner.display.lines[-1] == ("shard", 3, 3, sent)
 
 
-@pytest.mark.parametrize("name", [wire.ShardName(Split.TRAIN, 2), wire.ShardName(Split.HELD_OUT, 999_999)])
+@pytest.mark.parametrize("name", [ShardName(Split.TRAIN, 2), ShardName(Split.HELD_OUT, 999_999)])
 def test_a_shard_that_does_not_exist_is_refused(
-    make_owner: Callable[..., SimpleNamespace], tmp_path: Path, name: wire.ShardName
+    make_owner: Callable[..., SimpleNamespace], tmp_path: Path, name: ShardName
 ) -> None:
     owner = make_owner(exchange="images")
     with pytest.raises(PeerDataError, match="does not exist") as caught:
-        owner.ask(wire.SHARD, wire.pack_shard_request(name))
+        owner.ask(SHARD, pack_shard_request(name))
     assert str(tmp_path) not in str(caught.value)
 
 
 def test_training_answers_with_weights_and_numbers(make_owner: Callable[..., SimpleNamespace]) -> None:
     owner = make_owner()
     layout = network_layout(build_network(owner.settings.network_config(), 0))
-    result = wire.unpack_round_result(owner.ask(wire.TRAIN, order(owner)), 19, 6, layout)
+    result = unpack_round_result(owner.ask(TRAIN, order(owner)), 19, 6, layout)
     assert any(not torch.equal(tensor, owner.weights[name]) for name, tensor in result.weights.items())
-    measured = wire.unpack_evaluation(owner.ask(wire.EVALUATE, order(owner, 3)), 6)
+    measured = unpack_evaluation(owner.ask(EVALUATE, order(owner, 3)), 6)
     assert measured == result.evaluation
     kinds = [line[0] for line in owner.display.lines]
     assert kinds == ["started", "step", "step", "step", "finished"]
@@ -252,10 +266,10 @@ def test_half_as_much_is_sent_in_bfloat16(make_owner: Callable[..., SimpleNamesp
     network = build_network(owner.settings.network_config(), 0)
     parameters, channels = sum(one.numel() for one in network.parameters()), count_moments(network)
     if exchange == "updates":
-        answer = owner.ask(wire.TRAIN, order(owner))
+        answer = owner.ask(TRAIN, order(owner))
         names = {"change", "statistics"}
     else:
-        answer = owner.ask(wire.GRADIENT, step_order(owner, 1, 0))
+        answer = owner.ask(GRADIENT, step_order(owner, 1, 0))
         names = {"gradient", "moments"}
     assert set(answer.array_records["arrays"]) == names
     # Batch norm's means and variances stay float32.
@@ -266,10 +280,10 @@ def test_a_change_is_of_the_weights_that_came(make_owner: Callable[..., SimpleNa
     """Rounded, it is the same training: the coordinator gets nearly what it would have got whole."""
     owner = make_owner()
     layout = network_layout(owner.app._network)
-    whole = wire.unpack_round_result(owner.ask(wire.TRAIN, order(owner)), 19, 6, layout).weights
+    whole = unpack_round_result(owner.ask(TRAIN, order(owner)), 19, 6, layout).weights
     changed = make_owner(training={"update_format": "bfloat16"})
-    answer = changed.ask(wire.TRAIN, order(changed))
-    rounded = wire.unpack_round_result(answer, 19, 6, layout, changed.weights).weights
+    answer = changed.ask(TRAIN, order(changed))
+    rounded = unpack_round_result(answer, 19, 6, layout, changed.weights).weights
     assert any(not torch.equal(rounded[name], whole[name]) for name in whole)
     for name, tensor in whole.items():
         # 8 significant bits of the change, and float32's last place of weights around 1.
@@ -285,10 +299,10 @@ def test_an_owner_short_of_memory_answers_the_same(
     for number, (free, kind) in enumerate([(2**40, ImageTensors), (0, StoredImages)]):
         monkeypatch.setattr(data_placement, "free_bytes", lambda _device, free=free: free)
         owner = make_owner(number, exchange=exchange)
-        question = (wire.TRAIN, order(owner)) if exchange == "updates" else (wire.GRADIENT, step_order(owner, 1, 1))
-        trained, measured = owner.ask(*question), owner.ask(wire.EVALUATE, order(owner, 3))
+        question = (TRAIN, order(owner)) if exchange == "updates" else (GRADIENT, step_order(owner, 1, 1))
+        trained, measured = owner.ask(*question), owner.ask(EVALUATE, order(owner, 3))
         arrays = {name: array.data for name, array in trained.array_records["arrays"].items()}
-        answers.append((arrays, trained.metric_records, wire.unpack_evaluation(measured, 6)))
+        answers.append((arrays, trained.metric_records, unpack_evaluation(measured, 6)))
         assert isinstance(owner.app._images.train, kind)
     assert answers[0] == answers[1]
 
@@ -296,13 +310,13 @@ def test_an_owner_short_of_memory_answers_the_same(
 def test_a_round_depends_on_its_order_alone(make_owner: Callable[..., SimpleNamespace]) -> None:
     """Asked twice, it trains twice the same: a lost answer can be asked for again."""
     owner = make_owner()
-    first, again = (owner.ask(wire.TRAIN, order(owner)) for _ in range(2))
+    first, again = (owner.ask(TRAIN, order(owner)) for _ in range(2))
     assert first.array_records["arrays"]["weights"].data == again.array_records["arrays"]["weights"].data
-    second = owner.ask(wire.TRAIN, order(owner, 2))
+    second = owner.ask(TRAIN, order(owner, 2))
     assert second.array_records["arrays"]["weights"].data != first.array_records["arrays"]["weights"].data
 
 
-@pytest.mark.parametrize(("message_type", "number"), [(wire.TRAIN, 0), (wire.TRAIN, 3), (wire.EVALUATE, 4)])
+@pytest.mark.parametrize(("message_type", "number"), [(TRAIN, 0), (TRAIN, 3), (EVALUATE, 4)])
 def test_a_round_that_was_not_agreed_is_refused(
     make_owner: Callable[..., SimpleNamespace], message_type: str, number: int
 ) -> None:
@@ -319,7 +333,7 @@ def refused(owner: SimpleNamespace, message_type: str, number: int) -> str:
     return caught.value.message
 
 
-@pytest.mark.parametrize(("message_type", "number"), [(wire.TRAIN, 2), (wire.EVALUATE, 3)])
+@pytest.mark.parametrize(("message_type", "number"), [(TRAIN, 2), (EVALUATE, 3)])
 def test_a_round_is_answered_some_times_and_no_more(
     make_owner: Callable[..., SimpleNamespace], message_type: str, number: int
 ) -> None:
@@ -336,39 +350,39 @@ def test_a_round_is_answered_some_times_and_no_more(
         assert (one.display.lines, one.app.bytes_out) == (shown, sent)
 
 
-@pytest.mark.parametrize("answered", [(wire.TRAIN, 2), (wire.EVALUATE, 3)])
+@pytest.mark.parametrize("answered", [(TRAIN, 2), (EVALUATE, 3)])
 def test_an_earlier_round_is_not_answered_again(
     make_owner: Callable[..., SimpleNamespace], answered: tuple[str, int]
 ) -> None:
     owner = make_owner()
-    owner.ask(wire.TRAIN, order(owner, 1))
+    owner.ask(TRAIN, order(owner, 1))
     owner.ask(answered[0], order(owner, answered[1]))
-    assert "before the last one" in refused(owner, wire.TRAIN, 1)
-    assert "before the last one" in refused(make_owner(), wire.TRAIN, 1)
+    assert "before the last one" in refused(owner, TRAIN, 1)
+    assert "before the last one" in refused(make_owner(), TRAIN, 1)
 
 
 @pytest.mark.parametrize("number", [1, 2])
 def test_only_the_last_average_is_measured_apart(make_owner: Callable[..., SimpleNamespace], number: int) -> None:
-    assert "before the last round" in refused(make_owner(), wire.EVALUATE, number)
+    assert "before the last round" in refused(make_owner(), EVALUATE, number)
 
 
 def test_what_was_refused_does_not_count(make_owner: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
     owner = make_owner()
-    refused(owner, wire.EVALUATE, 1)
-    refused(owner, wire.TRAIN, 3)
+    refused(owner, EVALUATE, 1)
+    refused(owner, TRAIN, 3)
     assert not (tmp_path / "answers.json").exists()
 
 
 def test_another_invite_is_another_agreement(make_owner: Callable[..., SimpleNamespace]) -> None:
     owner = make_owner()
-    owner.ask(wire.TRAIN, order(owner, 2))
+    owner.ask(TRAIN, order(owner, 2))
     owner = make_owner(invite_number=1)
-    owner.ask(wire.TRAIN, order(owner, 1))
+    owner.ask(TRAIN, order(owner, 1))
 
 
 def test_the_count_does_not_hold_the_token(make_owner: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
     owner = make_owner(invite_number=1)
-    owner.ask(wire.TRAIN, order(owner))
+    owner.ask(TRAIN, order(owner))
     kept = (tmp_path / "answers.json").read_text()
     assert new_token(bytes([1]) * 32) not in kept
 
@@ -377,8 +391,8 @@ def gradient_of(owner: SimpleNamespace, number: int, step: int, steps: int = 3) 
     network = build_network(owner.settings.network_config(), 0)
     parameters = sum(one.numel() for one in network.parameters())
     images = Turns(19, steps, 2, owner_offset("anna")).count(step)
-    answer = owner.ask(wire.GRADIENT, step_order(owner, number, step, steps))
-    return wire.unpack_gradient(answer, images, parameters, count_moments(network))
+    answer = owner.ask(GRADIENT, step_order(owner, number, step, steps))
+    return unpack_gradient(answer, images, parameters, count_moments(network))
 
 
 def test_a_gradient_is_of_the_steps_images(make_owner: Callable[..., SimpleNamespace]) -> None:
@@ -387,7 +401,7 @@ def test_a_gradient_is_of_the_steps_images(make_owner: Callable[..., SimpleNames
     assert sum(part.images for part in parts) == 19
     network = build_network(owner.settings.network_config(), 0)
     load_network_state(network, owner.weights)
-    config = owner.settings.training_config(owner_offset("anna"))
+    config = TrainingConfig.of(owner.settings.training, owner_offset("anna"))
     data = ImageTensors.from_shards(list(owner.prepared.store.shards(Split.TRAIN)), (8, 8, 3), CPU)
     for step, part in enumerate(parts):
         rows = Turns(19, 3, 2, owner_offset("anna")).rows(step, config.seed, 0)
@@ -404,9 +418,9 @@ def test_a_pass_is_shown_as_a_round(make_owner: Callable[..., SimpleNamespace]) 
     owner = make_owner(exchange="gradients")
     losses = [gradient_of(owner, 1, step).loss for step in range(3)]
     counts = [Turns(19, 3, 2, owner_offset("anna")).count(step) for step in range(3)]
-    owner.ask(wire.EVALUATE, order(owner, 2))
-    owner.ask(wire.GRADIENT, step_order(owner, 2, 0))
-    owner.ask(wire.EVALUATE, order(owner, 3))
+    owner.ask(EVALUATE, order(owner, 2))
+    owner.ask(GRADIENT, step_order(owner, 2, 0))
+    owner.ask(EVALUATE, order(owner, 3))
     kinds = [line[0] for line in owner.display.lines]
     assert kinds == ["started", "step", "step", "step", "finished", "started", "step", "finished"]
     assert owner.display.lines[0] == ("started", 1, 2, 0)
@@ -431,7 +445,7 @@ def test_a_step_that_cannot_be_is_refused(
 ) -> None:
     owner = make_owner(exchange="gradients")
     with pytest.raises(PeerDataError, match=reason):
-        owner.ask(wire.GRADIENT, step_order(owner, number, step, steps))
+        owner.ask(GRADIENT, step_order(owner, number, step, steps))
     assert owner.app.bytes_out == 0
 
 
@@ -442,11 +456,11 @@ def test_fewer_images_than_agreed_are_no_gradient(make_owner: Callable[..., Simp
     mine = [step for step in range(1000) if turns.part(step) is not None]
     assert len(mine) == 19 // 4
     for step in mine:
-        content = owner.ask(wire.GRADIENT, step_order(owner, 1, step, 1000))
+        content = owner.ask(GRADIENT, step_order(owner, 1, step, 1000))
         assert content.metric_records["metrics"]["num-examples"] >= 4
     for step in set(range(1000)) - set(mine):
         with pytest.raises(PeerDataError, match="not this owner's turn"):
-            owner.ask(wire.GRADIENT, step_order(owner, 1, step, 1000))
+            owner.ask(GRADIENT, step_order(owner, 1, step, 1000))
 
 
 def test_the_number_of_steps_stays(make_owner: Callable[..., SimpleNamespace]) -> None:
@@ -454,7 +468,7 @@ def test_the_number_of_steps_stays(make_owner: Callable[..., SimpleNamespace]) -
     gradient_of(owner, 1, 0)
     for one in (owner, make_owner(exchange="gradients")):
         with pytest.raises(PeerDataError, match="changed the number of steps"):
-            one.ask(wire.GRADIENT, step_order(one, 2, 0, 4))
+            one.ask(GRADIENT, step_order(one, 2, 0, 4))
 
 
 def test_a_step_is_answered_some_times_and_no_more(make_owner: Callable[..., SimpleNamespace]) -> None:
@@ -471,15 +485,15 @@ def test_a_step_is_answered_some_times_and_no_more(make_owner: Callable[..., Sim
     with pytest.raises(PeerDataError, match="before the last one"):
         gradient_of(owner, 1, 1)
     for _ in range(MOST_ANSWERS):
-        owner.ask(wire.EVALUATE, order(owner, 3))
+        owner.ask(EVALUATE, order(owner, 3))
     with pytest.raises(PeerDataError, match="a round that was answered 5 times"):
-        owner.ask(wire.EVALUATE, order(owner, 3))
+        owner.ask(EVALUATE, order(owner, 3))
 
 
 def test_nothing_is_measured_before_the_first_pass(make_owner: Callable[..., SimpleNamespace]) -> None:
     owner = make_owner(exchange="gradients")
     with pytest.raises(PeerDataError, match="before the first round"):
-        owner.ask(wire.EVALUATE, order(owner, 1))
+        owner.ask(EVALUATE, order(owner, 1))
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", '{"invite": "x", "round": -1}', '{"invite": "x", "more": 1}'])
@@ -492,7 +506,7 @@ def test_a_damaged_count_is_not_a_fresh_one(
     assert "Remove it" in caught.value.hint
 
 
-@pytest.mark.parametrize("message_type", [wire.TRAIN, wire.EVALUATE, wire.FINISH])
+@pytest.mark.parametrize("message_type", [TRAIN, EVALUATE, FINISH])
 @pytest.mark.parametrize(
     "values",
     [
@@ -513,7 +527,7 @@ def test_wrong_weights_are_refused_and_change_nothing(
 ) -> None:
     owner = make_owner()
     before = {name: tensor.clone() for name, tensor in network_state(owner.app._network).items()}
-    flat = wire.pack_weights(owner.weights)["weights"].numpy()
+    flat = pack_weights(owner.weights)["weights"].numpy()
     config = {
         "round": 1,
         "completed": True,
@@ -521,7 +535,7 @@ def test_wrong_weights_are_refused_and_change_nothing(
         "card": card(owner.settings, fingerprint).model_dump_json(),
         "curve": "[]",
     }
-    if message_type == wire.EVALUATE:
+    if message_type == EVALUATE:
         config["round"] = 3
     content = RecordDict({"arrays": ArrayRecord({"weights": Array(values(flat))}), "config": ConfigRecord(config)})
     with pytest.raises(PeerDataError):
@@ -539,7 +553,7 @@ def test_the_farewell_brings_the_model(
     owner = make_owner(exchange=exchange)
     made = card(owner.settings, fingerprint)
     curve = [CurvePoint(1, 0.5, 0.25, 1.0, 2.0)]
-    owner.ask(wire.FINISH, goodbye(owner, made.model_dump_json(), curve_to_json(curve)))
+    owner.ask(FINISH, goodbye(owner, made.model_dump_json(), curve_to_json(curve)))
     assert owner.app.card == made
     assert "0.25" in (tmp_path / "model" / CURVE_FILE).read_text()
     loaded = load_model(tmp_path / "model", CPU)
@@ -549,7 +563,7 @@ def test_the_farewell_brings_the_model(
 
 def test_a_farewell_without_a_model_says_why(make_owner: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
     owner = make_owner()
-    owner.ask(wire.FINISH, wire.pack_farewell(wire.Farewell(False, "the disk is full", "", {})))
+    owner.ask(FINISH, pack_farewell(Farewell(False, "the disk is full", "", {})))
     assert owner.app.farewell.message == "the disk is full"
     assert owner.app.card is None
     assert not (tmp_path / "model").exists()
@@ -561,7 +575,7 @@ def test_a_farewell_without_a_model_says_why(make_owner: Callable[..., SimpleNam
 def test_a_malformed_card_is_refused(make_owner: Callable[..., SimpleNamespace], tmp_path: Path, text: str) -> None:
     owner = make_owner()
     with pytest.raises(PeerDataError, match="model card is malformed"):
-        owner.ask(wire.FINISH, goodbye(owner, text))
+        owner.ask(FINISH, goodbye(owner, text))
     assert (owner.app.farewell, owner.app.card) == (None, None)
     assert not (tmp_path / "model").exists()
 
@@ -572,7 +586,7 @@ def test_a_malformed_curve_is_refused(
 ) -> None:
     owner = make_owner()
     with pytest.raises(PeerDataError, match="curve is malformed"):
-        owner.ask(wire.FINISH, goodbye(owner, card(owner.settings, fingerprint).model_dump_json(), curve))
+        owner.ask(FINISH, goodbye(owner, card(owner.settings, fingerprint).model_dump_json(), curve))
     assert owner.app.farewell is None
     assert not (tmp_path / "model").exists()
 
@@ -594,6 +608,6 @@ def test_a_card_of_another_network_is_refused(
     owner = make_owner()
     text = card(owner.settings, fingerprint, **changes).model_dump_json()
     with pytest.raises(PeerDataError, match="another network"):
-        owner.ask(wire.FINISH, goodbye(owner, text))
+        owner.ask(FINISH, goodbye(owner, text))
     assert owner.app.farewell is None
     assert not (tmp_path / "model").exists()

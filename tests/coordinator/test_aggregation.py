@@ -17,11 +17,13 @@ from coordinator.aggregation import Aggregation, make_strategy
 from coordinator.checkpoint import load_checkpoint
 from coordinator.quorum import Quorum
 from coordinator.rounds import Rounds
-from ppfed import wire
 from ppfed.errors import FederationError
-from ppfed.network import Backbone, build_network
+from ppfed.network import build_network
+from ppfed.network_config import Backbone
 from ppfed.network_state import flatten, network_layout, network_state
 from ppfed.training import Evaluation
+from ppfed.wire.messages import TRAIN
+from ppfed.wire.weights import RoundResult, pack_round_result
 
 MakeFederation = Callable[..., SimpleNamespace]
 State = dict[str, Tensor]
@@ -57,8 +59,8 @@ def updates(start: State, seed: int) -> list[State]:
 def messages(some: list[State]) -> list[Message]:
     made = []
     for state, images in zip(some, IMAGES, strict=True):
-        result = wire.RoundResult(state, images, 1.0, Evaluation(1, 2, 0.5))
-        made.append(Message(wire.pack_round_result(result), dst_node_id=1, message_type=wire.TRAIN))
+        result = RoundResult(state, images, 1.0, Evaluation(1, 2, 0.5))
+        made.append(Message(pack_round_result(result), dst_node_id=1, message_type=TRAIN))
     return made
 
 

@@ -20,9 +20,8 @@ from coordinator.checkpoint import load_checkpoint
 from coordinator.gradients import Gradients
 from coordinator.quorum import Quorum
 from coordinator.state import RoundRecord
-from ppfed import wire
 from ppfed.errors import FederationError, UsageError
-from ppfed.federation import Invite, UpdateFormat, new_token
+from ppfed.federation import Invite, new_token
 from ppfed.gradients import (
     Moments,
     Turns,
@@ -35,9 +34,12 @@ from ppfed.gradients import (
     values_per_image,
 )
 from ppfed.images.source import Split
-from ppfed.network import Backbone, build_network
+from ppfed.network import build_network
+from ppfed.network_config import Backbone
 from ppfed.network_state import network_state
-from ppfed.training import ImageTensors, Trainer, evaluate
+from ppfed.training import ImageTensors, Trainer, TrainingConfig, evaluate
+from ppfed.training_settings import UpdateFormat
+from ppfed.wire.messages import EVALUATE, GRADIENT
 
 MakeFederation = Callable[..., SimpleNamespace]
 Audit = Callable[..., list[dict[str, Any]]]
@@ -85,7 +87,7 @@ def batches(federation: SimpleNamespace, number: int, step: int) -> dict[str, tu
             continue
         seed = settings.training.seed + owner_offset(owner)
         rows = turns.rows(step, seed, number - 1)
-        augment = settings.training_config().augmentation
+        augment = TrainingConfig.of(settings.training).augmentation
         images = augment(own.images[rows], step_generator(seed, number - 1, step))
         found[owner] = images, own.labels[rows]
     return found
@@ -95,7 +97,7 @@ def without(federation: SimpleNamespace, left_out: Callable[[int, int, str], boo
     """Train without messages, some owners left out of some steps."""
     settings = federation.settings
     network = build_network(settings.network_config(), settings.training.seed)
-    trainer = Trainer(network, settings.training_config(), CPU)
+    trainer = Trainer(network, TrainingConfig.of(settings.training), CPU)
     values = values_per_image(network, settings.shape)
     for number in range(1, settings.training.rounds + 1):
         for step in range(steps):
@@ -161,7 +163,7 @@ def test_passes_equal_plain_sgd_over_the_union(make_federation: MakeFederation, 
     for number in (1, 2):
         losses = []
         for step in (0, 1):
-            rate = settings.training_config().learning_rate_at((number - 1 + step / 2) / 2)
+            rate = TrainingConfig.of(settings.training).learning_rate_at((number - 1 + step / 2) / 2)
             parts = list(batches(federation, number, step).values())
             assert sum(len(labels) for _, labels in parts) == 32
             losses.append(_step_by_hand(network, optimizer, parts, rate))
@@ -184,8 +186,8 @@ def test_a_pass_is_so_many_steps_and_one_evaluation(make_federation: MakeFederat
     assert shown == [(step, 4) for step in (1, 2, 3, 4)] * 2
     # 32 images make 4 steps of 10; carl's 3 images fill one of them. Everyone measures once a pass.
     asked = [kind for _, kind in federation.grid.asked]
-    assert asked.count(wire.GRADIENT) == 2 * (4 + 4 + 1)
-    assert asked.count(wire.EVALUATE) == 2 * 3
+    assert asked.count(GRADIENT) == 2 * (4 + 4 + 1)
+    assert asked.count(EVALUATE) == 2 * 3
     measured = [evaluate(network, tensors(federation, owner, Split.HELD_OUT)) for owner in ("anna", "bert")]
     assert records[1].accuracy == sum(one.correct for one in measured) / 11
     assert records[1].held_out_loss == pytest.approx(sum(one.loss * one.count for one in measured) / 11, rel=1e-9)
@@ -308,7 +310,7 @@ def test_training_that_diverges_says_so(make_federation: MakeFederation, rewrite
         return gradient
 
     def push(_owner: str, question: Message, answer: Message) -> Message:
-        if question.metadata.message_type == wire.GRADIENT:
+        if question.metadata.message_type == GRADIENT:
             return rewrite(answer, arrays={"gradient": only_the_last})
         return answer
 
@@ -387,5 +389,5 @@ def test_a_step_that_is_nobodys_turn_is_passed_over(make_federation: MakeFederat
     federation = make(make_federation, owners_=owners, training={"batch_size": 4, "min_local_batch": 5})
     records, _ = run(federation)
     # 10 images make 3 steps; each owner has enough for one.
-    assert [kind for _, kind in federation.grid.asked].count(wire.GRADIENT) == 2 * 2
+    assert [kind for _, kind in federation.grid.asked].count(GRADIENT) == 2 * 2
     assert all(record.train_loss is not None for record in records)

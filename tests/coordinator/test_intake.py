@@ -17,10 +17,10 @@ from coordinator import conversation
 from coordinator.conversation import StopRequestedError
 from coordinator.intake import Intake
 from coordinator.state import now_text
-from ppfed import wire
 from ppfed.errors import FederationError
 from ppfed.images.source import Split
 from ppfed.store import ShardStore
+from ppfed.wire.messages import MANIFEST, SHARD
 
 MakeFederation = Callable[..., SimpleNamespace]
 Audit = Callable[..., list[dict[str, Any]]]
@@ -61,8 +61,8 @@ def test_all_images_arrive(make_federation: MakeFederation, audit: Audit) -> Non
     assert receive(federation, progress) == ["anna", "bert"]
     for owner in ("anna", "bert"):
         assert_arrived(federation, owner)
-    assert asked(federation, wire.MANIFEST) == 2
-    assert asked(federation, wire.SHARD) == 5
+    assert asked(federation, MANIFEST) == 2
+    assert asked(federation, SHARD) == 5
     assert progress[-1] == (40, 40)
     assert progress == sorted(progress)
     assert sum(line["images"] for line in audit(federation.state) if line["event"] == "shard") == 40
@@ -80,7 +80,7 @@ def test_what_is_on_disk_is_not_asked_for_again(make_federation: MakeFederation)
     federation.grid.asked.clear()
     progress: list[tuple[int, int]] = []
     assert receive(federation, progress) == ["anna", "bert"]
-    assert asked(federation, wire.SHARD) == 0
+    assert asked(federation, SHARD) == 0
     assert progress[-1] == (40, 40)
 
 
@@ -102,7 +102,7 @@ def test_an_interrupted_intake_goes_on_where_it_was(make_federation: MakeFederat
         federation.conversation.forget(owner)
     federation.grid.asked.clear()
     assert receive(federation) == ["anna", "bert"]
-    assert asked(federation, wire.SHARD) == 5 - kept
+    assert asked(federation, SHARD) == 5 - kept
     assert_arrived(federation, "anna")
     assert_arrived(federation, "bert")
 
@@ -130,7 +130,7 @@ def test_a_damaged_shard_on_disk_is_asked_for_again(
     damage(ShardStore(federation.state.store("anna")).path(Split.TRAIN, 1))
     federation.grid.asked.clear()
     receive(federation)
-    assert asked(federation, wire.SHARD) == 1
+    assert asked(federation, SHARD) == 1
     assert_arrived(federation, "anna")
 
 
@@ -161,7 +161,7 @@ def test_a_shard_damaged_on_the_way_is_asked_for_again(
     damaged = []
 
     def once(owner: str, question: Message, answer: Message) -> Message:
-        if question.metadata.message_type == wire.SHARD and not damaged:
+        if question.metadata.message_type == SHARD and not damaged:
             damaged.append(owner)
             return rewrite(answer, {"pixels": corrupt_pixels})
         return answer
@@ -183,7 +183,7 @@ def send_nonsense(nonsense: RecordDict, kind: str) -> Callable[[str, Message, Me
     return mutate
 
 
-@pytest.mark.parametrize("kind", [wire.MANIFEST, wire.SHARD])
+@pytest.mark.parametrize("kind", [MANIFEST, SHARD])
 def test_an_owner_that_keeps_sending_bad_data_is_left_out(
     make_federation: MakeFederation, audit: Audit, nonsense: RecordDict, kind: str
 ) -> None:
@@ -198,7 +198,7 @@ def test_an_owner_that_keeps_sending_bad_data_is_left_out(
     assert events[-1] == "left out"
 
 
-@pytest.mark.parametrize("kind", [wire.MANIFEST, wire.SHARD])
+@pytest.mark.parametrize("kind", [MANIFEST, SHARD])
 def test_an_owner_whose_answers_cannot_be_read_is_left_out(
     make_federation: MakeFederation, audit: Audit, kind: str
 ) -> None:
@@ -208,7 +208,7 @@ def test_an_owner_whose_answers_cannot_be_read_is_left_out(
     federation.faults.delay_s = lambda _owner, _question: 0.05
     assert receive(federation) == ["bert"]
     assert_arrived(federation, "bert")
-    assert asked(federation, wire.SHARD, "bert") == 2
+    assert asked(federation, SHARD, "bert") == 2
     reasons = [line["reason"] for line in audit(federation.state) if line["event"] == "no answer"]
     assert reasons == ["unreadable answer (DecodeError)"] * 3
 
@@ -276,7 +276,7 @@ def test_a_superlink_that_fails_is_not_blamed_on_an_owner(make_federation: MakeF
 
 def test_below_the_quorum_it_fails_and_says_what_to_do(make_federation: MakeFederation, nonsense: RecordDict) -> None:
     federation = make_federation(quorum=2, **IMAGES)
-    federation.faults.mutate = send_nonsense(nonsense, wire.SHARD)
+    federation.faults.mutate = send_nonsense(nonsense, SHARD)
     with pytest.raises(FederationError, match=r"anna could not deliver its images .* quorum of 2") as caught:
         receive(federation)
     assert "what was received is kept" in caught.value.hint
@@ -315,7 +315,7 @@ def test_an_owner_cannot_cut_its_images_into_crumbs(make_federation: MakeFederat
 
 def test_a_silent_owner_is_left_out_after_the_deadline(make_federation: MakeFederation, audit: Audit) -> None:
     federation = make_federation(quorum=1, deadline_s=0.4, **IMAGES)
-    federation.faults.drop = lambda owner, question: owner == "anna" and question.metadata.message_type == wire.SHARD
+    federation.faults.drop = lambda owner, question: owner == "anna" and question.metadata.message_type == SHARD
     assert receive(federation) == ["bert"]
     assert_arrived(federation, "bert")
     assert [one["event"] for one in audit(federation.state)[-2:]] == ["left out", "intake ended"]
@@ -336,7 +336,7 @@ def test_an_owner_that_comes_back_is_asked_again(make_federation: MakeFederation
     def fail_once(owner: str, question: Message, answer: Message) -> Message:
         from flwr.app.error import Error
 
-        if owner == "anna" and question.metadata.message_type == wire.SHARD and not failed:
+        if owner == "anna" and question.metadata.message_type == SHARD and not failed:
             failed.append(owner)
             return Message(Error(3, "node unavailable"), reply_to=question)
         return answer
@@ -358,7 +358,7 @@ def test_an_owner_that_was_restarted_has_forgotten_its_questions(
     lost = []
 
     def restart(owner: str, question: Message) -> bool:
-        if question.metadata.message_type != wire.SHARD or len(lost) == 2:
+        if question.metadata.message_type != SHARD or len(lost) == 2:
             return False
         lost.append(owner)
         if len(lost) == 2:
@@ -378,7 +378,7 @@ def test_an_owner_that_was_restarted_has_forgotten_its_questions(
     assert reasons == {"the owner joined again and forgot the question"}
 
 
-@pytest.mark.parametrize("kind", [wire.MANIFEST, wire.SHARD])
+@pytest.mark.parametrize("kind", [MANIFEST, SHARD])
 def test_a_question_that_flower_does_not_take_is_asked_again(make_federation: MakeFederation, kind: str) -> None:
     federation = make_federation(deadline_s=5.0, **IMAGES)
     refused = []
@@ -415,7 +415,7 @@ def test_memory_stays_bounded(make_federation: MakeFederation) -> None:
 
     def count(_owner: str, question: Message) -> float:
         nonlocal open_questions, most
-        if question.metadata.message_type == wire.SHARD:
+        if question.metadata.message_type == SHARD:
             open_questions += 1
             most = max(most, open_questions)
         return 0.05
@@ -425,7 +425,7 @@ def test_memory_stays_bounded(make_federation: MakeFederation) -> None:
     def pulled(message_ids: Any) -> list[Message]:
         nonlocal open_questions
         answers = list(pull(message_ids))
-        open_questions -= sum(one.metadata.message_type == wire.SHARD for one in answers)
+        open_questions -= sum(one.metadata.message_type == SHARD for one in answers)
         return answers
 
     federation.faults.delay_s = count

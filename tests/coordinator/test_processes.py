@@ -24,10 +24,12 @@ from coordinator.pooled import pooled_images, train_pooled
 from coordinator.processes import Processes, read_job, train_in_processes
 from coordinator.start import run_coordinator
 from coordinator.state import RoundRecord, StateFolder
-from ppfed.data_placement import DataPlacement
 from ppfed.errors import ServiceError, UsageError
-from ppfed.federation import Exchange
+from ppfed.federation import Exchange, FederationSettings
 from ppfed.network import build_network
+from ppfed.training_settings import DataPlacement
+
+MakeSettings = Callable[..., FederationSettings]
 
 CPU = torch.device("cpu")
 TWO = Processes("cpu", 2)
@@ -172,13 +174,32 @@ def test_what_the_check_raises_ends_the_processes(with_images: Callable[..., Sta
         (Processes("cpu", machines=2, compiled=True), Exchange.IMAGES, "cannot train a compiled network together"),
         (Processes("mps", 2), Exchange.IMAGES, "names one device"),
         (Processes("cuda:1", 2), Exchange.IMAGES, "names one device"),
-        (Processes("cuda", 4096), Exchange.IMAGES, "GPUs here"),
-        (Processes("auto", 4096), Exchange.IMAGES, "GPUs here"),
     ],
 )
-def test_what_makes_no_sense_is_refused_at_once(processes: Processes, exchange: Exchange, message: str) -> None:
+def test_what_makes_no_sense_is_refused_at_once(
+    make_settings: MakeSettings, processes: Processes, exchange: Exchange, message: str
+) -> None:
     with pytest.raises(UsageError, match=message):
-        processes.check(exchange)
+        processes.check(make_settings(exchange=exchange))
+
+
+@pytest.mark.parametrize(
+    ("processes", "message"),
+    [
+        (Processes("cuda", 4096), "GPUs here"),
+        (Processes("auto", 4096), "GPUs here"),
+        (Processes("cuda:4095"), "no device 'cuda:4095' here"),
+        (Processes("abacus"), "no device 'abacus' here"),
+    ],
+)
+def test_devices_that_are_not_there_are_missed_before_anyone_joins(
+    make_state: Callable[..., StateFolder], processes: Processes, message: str
+) -> None:
+    state = make_state("state", exchange=Exchange.IMAGES)
+    with pytest.raises(UsageError, match=message):
+        run_coordinator(state, processes, lambda: None, lambda *_: None)
+    assert state.running_pid() is None
+    assert not state.open_mark.exists()
 
 
 @pytest.mark.parametrize("compiled", [False, True])
@@ -198,7 +219,7 @@ def test_a_coordinator_in_the_background_is_told_the_same(monkeypatch: pytest.Mo
     monkeypatch.setattr(
         StateFolder, "plan", lambda _state: SimpleNamespace(settings=SimpleNamespace(exchange="images"))
     )
-    monkeypatch.setattr(Processes, "check", lambda processes, _exchange: told.append(processes) or sys.exit(0))
+    monkeypatch.setattr(Processes, "check", lambda processes, _settings: told.append(processes) or sys.exit(0))
     assert CliRunner().invoke(app, ["start", *asked.options()]).exit_code == 0
     assert told == [asked]
     refused = CliRunner().invoke(app, ["start", "--data-placement", "cloud"])
@@ -216,16 +237,16 @@ def test_a_coordinator_that_cannot_compile_says_so_before_anyone_joins(
     assert not state.open_mark.exists()
 
 
-def test_a_network_is_not_compiled_for_crops_that_grow(make_state: Callable[..., StateFolder]) -> None:
-    state = make_state("state", exchange=Exchange.IMAGES, height=32, width=32, training={"first_crop": 0.5})
+def test_a_network_is_not_compiled_for_crops_that_grow(make_settings: MakeSettings) -> None:
+    settings = make_settings(exchange=Exchange.IMAGES, height=32, width=32, training={"first_crop": 0.5})
     with pytest.raises(UsageError, match="compiled for one size of images"):
-        run_coordinator(state, Processes("cpu", compiled=True), lambda: None, lambda *_: None)
-    Processes("cpu").check_compiler(state)
+        Processes("cpu", compiled=True).check(settings)
+    Processes("cpu").check(settings)
 
 
 @pytest.mark.parametrize("exchange", Exchange)
-def test_one_process_is_right_for_every_exchange(exchange: Exchange) -> None:
-    Processes("auto").check(exchange)
+def test_one_process_is_right_for_every_exchange(make_settings: MakeSettings, exchange: Exchange) -> None:
+    Processes("auto").check(make_settings(exchange=exchange))
 
 
 def test_there_is_no_job_where_nothing_is_trained(make_state: Callable[..., StateFolder]) -> None:

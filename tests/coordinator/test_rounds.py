@@ -22,12 +22,12 @@ from coordinator.checkpoint import Checkpoint, load_checkpoint
 from coordinator.quorum import Quorum
 from coordinator.rounds import Rounds
 from coordinator.state import RoundRecord
-from ppfed import wire
 from ppfed.errors import FederationError
 from ppfed.images.source import Split
 from ppfed.network import build_network
 from ppfed.network_state import load_network_state, network_state
 from ppfed.training import Evaluation, ImageTensors, Trainer, evaluate
+from ppfed.wire.messages import EVALUATE, TRAIN
 
 MakeFederation = Callable[..., SimpleNamespace]
 Audit = Callable[..., list[dict[str, Any]]]
@@ -184,7 +184,7 @@ def test_accuracy_belongs_to_its_round(make_federation: MakeFederation, monkeypa
     losses = [record.held_out_loss for record in records]
     assert all(abs(one - other) > 1e-3 for one, other in itertools.pairwise(losses))
     assert all(torch.equal(state[name], averages[3][name]) for name in state)
-    assert [kind for _, kind in federation.grid.asked] == [wire.TRAIN] * 6 + [wire.EVALUATE] * 2
+    assert [kind for _, kind in federation.grid.asked] == [TRAIN] * 6 + [EVALUATE] * 2
 
 
 def test_owners_without_held_out_images_have_no_accuracy(make_federation: MakeFederation) -> None:
@@ -239,7 +239,7 @@ def test_a_bad_change_is_left_out_and_the_round_goes_on(
     federation = make_federation(quorum=1, training={**BFLOAT16, "rounds": 1})
 
     def spoil(owner: str, question: Message, answer: Message) -> Message:
-        return rewrite(answer, arrays) if (owner, question.metadata.message_type) == ("bert", wire.TRAIN) else answer
+        return rewrite(answer, arrays) if (owner, question.metadata.message_type) == ("bert", TRAIN) else answer
 
     federation.faults.mutate = spoil
     records, _ = run(federation)
@@ -255,7 +255,7 @@ def test_an_owner_that_sends_whole_weights_where_changes_were_agreed_is_left_out
     federation = make_federation(quorum=1, training={**BFLOAT16, "rounds": 1})
 
     def whole(owner: str, question: Message, answer: Message) -> Message:
-        if (owner, question.metadata.message_type) == ("bert", wire.TRAIN):
+        if (owner, question.metadata.message_type) == ("bert", TRAIN):
             answer.content["arrays"] = question.content.array_records["arrays"]
         return answer
 
@@ -278,7 +278,7 @@ def test_a_bad_update_is_left_out_and_the_round_goes_on(
     )
 
     def spoil(owner: str, question: Message, answer: Message) -> Message:
-        return rewrite(answer, **change) if (owner, question.metadata.message_type) == ("bert", wire.TRAIN) else answer
+        return rewrite(answer, **change) if (owner, question.metadata.message_type) == ("bert", TRAIN) else answer
 
     federation.faults.mutate = spoil
     records, state = run(federation)
@@ -295,7 +295,7 @@ def test_an_update_with_more_records_is_left_out(
     federation = make_federation(quorum=1, training={"rounds": 1})
 
     def add(owner: str, question: Message, answer: Message) -> Message:
-        if (owner, question.metadata.message_type) == ("bert", wire.TRAIN):
+        if (owner, question.metadata.message_type) == ("bert", TRAIN):
             answer.content["more"] = record
         return answer
 
@@ -309,7 +309,7 @@ def test_a_bad_evaluation_is_left_out(make_federation: MakeFederation, rewrite: 
     federation = make_federation(quorum=1, training={"rounds": 1})
 
     def boast(owner: str, question: Message, answer: Message) -> Message:
-        if (owner, question.metadata.message_type) == ("bert", wire.EVALUATE):
+        if (owner, question.metadata.message_type) == ("bert", EVALUATE):
             return rewrite(answer, metrics={"correct": 10_000})
         return answer
 
@@ -403,7 +403,7 @@ def crash_when(federation: SimpleNamespace, kind: str, group: str) -> None:
 
 @pytest.mark.parametrize(
     ("kind", "group"),
-    [(wire.TRAIN, "round 1"), (wire.TRAIN, "round 2"), (wire.TRAIN, "round 3"), (wire.EVALUATE, "evaluation")],
+    [(TRAIN, "round 1"), (TRAIN, "round 2"), (TRAIN, "round 3"), (EVALUATE, "evaluation")],
 )
 @pytest.mark.parametrize("update_format", ["float32", "bfloat16"])
 def test_going_on_after_a_crash_equals_an_undisturbed_run(
@@ -439,7 +439,7 @@ def test_a_finished_run_has_nothing_to_train(make_federation: MakeFederation) ->
     records, state = run(federation)
     federation.grid.asked.clear()
     again, same = run(federation)
-    assert [kind for _, kind in federation.grid.asked] == [wire.EVALUATE] * 2
+    assert [kind for _, kind in federation.grid.asked] == [EVALUATE] * 2
     assert all(torch.equal(same[name], state[name]) for name in state)
     assert again[-1].accuracy == records[-1].accuracy
     assert not math.isnan(again[-1].held_out_loss or math.nan)

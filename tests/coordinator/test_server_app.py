@@ -13,21 +13,22 @@ import torch
 from flwr.app import Message
 from flwr.app.error import Error
 
-from coordinator import processes, server_app
+from coordinator import processes, server_app, training_run
 from coordinator.processes import Processes
 from coordinator.server_app import run_federation
 from coordinator.state import STATE_VARIABLE
-from ppfed import wire
-from ppfed.data_placement import DataPlacement
 from ppfed.enrolment import Phase
 from ppfed.errors import FederationError, ServiceError
 from ppfed.images.source import Split
 from ppfed.images.types import EncryptedImages
 from ppfed.model_folder import load_model
-from ppfed.network import Backbone, build_network
+from ppfed.network import build_network
+from ppfed.network_config import Backbone
 from ppfed.network_state import load_network_state, network_state
 from ppfed.store import Shard
-from ppfed.training import ImageTensors, Trainer, evaluate
+from ppfed.training import ImageTensors, Trainer, TrainingConfig, evaluate
+from ppfed.training_settings import DataPlacement
+from ppfed.wire.messages import EVALUATE, FINISH, SHARD, TRAIN
 
 MakeFederation = Callable[..., SimpleNamespace]
 Audit = Callable[..., list[dict[str, Any]]]
@@ -59,7 +60,7 @@ def trained_by_hand(federation: SimpleNamespace) -> tuple[dict[str, torch.Tensor
         for split in Split
     }
     network = build_network(settings.network_config(), settings.training.seed)
-    trainer = Trainer(network, settings.training_config(), CPU)
+    trainer = Trainer(network, TrainingConfig.of(settings.training), CPU)
     accuracies = []
     for _ in trainer.train_epochs(images[Split.TRAIN], 0, settings.training.epochs):
         accuracies.append(evaluate(trainer.trained, images[Split.HELD_OUT]).accuracy)
@@ -72,7 +73,7 @@ def test_a_federation_ends_with_a_model_for_everyone(
     make_federation: MakeFederation, audit: Audit, exchange: str, backbone: Backbone, fingerprint: str
 ) -> None:
     federation = make_federation(exchange=exchange, training={"rounds": 2, "seed": 3, "backbone": backbone})
-    run_federation(federation.grid, federation.state, CPU)
+    run_federation(federation.grid, federation.state, Processes("cpu"))
     status = federation.state.status()
     assert (status.phase, status.message) == (Phase.FINISHED, "")
     assert [record.round for record in status.rounds] == [1, 2]
@@ -118,7 +119,7 @@ def test_several_processes_train_the_model_that_one_would(
     # A rate at which rounding does not grow: see tests/coordinator/test_processes.py.
     training = {"rounds": 2, "seed": 3, "base_maps": 4, "learning_rate": 0.002, **options}
     federation = make_federation(exchange="images", training=training)
-    run_federation(federation.grid, federation.state, CPU, Processes("cpu", 2))
+    run_federation(federation.grid, federation.state, Processes("cpu", 2))
     status = federation.state.status()
     assert (status.phase, status.message) == (Phase.FINISHED, "")
     assert [record.round for record in status.rounds] == [1, 2]
@@ -135,7 +136,7 @@ def test_a_compiled_network_ends_as_the_model_that_an_eager_one_would(make_feder
     # size of a batch is compiled for itself.
     training = {"rounds": 3, "seed": 3, "base_maps": 4, "learning_rate": 0.002, "batch_size": 32}
     federation = make_federation(exchange="images", training=training)
-    run_federation(federation.grid, federation.state, CPU, Processes("cpu", compiled=True))
+    run_federation(federation.grid, federation.state, Processes("cpu", compiled=True))
     assert list(federation.state.compiled.rglob("*.so"))
     model = load_model(federation.state.model, CPU)
     weights, accuracies = trained_by_hand(federation)
@@ -150,7 +151,7 @@ def test_processes_that_fail_end_the_run_with_a_reason(
     monkeypatch.setattr(processes, "torchrun_arguments", lambda _state, _processes: ["--module", "nowhere"])
     federation = make_federation(exchange="images", training={"rounds": 2})
     with pytest.raises(ServiceError, match="training with 2 processes"):
-        run_federation(federation.grid, federation.state, CPU, Processes("cpu", 2))
+        run_federation(federation.grid, federation.state, Processes("cpu", 2))
     status = federation.state.status()
     assert status.phase is Phase.FAILED
     assert "training with 2 processes" in status.message
@@ -170,7 +171,7 @@ def test_images_train_the_same_model_as_one_party_would(
 ) -> None:
     """To the bit: on the CPU and on one thread the same steps give the same numbers."""
     federation = make_federation(exchange="images", training={"rounds": 3, "seed": 3, **options})
-    run_federation(federation.grid, federation.state, CPU, Processes(placement=DataPlacement(asked)))
+    run_federation(federation.grid, federation.state, Processes("cpu", placement=DataPlacement(asked)))
     (placed,) = [line for line in audit(federation.state) if line["event"] == "images placed"]
     # 29 images to train on and 11 held out, with their labels.
     assert (placed["asked"], placed["placement"], placed["size_bytes"]) == (asked, chosen, 40 * (8 * 8 * 3 + 8))
@@ -184,9 +185,9 @@ def test_images_train_the_same_model_as_one_party_would(
 
 def test_in_updates_no_image_reaches_the_coordinator(make_federation: MakeFederation) -> None:
     federation = make_federation(exchange="updates")
-    run_federation(federation.grid, federation.state, CPU)
+    run_federation(federation.grid, federation.state, Processes("cpu"))
     assert not (federation.state.folder / "store").exists()
-    assert {kind for _, kind in federation.grid.asked} == {wire.TRAIN, wire.EVALUATE, wire.FINISH}
+    assert {kind for _, kind in federation.grid.asked} == {TRAIN, EVALUATE, FINISH}
 
 
 @pytest.mark.parametrize(
@@ -210,7 +211,7 @@ def test_a_crash_right_after_a_checkpoint_loses_nothing(
     """Going on equals an undisturbed run; the last round's accuracy must not be that of the round before."""
     training = {"rounds": 3, **options}
     whole = make_federation(name="whole", exchange=exchange, training=training)
-    run_federation(whole.grid, whole.state, CPU)
+    run_federation(whole.grid, whole.state, Processes("cpu"))
     federation = make_federation(name="crashed", exchange=exchange, training=training)
 
     class KilledError(BaseException):
@@ -230,8 +231,8 @@ def test_a_crash_right_after_a_checkpoint_loses_nothing(
     with monkeypatch.context() as broken:
         broken.setattr(home, "save_checkpoint", save_and_die)
         with pytest.raises(KilledError):
-            run_federation(federation.grid, federation.state, CPU)
-    run_federation(federation.grid, federation.state, CPU)
+            run_federation(federation.grid, federation.state, Processes("cpu"))
+    run_federation(federation.grid, federation.state, Processes("cpu"))
     mine, theirs = federation.state.status(), whole.state.status()
     assert mine.phase is Phase.FINISHED
     assert [(one.round, one.accuracy, one.train_loss) for one in mine.rounds] == [
@@ -248,7 +249,7 @@ def test_a_stop_request_ends_it_and_the_owners_are_told(
     make_federation: MakeFederation, audit: Audit, exchange: str
 ) -> None:
     federation = make_federation(exchange=exchange, training={"rounds": 50})
-    kind = wire.TRAIN if exchange == "updates" else wire.SHARD
+    kind = TRAIN if exchange == "updates" else SHARD
 
     def stop_at_fourth(_owner: str, question: Message, answer: Message) -> Message:
         if [one for _, one in federation.grid.asked].count(kind) == 4:
@@ -256,7 +257,7 @@ def test_a_stop_request_ends_it_and_the_owners_are_told(
         return answer
 
     federation.faults.mutate = stop_at_fourth
-    run_federation(federation.grid, federation.state, CPU)
+    run_federation(federation.grid, federation.state, Processes("cpu"))
     status = federation.state.status()
     assert status.phase is Phase.STOPPED
     assert "asked to stop" in status.message
@@ -273,16 +274,16 @@ def test_a_stop_request_ends_the_wait_for_owners(make_federation: MakeFederation
     federation.faults.offline.add("bert")
     timer = threading.Timer(0.2, federation.state.stop_request.touch)
     timer.start()
-    run_federation(federation.grid, federation.state, CPU)
+    run_federation(federation.grid, federation.state, Processes("cpu"))
     assert federation.state.status().phase is Phase.STOPPED
     assert federation.apps["anna"].farewell is not None
 
 
 def test_a_federation_below_its_quorum_fails_and_the_owners_are_told(make_federation: MakeFederation) -> None:
     federation = make_federation(deadline_s=0.2, quorum=2)
-    federation.faults.drop = lambda owner, question: owner == "bert" and question.metadata.message_type == wire.TRAIN
+    federation.faults.drop = lambda owner, question: owner == "bert" and question.metadata.message_type == TRAIN
     with pytest.raises(FederationError, match="3 attempts in a row"):
-        run_federation(federation.grid, federation.state, CPU)
+        run_federation(federation.grid, federation.state, Processes("cpu"))
     status = federation.state.status()
     assert status.phase is Phase.FAILED
     assert "3 attempts in a row" in status.message
@@ -297,9 +298,9 @@ def test_an_internal_error_fails_it_without_telling_details(
     def explode(*_arguments: Any) -> None:
         raise ZeroDivisionError("/home/somebody/secret")
 
-    monkeypatch.setattr(server_app, "write_model", explode)
+    monkeypatch.setattr(training_run, "write_model", explode)
     with pytest.raises(ZeroDivisionError):
-        run_federation(federation.grid, federation.state, CPU)
+        run_federation(federation.grid, federation.state, Processes("cpu"))
     status = federation.state.status()
     assert status.phase is Phase.FAILED
     assert "ZeroDivisionError" in status.message
@@ -319,14 +320,14 @@ def test_the_status_is_written_even_where_nobody_can_be_told(
 
     federation.grid.get_node_ids = explode
     with pytest.raises(ConnectionError):
-        run_federation(federation.grid, federation.state, CPU)
+        run_federation(federation.grid, federation.state, Processes("cpu"))
     assert federation.state.status().phase is Phase.FAILED
 
 
 def test_an_owner_that_does_not_hear_the_end_is_on_record(make_federation: MakeFederation, audit: Audit) -> None:
     federation = make_federation()
-    federation.faults.drop = lambda owner, question: owner == "bert" and question.metadata.message_type == wire.FINISH
-    run_federation(federation.grid, federation.state, CPU)
+    federation.faults.drop = lambda owner, question: owner == "bert" and question.metadata.message_type == FINISH
+    run_federation(federation.grid, federation.state, Processes("cpu"))
     assert federation.state.status().phase is Phase.FINISHED
     assert federation.apps["anna"].card is not None
     assert [line["owner"] for line in audit(federation.state) if line["event"] == "did not hear the end"] == ["bert"]
@@ -337,11 +338,9 @@ def test_an_owner_left_out_of_the_intake_is_on_no_card_but_is_told(
 ) -> None:
     federation = make_federation(exchange="images", quorum=1)
     federation.faults.mutate = lambda owner, question, answer: (
-        Message(nonsense, reply_to=question)
-        if owner == "bert" and question.metadata.message_type == wire.SHARD
-        else answer
+        Message(nonsense, reply_to=question) if owner == "bert" and question.metadata.message_type == SHARD else answer
     )
-    run_federation(federation.grid, federation.state, CPU)
+    run_federation(federation.grid, federation.state, Processes("cpu"))
     card = load_model(federation.state.model, CPU).card
     assert [(one.name, one.train_images) for one in card.owners] == [("anna", 19)]
     assert card.held_out_images == 6
@@ -367,7 +366,7 @@ def test_the_card_counts_an_image_once(make_federation: MakeFederation) -> None:
         repeated.images.fingerprint,
     )
     federation.prepared["bert"].store.write(Split.HELD_OUT, 0, Shard(once, repeated.labels))
-    run_federation(federation.grid, federation.state, CPU)
+    run_federation(federation.grid, federation.state, Processes("cpu"))
     card = load_model(federation.state.model, CPU).card
     assert [(one.name, one.train_images, one.held_out_images) for one in card.owners] == [
         ("anna", 12, 6),
@@ -378,7 +377,7 @@ def test_the_card_counts_an_image_once(make_federation: MakeFederation) -> None:
 def test_no_image_to_train_on_is_a_failure(make_federation: MakeFederation) -> None:
     federation = make_federation({"anna": ((), (4,))}, exchange="images", enrolled={"anna": {"train_images": 1}})
     with pytest.raises(FederationError, match="lists 0 shards of split train"):
-        run_federation(federation.grid, federation.state, CPU)
+        run_federation(federation.grid, federation.state, Processes("cpu"))
     assert federation.state.status().phase is Phase.FAILED
 
 
@@ -399,7 +398,7 @@ def test_questions_of_an_owner_that_reports_errors_do_not_end_the_run(
     federation.faults.mutate = lambda owner, question, answer: (
         Message(Error(2, "x" * 10_000), reply_to=question) if owner == "bert" else answer
     )
-    run_federation(federation.grid, federation.state, CPU)
+    run_federation(federation.grid, federation.state, Processes("cpu"))
     assert federation.state.status().phase is Phase.FINISHED
     # What a peer writes is not repeated without end.
     assert all(len(line.get("reason") or "") < 600 for line in audit(federation.state))

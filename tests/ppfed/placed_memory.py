@@ -9,9 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ppfed.data_placement import DataPlacement, place_images
+from ppfed.data_placement import place_images
 from ppfed.store import ShardStore
 from ppfed.training import ImageTensors, Trainer, TrainingConfig, evaluate
+from ppfed.training_settings import DataPlacement
 
 CPU = torch.device("cpu")
 SHAPE = (64, 64, 3)

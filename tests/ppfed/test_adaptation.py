@@ -8,18 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ppfed.adaptation import (
-    AdaptationKind,
-    BlockWise,
-    InputFeatures,
-    PositionMixing,
-    adaptation_network,
-    best_features,
-)
+from ppfed.adaptation import BlockWise, PositionMixing, adaptation_network, features_of
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope, cipher_names
 from ppfed.images.types import PlainImages
 from ppfed.keys.master import MasterKey
+from ppfed.network_config import AdaptationKind, InputFeatures, best_features
 
 PIXEL, BLOCK, BLOCK_WISE = AdaptationKind.PIXEL, AdaptationKind.BLOCK, AdaptationKind.BLOCK_WISE
 
@@ -39,22 +33,23 @@ def test_a_fold_cannot_tell_a_value_from_its_negative(seed: int, channels: int) 
     flips = random_images(2, 6, channels, seed + 1) > 127
     masked = torch.where(flips, 255 - images, images)
     for features in (InputFeatures.FOLD, InputFeatures.SORTED_FOLD):
-        assert torch.equal(features.of(images), features.of(masked))
+        assert torch.equal(features_of(images, features), features_of(masked, features))
     if bool(flips.any()):
-        assert not torch.equal(InputFeatures.VALUES.of(images), InputFeatures.VALUES.of(masked))
+        assert not torch.equal(features_of(images, InputFeatures.VALUES), features_of(masked, InputFeatures.VALUES))
 
 
 @given(st.integers(0, 2**31), st.permutations(range(3)))
 def test_a_sorted_fold_cannot_tell_the_order_of_colours(seed: int, order: list[int]) -> None:
     images = random_images(2, 6, 3, seed)
-    assert torch.equal(InputFeatures.SORTED_FOLD.of(images), InputFeatures.SORTED_FOLD.of(images[..., order]))
+    expected = features_of(images, InputFeatures.SORTED_FOLD)
+    assert torch.equal(features_of(images[..., order], InputFeatures.SORTED_FOLD), expected)
 
 
 @given(st.integers(0, 2**31))
 def test_a_sorted_fold_is_the_fold_in_order(seed: int) -> None:
     images = random_images(2, 5, 3, seed)
-    expected = InputFeatures.FOLD.of(images).sort(dim=1).values
-    assert torch.equal(InputFeatures.SORTED_FOLD.of(images), expected)
+    expected = features_of(images, InputFeatures.FOLD).sort(dim=1).values
+    assert torch.equal(features_of(images, InputFeatures.SORTED_FOLD), expected)
 
 
 TWICE = (InputFeatures.FOLD_TWICE, InputFeatures.SORTED_FOLD_TWICE)
@@ -68,24 +63,25 @@ def test_a_fold_twice_is_the_same_for_all_four_masks_and_for_nothing_else(featur
     expected = distance.float() / 31.5 - 1.0
     for mask in (0x00, 0xFF, 0x80, 0x7F):
         # Whole numbers and halves up to 255, then one and the same division: equal to the bit.
-        assert torch.equal(features.of((values ^ mask).view(1, 16, 16, 1)).flatten(), expected)
+        assert torch.equal(features_of((values ^ mask).view(1, 16, 16, 1), features).flatten(), expected)
     assert [int((distance == one).sum()) for one in range(64)] == [4] * 64
 
 
 @given(st.integers(0, 2**31), st.permutations(range(3)))
 def test_a_sorted_fold_twice_cannot_tell_the_order_of_colours(seed: int, order: list[int]) -> None:
     images = random_images(2, 6, 3, seed)
-    sorted_twice, twice = InputFeatures.SORTED_FOLD_TWICE.of(images), InputFeatures.FOLD_TWICE.of(images)
-    assert torch.equal(sorted_twice, InputFeatures.SORTED_FOLD_TWICE.of(images[..., order]))
+    sorted_twice = features_of(images, InputFeatures.SORTED_FOLD_TWICE)
+    twice = features_of(images, InputFeatures.FOLD_TWICE)
+    assert torch.equal(sorted_twice, features_of(images[..., order], InputFeatures.SORTED_FOLD_TWICE))
     assert torch.equal(sorted_twice, twice.sort(dim=1).values)
     if order != [0, 1, 2]:
-        assert not torch.equal(twice, InputFeatures.FOLD_TWICE.of(images[..., order]))
+        assert not torch.equal(twice, features_of(images[..., order], InputFeatures.FOLD_TWICE))
 
 
 def test_a_fold_twice_has_a_gradient() -> None:
     """Attacks search for images by gradient descent through the features."""
     values = torch.tensor([10.0, 100.0, 140.0, 250.0]).reshape(1, 2, 2, 1).requires_grad_()
-    InputFeatures.FOLD_TWICE.of(values).sum().backward()
+    features_of(values, InputFeatures.FOLD_TWICE).sum().backward()
     # Towards 64 and 192 it rises, by 1 / 31.5 for each grey level.
     torch.testing.assert_close(values.grad.flatten() * 31.5, torch.tensor([1.0, -1.0, 1.0, -1.0]))
 
@@ -101,8 +97,8 @@ def test_the_features_of_a_cipher_with_fresh_masks_do_not_see_the_key(name: str,
     for key in (bytes(32), bytes(range(32))):
         encrypted = make_cipher(spec, MasterKey(key)).encrypt(PlainImages(images.numpy())).pixels
         assert not torch.equal(torch.from_numpy(encrypted), images)
-        shown.append(best_features(spec).of(torch.from_numpy(encrypted)))
-    assert torch.equal(shown[0], best_features(spec).of(images))
+        shown.append(features_of(torch.from_numpy(encrypted), best_features(spec)))
+    assert torch.equal(shown[0], features_of(images, best_features(spec)))
     assert torch.equal(shown[0], shown[1])
 
 
@@ -125,7 +121,7 @@ def test_the_features_of_a_cipher_show_no_less_than_it_leaves() -> None:
 @pytest.mark.parametrize("features", InputFeatures)
 def test_features_fill_the_same_range_and_layout(features: InputFeatures) -> None:
     every = torch.arange(256, dtype=torch.uint8).reshape(1, 16, 16, 1).expand(1, 16, 16, 3).contiguous()
-    found = features.of(every)
+    found = features_of(every, features)
     assert found.shape == (1, 3, 16, 16)
     assert found.dtype == torch.float32
     assert found.is_contiguous(memory_format=torch.channels_last)

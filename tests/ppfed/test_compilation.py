@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from ppfed.adaptation import AdaptationKind, InputFeatures
-from ppfed.compilation import compile_network, compiler_cache, require_compiler
+from ppfed.adaptation import features_of
+from ppfed.compilation import compile_network, compiler_cache
 from ppfed.errors import UsageError
-from ppfed.network import Backbone, NetworkConfig, build_network
+from ppfed.network import build_network
+from ppfed.network_config import AdaptationKind, Backbone, InputFeatures, NetworkConfig
 from ppfed.network_state import network_state
 from ppfed.ranks import Ranks
-from ppfed.services import child_environment
 from ppfed.training import ImageTensors, Trainer, TrainingConfig, evaluate
 
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ class Tiny(nn.Module):
         self.fc = nn.Linear(8, 2)
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = self.relu(self.bn(self.conv(InputFeatures.SORTED_FOLD.of(images))))
+        maps = self.relu(self.bn(self.conv(features_of(images, InputFeatures.SORTED_FOLD))))
         logits: Tensor = self.fc(maps.mean((2, 3)))
         return logits
 
@@ -160,14 +160,6 @@ def test_nothing_is_compiled_where_others_write(tmp_path: Path, monkeypatch: pyt
         monkeypatch.setattr(tempfile, "tempdir", str(temporary))
         with pytest.raises(UsageError, match=r"could write to .*shared"):
             Trainer(tiny(), CONFIG, CPU, compiled=True)
-
-
-def test_a_machine_without_a_compiler_is_told_so(tmp_path: Path) -> None:
-    environment = child_environment({"CXX": "no-such-compiler"})
-    with pytest.raises(UsageError, match=r"does not work here on cpu: .*no-such-compiler") as failure:
-        require_compiler(CPU, tmp_path / "compiled", environment)
-    assert "\n" not in failure.value.message
-    assert "g++" in failure.value.hint
 
 
 def test_several_processes_are_refused() -> None:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ppfed.augment import NO_AUGMENTATION
 from ppfed.convmixer import ConvMixer
-from ppfed.network import Backbone, NetworkConfig, ResNet18, build_network
+from ppfed.network import ResNet18, build_network
+from ppfed.network_config import Backbone, NetworkConfig
 from ppfed.training import ImageTensors, Trainer, TrainingConfig, evaluate
 
 CPU = torch.device("cpu")
@@ -228,7 +229,8 @@ def test_it_trains_on_several_threads() -> None:
     """PyTorch's backward passes of strided convolutions of few channels have died here: see ``Shortcut``."""
     script = """
 import torch
-from ppfed.network import Backbone, NetworkConfig, build_network
+from ppfed.network import build_network
+from ppfed.network_config import Backbone, NetworkConfig
 torch.set_num_threads(2)
 for adaptation in ((), (8, 12)):
     config = NetworkConfig(3, 16, 16, 3, adaptation, base_maps=1, backbone=Backbone.CONVMIXER)

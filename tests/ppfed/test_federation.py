@@ -15,6 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from ppfed.augment import Augmentation
 from ppfed.errors import InviteError
 from ppfed.federation import (
     MAX_INVITE_BYTES,
@@ -22,13 +23,12 @@ from ppfed.federation import (
     Exchange,
     FederationSettings,
     Invite,
-    count_weights,
     describe_invalid,
     new_token,
     parse_classes,
 )
-from ppfed.network import Backbone, NetworkConfig, build_network
-from ppfed.network_state import network_state
+from ppfed.network_config import Backbone, count_weights
+from ppfed.training import TrainingConfig
 
 MakeSettings = Callable[..., FederationSettings]
 
@@ -196,12 +196,12 @@ def test_settings_reach_network_and_training(make_settings: MakeSettings) -> Non
             "backbone": "convmixer",
         }
     )
-    network, training = agreed.network_config(), agreed.training_config(seed_offset=7)
+    network, training = agreed.network_config(), TrainingConfig.of(agreed.training, seed_offset=7)
     assert (network.classes, network.height, network.width, network.channels) == (2, 8, 8, 3)
     assert (network.adaptation, network.base_maps, network.backbone) == ((2, 2), 2, Backbone.CONVMIXER)
     assert (training.epochs, training.batch_size, training.learning_rate) == (6, 8, 0.05)
     assert training.seed == 12
-    assert training.augmentation == agreed.augmentation()
+    assert training.augmentation == Augmentation.of(agreed.training)
 
 
 # Classes.
@@ -349,22 +349,6 @@ def test_tokens_differ() -> None:
 
 
 # Size of the network.
-
-
-@settings(deadline=None, max_examples=25)
-@given(
-    classes=st.integers(2, 50),
-    side=st.sampled_from([8, 92, 96]),
-    channels=st.sampled_from([1, 3]),
-    adaptation=st.lists(st.integers(1, 9), max_size=3).map(tuple),
-    base_maps=st.integers(1, 6),
-    backbone=st.sampled_from(Backbone),
-)
-def test_weights_are_counted_as_they_are_built(
-    classes: int, side: int, channels: int, adaptation: tuple[int, ...], base_maps: int, backbone: Backbone
-) -> None:
-    config = NetworkConfig(classes, side, side, channels, adaptation, base_maps, backbone=backbone)
-    assert count_weights(config) == sum(tensor.numel() for tensor in network_state(build_network(config, 0)).values())
 
 
 def test_wide_networks_are_allowed(make_settings: MakeSettings) -> None:

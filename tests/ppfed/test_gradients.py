@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from ppfed.adaptation import features_of
 from ppfed.augment import NO_AUGMENTATION
 from ppfed.gradients import (
-    BatchNormMode,
     Moments,
     PartialGradient,
     Turns,
@@ -28,9 +28,11 @@ from ppfed.gradients import (
     steps_of_pass,
     values_per_image,
 )
-from ppfed.network import Backbone, NetworkConfig, build_network
+from ppfed.network import build_network
+from ppfed.network_config import Backbone, NetworkConfig
 from ppfed.network_state import network_state
-from ppfed.training import ImageTensors, Schedule, Trainer, TrainingConfig
+from ppfed.training import ImageTensors, Trainer, TrainingConfig
+from ppfed.training_settings import BatchNormMode, Schedule
 
 CPU = torch.device("cpu")
 SHAPE = (8, 8, 3)
@@ -199,7 +201,7 @@ class DoubleClassifier(nn.Module):
         self.classifier = build_network(config, 0).double()
 
     def forward(self, images: Tensor) -> Tensor:
-        maps = self.classifier.config.features.of(images).double()
+        maps = features_of(images, self.classifier.config.features).double()
         logits: Tensor = self.classifier.backbone(self.classifier.adaptation(maps))
         return logits
 

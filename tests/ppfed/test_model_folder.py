@@ -36,7 +36,8 @@ from ppfed.model_folder import (
     load_model,
     write_model,
 )
-from ppfed.network import Backbone, ImageClassifier, NetworkConfig, build_network
+from ppfed.network import ImageClassifier, build_network
+from ppfed.network_config import Backbone, NetworkConfig
 from ppfed.network_state import network_state
 from ppfed.training_curve import CurvePoint
 

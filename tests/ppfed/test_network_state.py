@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ppfed.errors import ModelError
-from ppfed.network import NetworkConfig, build_network
+from ppfed.network import build_network
+from ppfed.network_config import NetworkConfig
 from ppfed.network_state import load_network_state, network_state
 from ppfed.training import predict_logits
 

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from ppfed.augment import Augmentation
 from ppfed.errors import DataError
-from ppfed.network import NetworkConfig, build_network
+from ppfed.network import build_network
+from ppfed.network_config import NetworkConfig
 from ppfed.ranks import ALONE, Ranks
 from ppfed.training import ImageTensors, Trainer, TrainingConfig
 from ppfed.whole_batch_norm import WholeBatchNorm2d, normalise_whole_batches

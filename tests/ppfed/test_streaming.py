@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from ppfed import store as store_module
 from ppfed.errors import DataError
 from ppfed.images.source import Split
-from ppfed.network import NetworkConfig, build_network
+from ppfed.network import build_network
+from ppfed.network_config import NetworkConfig
 from ppfed.ranks import ALONE, Ranks
 from ppfed.services import flower_environment
 from ppfed.store import PixelFile, Shard, ShardStore, locate_pixels, read_shard

@@ -21,18 +21,11 @@ from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import DataError, UsageError
 from ppfed.images.types import Int64Array, PlainImages, UInt8Array
 from ppfed.keys.master import KEY_BYTES, MasterKey
-from ppfed.network import NetworkConfig, build_network
+from ppfed.network import build_network
+from ppfed.network_config import NetworkConfig
 from ppfed.network_state import load_network_state, network_state
-from ppfed.training import (
-    ImageTensors,
-    Schedule,
-    Trainer,
-    TrainingConfig,
-    epoch_generator,
-    evaluate,
-    pick_device,
-    predict_logits,
-)
+from ppfed.training import ImageTensors, Trainer, TrainingConfig, epoch_generator, evaluate, pick_device, predict_logits
+from ppfed.training_settings import Schedule
 
 CPU = torch.device("cpu")
 NETWORK = NetworkConfig(classes=2, height=8, width=8, base_maps=4)

@@ -22,24 +22,58 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppfed import wire
 from ppfed.bfloat16 import from_bfloat16, to_bfloat16
 from ppfed.ciphers.spec import Scope
 from ppfed.errors import PeerDataError
-from ppfed.federation import FederationSettings, UpdateFormat
+from ppfed.federation import FederationSettings
 from ppfed.gradients import Moments, PartialGradient
 from ppfed.images.source import Split
 from ppfed.images.types import EncryptedImages, PlainImages
 from ppfed.keys.master import MasterKey
 from ppfed.store import SHARD_BYTES, Shard
 from ppfed.training import Evaluation
-from ppfed.wire import Farewell, Manifest, RoundOrder, RoundResult, ShardName
+from ppfed.training_settings import UpdateFormat
+from ppfed.wire import messages
+from ppfed.wire import shards as shard_messages
+from ppfed.wire import weights as weight_messages
+from ppfed.wire.messages import array_of, pack_request, values_bytes
+from ppfed.wire.shards import (
+    Manifest,
+    ShardName,
+    pack_manifest,
+    pack_shard,
+    pack_shard_request,
+    unpack_manifest,
+    unpack_shard,
+    unpack_shard_request,
+)
+from ppfed.wire.weights import (
+    Farewell,
+    GradientOrder,
+    RoundOrder,
+    RoundResult,
+    pack_evaluation,
+    pack_farewell,
+    pack_gradient,
+    pack_gradient_order,
+    pack_round_order,
+    pack_round_result,
+    pack_weights,
+    unpack_evaluation,
+    unpack_farewell,
+    unpack_gradient,
+    unpack_gradient_order,
+    unpack_round_order,
+    unpack_round_result,
+    unpack_weights,
+    within_range,
+)
 
 MakeShard = Callable[..., Shard]
 MakeSettings = Callable[..., FederationSettings]
 
 NAME = ShardName(Split.TRAIN, 3)
-WEIGHTS = {"stem.weight": torch.arange(6.0).reshape(2, 3), "stem.bias": torch.tensor(-1.5), "none": torch.zeros(0, 4)}
+STATE = {"stem.weight": torch.arange(6.0).reshape(2, 3), "stem.bias": torch.tensor(-1.5), "none": torch.zeros(0, 4)}
 MEASURED = {
     "stem.weight": torch.arange(6.0).reshape(2, 3),
     "norm.running_mean": torch.zeros(2),
@@ -91,7 +125,7 @@ evaluations = st.integers(0, 50).flatmap(
 @given(shards=st.tuples(*[st.lists(st.integers(0, 2**32 - 1), max_size=2)] * 2))
 def test_a_manifest_round_trips(make_settings: MakeSettings, shards: tuple[list[int], list[int]]) -> None:
     manifest = Manifest({split: tuple(listed) for split, listed in zip(Split, shards, strict=True)})
-    arrived = wire.unpack_manifest(travel(wire.pack_manifest(manifest)), make_settings(), rows=20)
+    arrived = unpack_manifest(travel(pack_manifest(manifest)), make_settings(), rows=20)
     assert arrived == manifest
     assert len(arrived.names()) == sum(map(len, shards))
     assert all(name.index < len(manifest.checksums[name.split]) for name in arrived.names())
@@ -100,7 +134,7 @@ def test_a_manifest_round_trips(make_settings: MakeSettings, shards: tuple[list[
 @given(split=st.sampled_from(Split), index=st.integers(0, 999_999))
 def test_a_shard_request_round_trips(split: Split, index: int) -> None:
     name = ShardName(split, index)
-    assert wire.unpack_shard_request(travel(wire.pack_shard_request(name))) == name
+    assert unpack_shard_request(travel(pack_shard_request(name))) == name
 
 
 @settings(max_examples=20, deadline=None)
@@ -117,9 +151,7 @@ def test_a_shard_round_trips(
     agreed = make_settings(
         height=shape[0], width=shape[1], channels=shape[2], cipher={"scope": scope, "colour_shuffle": shuffle}
     )
-    arrived = wire.unpack_shard(
-        travel(wire.pack_shard(NAME, shard)), NAME, agreed, shard.images.fingerprint, shard.checksum()
-    )
+    arrived = unpack_shard(travel(pack_shard(NAME, shard)), NAME, agreed, shard.images.fingerprint, shard.checksum())
     assert np.array_equal(arrived.images.pixels, shard.images.pixels)
     assert np.array_equal(arrived.images.ids, shard.images.ids)
     assert np.array_equal(arrived.labels, shard.labels)
@@ -129,8 +161,8 @@ def test_a_shard_round_trips(
 @settings(max_examples=30, deadline=None)
 @given(number=st.integers(1, 11), sent=weights)
 def test_a_round_order_round_trips(number: int, sent: dict[str, torch.Tensor]) -> None:
-    content = travel(wire.pack_round_order(RoundOrder(number, sent)))
-    arrived = wire.unpack_round_order(content, 10, layout_of(sent))
+    content = travel(pack_round_order(RoundOrder(number, sent)))
+    arrived = unpack_round_order(content, 10, layout_of(sent))
     assert arrived.round == number
     assert_same_weights(arrived.weights, sent)
 
@@ -139,8 +171,8 @@ def test_a_round_order_round_trips(number: int, sent: dict[str, torch.Tensor]) -
 @given(number=st.integers(1, 10), steps=st.integers(1, 10**6), sent=weights, data=st.data())
 def test_a_gradient_order_round_trips(number: int, steps: int, sent: dict[str, torch.Tensor], data: Any) -> None:
     step = data.draw(st.integers(0, steps - 1))
-    content = travel(wire.pack_gradient_order(wire.GradientOrder(number, step, steps, sent)))
-    arrived = wire.unpack_gradient_order(content, 10, layout_of(sent))
+    content = travel(pack_gradient_order(GradientOrder(number, step, steps, sent)))
+    arrived = unpack_gradient_order(content, 10, layout_of(sent))
     assert (arrived.round, arrived.step, arrived.steps) == (number, step, steps)
     assert_same_weights(arrived.weights, sent)
 
@@ -157,7 +189,7 @@ def test_a_gradient_round_trips(parameters: int, channels: int, images: int, los
     generator = torch.Generator().manual_seed(seed)
     moments = Moments(torch.randn(channels, generator=generator), torch.rand(channels, generator=generator))
     sent = PartialGradient(torch.randn(parameters, generator=generator), moments, images, loss)
-    arrived = wire.unpack_gradient(travel(wire.pack_gradient(sent)), images, parameters, channels)
+    arrived = unpack_gradient(travel(pack_gradient(sent)), images, parameters, channels)
     assert torch.equal(arrived.gradient, sent.gradient)
     assert torch.equal(arrived.moments.mean, moments.mean.double())
     assert torch.equal(arrived.moments.variance, moments.variance.double())
@@ -169,8 +201,8 @@ def test_a_gradient_round_trips(parameters: int, channels: int, images: int, los
 def test_a_round_result_round_trips(
     sent: dict[str, torch.Tensor], images: int, loss: float, evaluation: Evaluation
 ) -> None:
-    content = travel(wire.pack_round_result(RoundResult(sent, images, loss, evaluation)))
-    arrived = wire.unpack_round_result(content, images, evaluation.count, layout_of(sent))
+    content = travel(pack_round_result(RoundResult(sent, images, loss, evaluation)))
+    arrived = unpack_round_result(content, images, evaluation.count, layout_of(sent))
     assert (arrived.images, arrived.train_loss) == (images, loss)
     assert_same_weights(arrived.weights, sent)
     assert repr(arrived.evaluation) == repr(evaluation)  # nan is not equal to itself
@@ -190,8 +222,8 @@ def test_a_change_round_trips_rounded_and_statistics_exactly(
     layout = {f"layer{number}.{kind}": (size,) for number, (kind, size) in enumerate(kinds)}
     base, sent = ({name: torch.randn(shape, generator=generator) for name, shape in layout.items()} for _ in "ab")
     result = RoundResult(sent, images, loss, Evaluation(1, 2, 0.5))
-    content = travel(wire.pack_round_result(result, base))
-    arrived = wire.unpack_round_result(content, images, 2, layout, base)
+    content = travel(pack_round_result(result, base))
+    arrived = unpack_round_result(content, images, 2, layout, base)
     assert (arrived.images, arrived.train_loss) == (images, loss)
     expected = {
         name: sent[name] if "running" in name else base[name] + from_bfloat16(to_bfloat16(sent[name] - base[name]))
@@ -202,7 +234,7 @@ def test_a_change_round_trips_rounded_and_statistics_exactly(
         # Eight significant bits of the change, and the last places of sums of values below 10.
         assert ((tensor - sent[name]).abs() <= (sent[name] - base[name]).abs() / 256 + 1e-6).all()
     measured = sum(size for kind, size in kinds if "running" in kind)
-    assert wire.values_bytes(content) == 2 * sum(size for _, size in kinds) + 2 * measured
+    assert values_bytes(content) == 2 * sum(size for _, size in kinds) + 2 * measured
 
 
 @settings(max_examples=30, deadline=None)
@@ -210,31 +242,31 @@ def test_a_change_round_trips_rounded_and_statistics_exactly(
 def test_a_gradient_in_bfloat16_round_trips_rounded(values: list[float]) -> None:
     moments = Moments(torch.tensor([0.1]), torch.tensor([0.3]))
     sent = PartialGradient(torch.tensor(values).clamp(-9e3, 9e3), moments, 3, 0.5)
-    content = travel(wire.pack_gradient(sent, UpdateFormat.BFLOAT16))
-    arrived = wire.unpack_gradient(content, 3, len(values), 1, UpdateFormat.BFLOAT16)
+    content = travel(pack_gradient(sent, UpdateFormat.BFLOAT16))
+    arrived = unpack_gradient(content, 3, len(values), 1, UpdateFormat.BFLOAT16)
     assert torch.equal(arrived.gradient, sent.gradient.to(torch.bfloat16).float())
     assert torch.equal(arrived.moments.mean, moments.mean.double())
     assert torch.equal(arrived.moments.variance, moments.variance.double())
-    assert wire.values_bytes(content) == 2 * len(values) + 8
+    assert values_bytes(content) == 2 * len(values) + 8
 
 
 @given(evaluation=evaluations)
 def test_an_evaluation_round_trips(evaluation: Evaluation) -> None:
-    arrived = wire.unpack_evaluation(travel(wire.pack_evaluation(evaluation)), evaluation.count)
+    arrived = unpack_evaluation(travel(pack_evaluation(evaluation)), evaluation.count)
     assert repr(arrived) == repr(evaluation)
 
 
 @settings(max_examples=30, deadline=None)
 @given(completed=st.booleans(), message=st.text(max_size=1000), card=st.text(max_size=50), sent=weights)
 def test_a_farewell_round_trips(completed: bool, message: str, card: str, sent: dict[str, torch.Tensor]) -> None:
-    content = travel(wire.pack_farewell(Farewell(completed, message, card, sent, card[::-1])))
-    arrived = wire.unpack_farewell(content, layout_of(sent))
+    content = travel(pack_farewell(Farewell(completed, message, card, sent, card[::-1])))
+    arrived = unpack_farewell(content, layout_of(sent))
     assert (arrived.completed, arrived.message, arrived.card, arrived.curve) == (completed, message, card, card[::-1])
     assert_same_weights(arrived.weights, sent if completed else {})
 
 
 def test_a_request_travels_empty() -> None:
-    content = travel(wire.pack_request())
+    content = travel(pack_request())
     assert not content.array_records
     assert not content.metric_records
 
@@ -248,14 +280,14 @@ def test_plain_images_cannot_be_packed(make_shard: MakeShard) -> None:
     # Round the check in Shard itself, as a later mistake might.
     object.__setattr__(shard, "images", plain)
     with pytest.raises(TypeError, match="only encrypted images are sent"):
-        wire.pack_shard(NAME, shard)
+        pack_shard(NAME, shard)
 
 
 # Shards that are not what they should be.
 
 
 def packed(shard: Shard) -> tuple[dict[str, Array], dict[str, Any]]:
-    content = wire.pack_shard(NAME, shard)
+    content = pack_shard(NAME, shard)
     return dict(content.array_records["arrays"]), dict(content.config_records["config"])
 
 
@@ -290,7 +322,7 @@ def test_a_shard_with_another_setting_is_refused(
     if value is None:
         del config[key]
     with pytest.raises(PeerDataError, match=f"{key} is not the agreed one"):
-        wire.unpack_shard(
+        unpack_shard(
             travel(as_content(arrays, config)), NAME, make_settings(), shard.images.fingerprint, shard.checksum()
         )
 
@@ -349,14 +381,14 @@ def test_an_array_that_cannot_be_read_is_refused(
     arrays, config = packed(shard)
     arrays[key] = array
     with pytest.raises(PeerDataError, match="an array"):
-        wire.unpack_shard(as_content(arrays, config), NAME, make_settings(), shard.images.fingerprint, shard.checksum())
+        unpack_shard(as_content(arrays, config), NAME, make_settings(), shard.images.fingerprint, shard.checksum())
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("array", UNREADABLE.values(), ids=UNREADABLE.keys())
 def test_weights_that_cannot_be_read_are_refused(array: Array) -> None:
     with pytest.raises(PeerDataError):
-        wire.unpack_weights(RecordDict({"arrays": ArrayRecord({"weights": array})}), LAYOUT)
+        unpack_weights(RecordDict({"arrays": ArrayRecord({"weights": array})}), LAYOUT)
 
 
 def test_nothing_is_unpickled(make_settings: MakeSettings, make_shard: MakeShard, monkeypatch: Any) -> None:
@@ -367,9 +399,7 @@ def test_nothing_is_unpickled(make_settings: MakeSettings, make_shard: MakeShard
     for array in UNREADABLE.values():
         arrays["pixels"] = array
         with pytest.raises(PeerDataError):
-            wire.unpack_shard(
-                as_content(arrays, config), NAME, make_settings(), shard.images.fingerprint, shard.checksum()
-            )
+            unpack_shard(as_content(arrays, config), NAME, make_settings(), shard.images.fingerprint, shard.checksum())
 
 
 @pytest.mark.parametrize(
@@ -398,7 +428,7 @@ def test_a_shard_of_another_form_is_refused(
     arrays, config = packed(shard)
     arrays[key] = array
     with pytest.raises(PeerDataError, match=reason):
-        wire.unpack_shard(
+        unpack_shard(
             travel(as_content(arrays, config)), NAME, make_settings(), shard.images.fingerprint, shard.checksum()
         )
 
@@ -411,15 +441,13 @@ def test_a_change_on_the_way_is_found(make_settings: MakeSettings, make_shard: M
     values.reshape(-1)[-1] ^= 1
     arrays[part] = npy(values)
     with pytest.raises(PeerDataError, match="damaged on the way"):
-        wire.unpack_shard(as_content(arrays, config), NAME, make_settings(), shard.images.fingerprint, shard.checksum())
+        unpack_shard(as_content(arrays, config), NAME, make_settings(), shard.images.fingerprint, shard.checksum())
 
 
 def test_a_shard_of_another_key_is_refused(make_settings: MakeSettings, make_shard: MakeShard) -> None:
     other = make_shard(4, key=MasterKey(bytes(32)))
     with pytest.raises(PeerDataError, match="fingerprint is not the agreed one"):
-        wire.unpack_shard(
-            wire.pack_shard(NAME, other), NAME, make_settings(), make_shard(1).images.fingerprint, other.checksum()
-        )
+        unpack_shard(pack_shard(NAME, other), NAME, make_settings(), make_shard(1).images.fingerprint, other.checksum())
 
 
 @pytest.mark.parametrize(
@@ -437,35 +465,33 @@ def test_missing_and_extra_arrays_are_refused(
     arrays, config = packed(shard)
     change(arrays)
     with pytest.raises(PeerDataError, match="expected arrays"):
-        wire.unpack_shard(as_content(arrays, config), NAME, make_settings(), shard.images.fingerprint, shard.checksum())
+        unpack_shard(as_content(arrays, config), NAME, make_settings(), shard.images.fingerprint, shard.checksum())
 
 
 def test_a_shard_larger_than_any_is_refused_before_it_is_read(
     make_settings: MakeSettings, make_shard: MakeShard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "SHARD_BYTES", 100)
+    monkeypatch.setattr(shard_messages, "SHARD_BYTES", 100)
     monkeypatch.setattr(Array, "numpy", lambda _self: pytest.fail("read"))
     shard = make_shard(4)
     with pytest.raises(PeerDataError, match="too large"):
-        wire.unpack_shard(
-            wire.pack_shard(NAME, shard), NAME, make_settings(), shard.images.fingerprint, shard.checksum()
-        )
+        unpack_shard(pack_shard(NAME, shard), NAME, make_settings(), shard.images.fingerprint, shard.checksum())
     assert SHARD_BYTES > 100
 
 
 # Messages without what they should hold.
 
 UNPACKERS: dict[str, Callable[[RecordDict], object]] = {
-    "shard request": wire.unpack_shard_request,
-    "round order": lambda content: wire.unpack_round_order(content, 10, LAYOUT),
-    "gradient order": lambda content: wire.unpack_gradient_order(content, 10, LAYOUT),
-    "gradient": lambda content: wire.unpack_gradient(content, 5, 3, 2),
-    "round result": lambda content: wire.unpack_round_result(content, 5, 2, LAYOUT),
-    "round result as a change": lambda content: wire.unpack_round_result(content, 5, 2, MEASURED_LAYOUT, MEASURED),
-    "gradient in bfloat16": lambda content: wire.unpack_gradient(content, 5, 3, 2, UpdateFormat.BFLOAT16),
-    "evaluation": lambda content: wire.unpack_evaluation(content, 2),
-    "farewell": lambda content: wire.unpack_farewell(content, LAYOUT),
-    "weights": lambda content: wire.unpack_weights(content, LAYOUT),
+    "shard request": unpack_shard_request,
+    "round order": lambda content: unpack_round_order(content, 10, LAYOUT),
+    "gradient order": lambda content: unpack_gradient_order(content, 10, LAYOUT),
+    "gradient": lambda content: unpack_gradient(content, 5, 3, 2),
+    "round result": lambda content: unpack_round_result(content, 5, 2, LAYOUT),
+    "round result as a change": lambda content: unpack_round_result(content, 5, 2, MEASURED_LAYOUT, MEASURED),
+    "gradient in bfloat16": lambda content: unpack_gradient(content, 5, 3, 2, UpdateFormat.BFLOAT16),
+    "evaluation": lambda content: unpack_evaluation(content, 2),
+    "farewell": lambda content: unpack_farewell(content, LAYOUT),
+    "weights": lambda content: unpack_weights(content, LAYOUT),
 }
 
 
@@ -491,28 +517,28 @@ def test_missing_records_of_shards_and_manifests_are_refused(
     make_settings: MakeSettings, fingerprint: str, content: RecordDict
 ) -> None:
     with pytest.raises(PeerDataError):
-        wire.unpack_shard(content, NAME, make_settings(), fingerprint, 0)
+        unpack_shard(content, NAME, make_settings(), fingerprint, 0)
     with pytest.raises(PeerDataError):
-        wire.unpack_manifest(content, make_settings(), 10)
+        unpack_manifest(content, make_settings(), 10)
 
 
 @pytest.mark.parametrize("listed", ["crc", 5, [0.5], ["a"], [b"1"], b"bytes", 1.5])
 @pytest.mark.parametrize("split", Split)
 def test_a_malformed_manifest_is_refused(make_settings: MakeSettings, split: Split, listed: Any) -> None:
     with pytest.raises(PeerDataError, match="malformed"):
-        wire.unpack_manifest(RecordDict({"config": ConfigRecord({str(split): listed})}), make_settings(), 10)
+        unpack_manifest(RecordDict({"config": ConfigRecord({str(split): listed})}), make_settings(), 10)
 
 
 def test_a_manifest_lists_no_more_shards_than_the_images_fill(make_settings: MakeSettings) -> None:
     agreed = make_settings(height=1024, width=1024)  # 21 images fill a shard
     # Two splits, each with a last shard that is not full, and one to spare for each.
     for shards, rows, good in ((4, 0, True), (5, 0, False), (14, 210, True), (15, 210, False)):
-        content = wire.pack_manifest(Manifest({Split.TRAIN: (1,) * shards, Split.HELD_OUT: ()}))
+        content = pack_manifest(Manifest({Split.TRAIN: (1,) * shards, Split.HELD_OUT: ()}))
         if good:
-            assert len(wire.unpack_manifest(content, agreed, rows).names()) == shards
+            assert len(unpack_manifest(content, agreed, rows).names()) == shards
         else:
             with pytest.raises(PeerDataError, match="more shards"):
-                wire.unpack_manifest(content, agreed, rows)
+                unpack_manifest(content, agreed, rows)
 
 
 @pytest.mark.parametrize(
@@ -531,17 +557,17 @@ def test_a_manifest_lists_no_more_shards_than_the_images_fill(make_settings: Mak
 )
 def test_a_shard_that_cannot_exist_is_refused(config: dict[str, Any]) -> None:
     with pytest.raises(PeerDataError, match="cannot exist"):
-        wire.unpack_shard_request(RecordDict({"config": ConfigRecord(config)}))
+        unpack_shard_request(RecordDict({"config": ConfigRecord(config)}))
 
 
 @pytest.mark.parametrize("number", [0, -1, 12, 10**9, 1.0, "1", [1]])
 def test_a_round_that_was_not_agreed_is_refused(number: Any) -> None:
-    content = RecordDict({"arrays": wire.pack_weights(WEIGHTS), "config": ConfigRecord({"round": number})})
+    content = RecordDict({"arrays": pack_weights(STATE), "config": ConfigRecord({"round": number})})
     with pytest.raises(PeerDataError, match="a round that was not agreed"):
-        wire.unpack_round_order(content, 10, LAYOUT)
+        unpack_round_order(content, 10, LAYOUT)
 
 
-RESULT = RoundResult(WEIGHTS, 5, 0.5, Evaluation(1, 2, 0.25))
+RESULT = RoundResult(STATE, 5, 0.5, Evaluation(1, 2, 0.25))
 
 
 @pytest.mark.parametrize(
@@ -568,7 +594,7 @@ RESULT = RoundResult(WEIGHTS, 5, 0.5, Evaluation(1, 2, 0.25))
 )
 @pytest.mark.parametrize("missing", [False, True])
 def test_impossible_numbers_are_refused(metric: str, value: Any, missing: bool) -> None:
-    content = wire.pack_round_result(RESULT)
+    content = pack_round_result(RESULT)
     metrics = content.metric_records["metrics"]
     assert metric in metrics
     if missing:
@@ -576,11 +602,11 @@ def test_impossible_numbers_are_refused(metric: str, value: Any, missing: bool) 
     else:
         metrics[metric] = value
     with pytest.raises(PeerDataError):
-        wire.unpack_round_result(travel(content), 5, 2, LAYOUT)
+        unpack_round_result(travel(content), 5, 2, LAYOUT)
     if metric not in ("num-examples", "train-loss"):
         del content["arrays"]
         with pytest.raises(PeerDataError):
-            wire.unpack_evaluation(travel(content), 2)
+            unpack_evaluation(travel(content), 2)
 
 
 @pytest.mark.parametrize(
@@ -594,15 +620,15 @@ def test_impossible_numbers_are_refused(metric: str, value: Any, missing: bool) 
 )
 def test_records_that_flower_could_not_average_are_refused(change: Callable[[RecordDict], object]) -> None:
     """FedAvg raises where replies have different metrics: one owner's whim would end the run for all."""
-    content = wire.pack_round_result(RESULT)
+    content = pack_round_result(RESULT)
     change(content)
     with pytest.raises(PeerDataError):
-        wire.unpack_round_result(content, 5, 2, LAYOUT)
+        unpack_round_result(content, 5, 2, LAYOUT)
 
 
 def change_of(**arrays: Any) -> RecordDict:
     """Pack an update as a change, with other arrays than it should have; None leaves one out."""
-    content = wire.pack_round_result(RoundResult(MEASURED, 5, 0.5, Evaluation(1, 2, 0.25)), MEASURED)
+    content = pack_round_result(RoundResult(MEASURED, 5, 0.5, Evaluation(1, 2, 0.25)), MEASURED)
     packed = {name: array.numpy() for name, array in content.array_records["arrays"].items()} | arrays
     content["arrays"] = ArrayRecord({name: npy(one) for name, one in packed.items() if one is not None})
     return content
@@ -638,34 +664,34 @@ BAD_CHANGES: dict[str, tuple[dict[str, Any], str]] = {
 @pytest.mark.parametrize(("arrays", "reason"), BAD_CHANGES.values(), ids=BAD_CHANGES.keys())
 def test_a_change_other_than_the_agreed_is_refused(arrays: dict[str, Any], reason: str) -> None:
     with pytest.raises(PeerDataError, match=reason):
-        wire.unpack_round_result(travel(change_of(**arrays)), 5, 2, MEASURED_LAYOUT, MEASURED)
+        unpack_round_result(travel(change_of(**arrays)), 5, 2, MEASURED_LAYOUT, MEASURED)
 
 
 def test_the_change_that_bad_ones_start_from_is_accepted() -> None:
-    arrived = wire.unpack_round_result(travel(change_of()), 5, 2, MEASURED_LAYOUT, MEASURED)
+    arrived = unpack_round_result(travel(change_of()), 5, 2, MEASURED_LAYOUT, MEASURED)
     assert_same_weights(arrived.weights, MEASURED)
 
 
 def test_formats_that_were_not_agreed_are_refused_by_name() -> None:
     with pytest.raises(PeerDataError, match="in format bfloat16, and float32 was agreed"):
-        wire.unpack_round_result(travel(change_of()), 5, 2, MEASURED_LAYOUT)
+        unpack_round_result(travel(change_of()), 5, 2, MEASURED_LAYOUT)
     part = PartialGradient(torch.zeros(3), Moments(torch.zeros(2), torch.ones(2)), 5, 0.5)
     for sent, agreed, reason in (
         (UpdateFormat.FLOAT32, UpdateFormat.BFLOAT16, "are float32, not bfloat16"),
         (UpdateFormat.BFLOAT16, UpdateFormat.FLOAT32, "are uint16, not float32"),
     ):
         with pytest.raises(PeerDataError, match=reason):
-            wire.unpack_gradient(travel(wire.pack_gradient(part, sent)), 5, 3, 2, agreed)
+            unpack_gradient(travel(pack_gradient(part, sent)), 5, 3, 2, agreed)
 
 
 @settings(max_examples=100, deadline=None)
 @given(bits=st.lists(st.integers(0, 2**16 - 1), min_size=6, max_size=6))
 def test_a_change_of_any_bits_gives_bounded_weights_or_is_refused(bits: list[int]) -> None:
     try:
-        arrived = wire.unpack_round_result(change_of(change=np.array(bits, np.uint16)), 5, 2, MEASURED_LAYOUT, MEASURED)
+        arrived = unpack_round_result(change_of(change=np.array(bits, np.uint16)), 5, 2, MEASURED_LAYOUT, MEASURED)
     except PeerDataError:
         return
-    assert wire.within_range(arrived.weights)
+    assert within_range(arrived.weights)
 
 
 @pytest.mark.parametrize(
@@ -700,14 +726,14 @@ def test_weights_other_than_bounded_float32_are_refused(values: Any) -> None:
 def test_weights_of_another_size_are_refused(shape: tuple[int, ...]) -> None:
     record = ArrayRecord({"weights": npy(np.zeros(shape, np.float32))})
     with pytest.raises(PeerDataError, match="not fit the network"):
-        wire.unpack_weights(travel(RecordDict({"arrays": record})), LAYOUT)
+        unpack_weights(travel(RecordDict({"arrays": record})), LAYOUT)
 
 
 def test_weights_larger_than_any_network_are_refused_before_they_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "_MOST_WEIGHT_BYTES", 100)
+    monkeypatch.setattr(weight_messages, "_MOST_WEIGHT_BYTES", 100)
     monkeypatch.setattr(Array, "numpy", lambda _self: pytest.fail("read"))
     with pytest.raises(PeerDataError, match="too large"):
-        wire.unpack_weights(RecordDict({"arrays": wire.pack_weights(WEIGHTS)}), LAYOUT)
+        unpack_weights(RecordDict({"arrays": pack_weights(STATE)}), LAYOUT)
 
 
 @pytest.mark.parametrize(
@@ -718,16 +744,16 @@ def test_a_malformed_farewell_is_refused(change: dict[str, Any]) -> None:
     config = {"completed": True, "message": "", "card": "", "curve": "", **change}
     config = {name: value for name, value in config.items() if value is not None}
     with pytest.raises(PeerDataError, match="last message is malformed"):
-        wire.unpack_farewell(RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord(config)}), {})
+        unpack_farewell(RecordDict({"arrays": ArrayRecord(), "config": ConfigRecord(config)}), {})
 
 
 @pytest.mark.parametrize("completed", [None, 1, "True", 0])
 def test_a_farewell_is_complete_only_if_it_says_so(completed: Any) -> None:
-    content = wire.pack_farewell(Farewell(True, "m" * 2000, "", {}))
+    content = pack_farewell(Farewell(True, "m" * 2000, "", {}))
     content.config_records["config"].update({} if completed is None else {"completed": completed})
     if completed is None:
         del content.config_records["config"]["completed"]
-    arrived = wire.unpack_farewell(content, {})
+    arrived = unpack_farewell(content, {})
     assert not arrived.completed
     assert arrived.message == "m" * 1000
 
@@ -735,21 +761,21 @@ def test_a_farewell_is_complete_only_if_it_says_so(completed: Any) -> None:
 def test_a_shard_is_neither_empty_nor_more_than_full(
     make_settings: MakeSettings, make_shard: MakeShard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(wire, "rows_per_shard", lambda _shape: 3)
+    monkeypatch.setattr(shard_messages, "rows_per_shard", lambda _shape: 3)
     for rows, good in ((0, False), (1, True), (3, True), (4, False)):
         shard = make_shard(rows)
         arguments = (NAME, make_settings(), shard.images.fingerprint, shard.checksum())
         if good:
-            assert len(wire.unpack_shard(travel(wire.pack_shard(NAME, shard)), *arguments)) == rows
+            assert len(unpack_shard(travel(pack_shard(NAME, shard)), *arguments)) == rows
         else:
             with pytest.raises(PeerDataError, match=f"1 to 3 images, not {rows}"):
-                wire.unpack_shard(travel(wire.pack_shard(NAME, shard)), *arguments)
+                unpack_shard(travel(pack_shard(NAME, shard)), *arguments)
 
 
 # Arrays that would not fit into memory.
 
 
-def array_of(listed: list[int], chunks: list[bytes], shape: tuple[int, ...] = ()) -> tuple[str, dict[str, bytes]]:
+def deflated(listed: list[int], chunks: list[bytes], shape: tuple[int, ...] = ()) -> tuple[str, dict[str, bytes]]:
     """Deflate an array that lists its chunks as it likes; returns its id, and all objects."""
     parts = {chunk.object_id: chunk.deflate() for chunk in (ArrayChunk(memoryview(one)) for one in chunks)}
     meta = {"dtype": "uint8", "shape": shape, "stype": "numpy.ndarray", "arraychunk_ids": listed}
@@ -774,7 +800,7 @@ def array_of(listed: list[int], chunks: list[bytes], shape: tuple[int, ...] = ()
     ],
 )
 def test_an_array_does_not_repeat_a_chunk_without_end(listed: Any, good: bool) -> None:
-    name, objects = array_of(listed, [b"a" * 10, b"b" * 5])
+    name, objects = deflated(listed, [b"a" * 10, b"b" * 5])
     if good:
         arrived = inflate_object_from_contents(name, objects)
         assert isinstance(arrived, Array)
@@ -787,7 +813,7 @@ def test_an_array_does_not_repeat_a_chunk_without_end(listed: Any, good: bool) -
 def test_the_arrays_of_a_message_do_not_share_a_chunk_without_end() -> None:
     arrays = {}
     for position in range(9):
-        name, objects = array_of([0], [b"a" * 10], (position,))
+        name, objects = deflated([0], [b"a" * 10], (position,))
         arrays[name] = objects
     record = ArrayRecord({f"{position}": npy(np.zeros(1)) for position in range(9)})
     body = json.dumps({str(position): position for position in range(9)}).encode()
@@ -799,13 +825,13 @@ def test_the_arrays_of_a_message_do_not_share_a_chunk_without_end() -> None:
 
 
 def test_an_array_has_not_too_many_bytes_or_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    name, objects = array_of(list(range(20)), [bytes([one]) * 10 for one in range(20)])
+    name, objects = deflated(list(range(20)), [bytes([one]) * 10 for one in range(20)])
     assert isinstance(inflate_object_from_contents(name, dict(objects)), Array)
     with monkeypatch.context() as less:
-        less.setattr(wire, "_MOST_ARRAY_BYTES", 199)
+        less.setattr(messages, "_MOST_ARRAY_BYTES", 199)
         with pytest.raises(ValueError, match="larger than any"):
             inflate_object_from_contents(name, dict(objects))
-    monkeypatch.setattr(wire, "_MOST_CHUNKS", 19)
+    monkeypatch.setattr(messages, "_MOST_CHUNKS", 19)
     with pytest.raises(ValueError, match="19 chunks"):
         inflate_object_from_contents(name, dict(objects))
 
@@ -831,9 +857,9 @@ def test_bytes_of_any_kind_raise_nothing_but_peer_data_error(
     arrays, config = packed(shard)
     arrays[key] = raw(content)
     with pytest.raises(PeerDataError):
-        wire.unpack_shard(as_content(arrays, config), NAME, make_settings(), shard.images.fingerprint, shard.checksum())
+        unpack_shard(as_content(arrays, config), NAME, make_settings(), shard.images.fingerprint, shard.checksum())
     with contextlib.suppress(PeerDataError):
-        wire.unpack_weights(RecordDict({"arrays": ArrayRecord({"weights": raw(content)})}), LAYOUT)
+        unpack_weights(RecordDict({"arrays": ArrayRecord({"weights": raw(content)})}), LAYOUT)
 
 
 values = st.one_of(
@@ -860,12 +886,12 @@ def test_settings_of_any_kind_raise_nothing_but_peer_data_error(
     make_settings: MakeSettings, fingerprint: str, config: dict[str, Any], metrics: dict[str, Any], data: st.DataObject
 ) -> None:
     content = RecordDict(
-        {"arrays": wire.pack_weights(WEIGHTS), "config": ConfigRecord(config), "metrics": MetricRecord(metrics)}
+        {"arrays": pack_weights(STATE), "config": ConfigRecord(config), "metrics": MetricRecord(metrics)}
     )
     unpackers = [
         *UNPACKERS.values(),
-        lambda one: wire.unpack_manifest(one, make_settings(), 10),
-        lambda one: wire.unpack_shard(one, NAME, make_settings(), fingerprint, 0),
+        lambda one: unpack_manifest(one, make_settings(), 10),
+        lambda one: unpack_shard(one, NAME, make_settings(), fingerprint, 0),
     ]
     with contextlib.suppress(PeerDataError):
         data.draw(st.sampled_from(unpackers))(content)
@@ -876,8 +902,8 @@ def test_the_tests_can_fail(make_settings: MakeSettings, make_shard: MakeShard) 
     shard = make_shard(4)
     arrays, config = packed(shard)
     agreed = make_settings()
-    wire.unpack_shard(as_content(arrays, config), NAME, agreed, shard.images.fingerprint, shard.checksum())
-    wire.unpack_round_result(wire.pack_round_result(RESULT), 5, 2, LAYOUT)
+    unpack_shard(as_content(arrays, config), NAME, agreed, shard.images.fingerprint, shard.checksum())
+    unpack_round_result(pack_round_result(RESULT), 5, 2, LAYOUT)
     assert replace(RESULT, images=5) == RESULT
     assert isinstance(shard.images, EncryptedImages)
     assert zipfile.is_zipfile(io.BytesIO(zipped()))
@@ -893,7 +919,7 @@ def test_the_tests_can_fail(make_settings: MakeSettings, make_shard: MakeShard) 
     ids=["pixels", "not contiguous", "empty"],
 )
 def test_an_array_is_packed_byte_for_byte_as_flower_packs_it(values: np.ndarray) -> None:
-    ours, flowers = wire._array(values), Array(values)
+    ours, flowers = array_of(values), Array(values)
     assert (ours.dtype, ours.shape, ours.stype, ours.data) == (
         flowers.dtype,
         flowers.shape,

@@ -9,10 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppfed.adaptation import InputFeatures
+from ppfed.adaptation import features_of
 from ppfed.ciphers.negative_positive import COLOUR_PERMUTATIONS
 from ppfed.errors import UsageError
 from ppfed.images.types import UInt8Array
+from ppfed.network_config import InputFeatures
 from scenarios.material import digits
 from scenarios.orbit_search import ROWS_FILE, Leak, OrbitRow, SearchBudget, in_table, main, measure, read_rows
 from scenarios.orbits import EIGHT_CONSTANTS, ORBITS, Orbit, from_lightness, to_lightness
@@ -110,7 +111,7 @@ def test_representatives_are_the_input_features_of_the_ciphers_that_ppfed_has():
         ("NP + shuffle", InputFeatures.SORTED_FOLD),
         ("NP twice + shuffle", InputFeatures.SORTED_FOLD_TWICE),
     ]:
-        shown = features.of(torch.from_numpy(images)).permute(0, 2, 3, 1)
+        shown = features_of(torch.from_numpy(images), features).permute(0, 2, 3, 1)
         ours = torch.from_numpy(orbit_of(name).keep(images)).float()
         # One counts from mid-grey and the other from the ends, so that one sorts up and the other down.
         levels = ours.flip(3) if name == "NP + shuffle" else ours

@@ -21,16 +21,19 @@ from flwr.simulation import run_simulation
 
 from clients.preparation import Prepared
 from coordinator.checkpoint import load_checkpoint
+from coordinator.processes import Processes
 from coordinator.server_app import run_federation
 from coordinator.state import RoundRecord, StateFolder
-from ppfed import wire
 from ppfed.enrolment import Phase
 from ppfed.errors import FederationError, UsageError
-from ppfed.federation import count_weights
 from ppfed.images.source import Split
 from ppfed.model_folder import load_model
+from ppfed.network_config import count_weights
 from ppfed.network_state import network_state
 from ppfed.store import ShardStore
+from ppfed.wire.messages import FINISH, MANIFEST, SHARD, pack_request
+from ppfed.wire.shards import ShardName, pack_shard_request
+from ppfed.wire.weights import Farewell, pack_farewell
 from scenarios import simulation
 from scenarios.flower_simulation import ObservedGrid, VirtualOwners, _question_name
 from scenarios.simulation import MessageRecord, SimulationFailure, log_file, simulate
@@ -91,7 +94,7 @@ def test_a_simulation_equals_the_same_federation_in_memory(
     exchange: str,
 ) -> None:
     federation = make_federation(OWNERS, exchange=exchange)
-    run_federation(federation.grid, federation.state, CPU)
+    run_federation(federation.grid, federation.state, Processes("cpu"))
     told: list[RoundRecord] = []
     result = simulate(federation.settings, federation.prepared, tmp_path / "simulated", CPU, told.append, jobs=2)
     state = StateFolder(tmp_path / "simulated")
@@ -147,7 +150,7 @@ def test_an_interrupted_simulation_goes_on_as_if_nothing_had_been(
     make_federation: Callable[..., SimpleNamespace], tmp_path: Path
 ) -> None:
     federation = make_federation(OWNERS, training={"rounds": 32})
-    run_federation(federation.grid, federation.state, CPU)
+    run_federation(federation.grid, federation.state, Processes("cpu"))
     state = StateFolder(tmp_path / "simulated")
     given = {
         "settings": federation.settings.model_dump(mode="json"),
@@ -331,8 +334,8 @@ def test_an_answer_that_nobody_wants_holds_up_no_other(make_federation: Callable
     federation = make_federation(OWNERS, exchange="images")
     federation.faults.delay_s = lambda owner, _question: 0.3 if owner == "bert" else 0.0
     grid = seated(federation)
-    forgotten = ask(grid, federation, "anna", wire.pack_request(), wire.MANIFEST)
-    wanted = ask(grid, federation, "bert", wire.pack_request(), wire.MANIFEST)
+    forgotten = ask(grid, federation, "anna", pack_request(), MANIFEST)
+    wanted = ask(grid, federation, "bert", pack_request(), MANIFEST)
     deadline, answers = time.monotonic() + 5, list[Message]()
     while not answers and time.monotonic() < deadline:
         answers = list(grid.pull_messages([wanted]))
@@ -344,7 +347,7 @@ def test_looking_waits_for_an_answer(make_federation: Callable[..., SimpleNamesp
     federation = make_federation(OWNERS, exchange="images")
     federation.faults.delay_s = lambda _owner, _question: 0.2
     grid = seated(federation)
-    question = ask(grid, federation, "anna", wire.pack_request(), wire.MANIFEST)
+    question = ask(grid, federation, "anna", pack_request(), MANIFEST)
     started = time.monotonic()
     assert len(list(grid.pull_messages([question]))) == 1
     assert 0.1 < time.monotonic() - started < 1
@@ -354,7 +357,7 @@ def test_an_error_of_an_owner_stops_the_federation(make_federation: Callable[...
     federation = make_federation(OWNERS, exchange="images")
     federation.faults.mutate = lambda _owner, question, _answer: Message(Error(3, "the disk"), reply_to=question)
     grid = seated(federation)
-    question = ask(grid, federation, "cora", wire.pack_request(), wire.MANIFEST)
+    question = ask(grid, federation, "cora", pack_request(), MANIFEST)
     list(grid.pull_messages([question]))
     assert str(grid.failure) == "cora failed: the disk"
     assert federation.state.stop_request.exists()
@@ -366,8 +369,8 @@ def test_a_question_has_the_same_name_every_time() -> None:
     def name(content: RecordDict, kind: str) -> str:
         return _question_name(Message(content, 1, kind, group_id="group"))
 
-    farewell = wire.Farewell(True, "", "a card", {}, "a curve")
-    later = wire.Farewell(True, "", "a card of another day", {}, "a curve")
-    assert name(wire.pack_farewell(farewell), wire.FINISH) == name(wire.pack_farewell(later), wire.FINISH)
-    shards = [wire.ShardName(split, index) for split in Split for index in (0, 1)]
-    assert len({name(wire.pack_shard_request(shard), wire.SHARD) for shard in shards}) == 4
+    farewell = Farewell(True, "", "a card", {}, "a curve")
+    later = Farewell(True, "", "a card of another day", {}, "a curve")
+    assert name(pack_farewell(farewell), FINISH) == name(pack_farewell(later), FINISH)
+    shards = [ShardName(split, index) for split in Split for index in (0, 1)]
+    assert len({name(pack_shard_request(shard), SHARD) for shard in shards}) == 4

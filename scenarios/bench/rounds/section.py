@@ -11,12 +11,12 @@ from flwr.app import RecordDict
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from torch import Tensor
 
-from ppfed import wire
 from ppfed.cores import cores
-from ppfed.federation import TrainingSettings, UpdateFormat
 from ppfed.network import build_network
 from ppfed.network_state import flatten, network_state
 from ppfed.training import Evaluation
+from ppfed.training_settings import TrainingSettings, UpdateFormat
+from ppfed.wire.weights import RoundOrder, RoundResult, pack_round_order, pack_round_result
 from scenarios.bench.measurement import BenchSettings, Bound, Measurement, Turns, exponent
 from scenarios.bench.rounds.product import Rounds, run_rounds
 from scenarios.bench.rounds.simulated import alone_s, federation_settings, prepare, simulated_s
@@ -67,9 +67,9 @@ def measure(settings: BenchSettings) -> Iterator[Measurement]:
 def message_bytes(form: UpdateFormat) -> Measurement:
     """Count all that Flower moves of a round's two messages, in proportion to the network's weights in float32."""
     weights = _full_weights()
-    result = wire.RoundResult(weights, _BATCH, 1.0, Evaluation(0, 0, float("nan")))
-    order_bytes = _moved_bytes(wire.pack_round_order(wire.RoundOrder(1, weights)))
-    answer_bytes = _moved_bytes(wire.pack_round_result(result, weights if form is UpdateFormat.BFLOAT16 else None))
+    result = RoundResult(weights, _BATCH, 1.0, Evaluation(0, 0, float("nan")))
+    order_bytes = _moved_bytes(pack_round_order(RoundOrder(1, weights)))
+    answer_bytes = _moved_bytes(pack_round_result(result, weights if form is UpdateFormat.BFLOAT16 else None))
     network_bytes = _size_bytes(weights)
     return Measurement(
         SECTION,

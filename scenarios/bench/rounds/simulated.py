@@ -8,11 +8,12 @@ from pathlib import Path
 import torch
 
 from clients.preparation import Prepared
-from ppfed.federation import Exchange, FederationSettings, TrainingSettings
+from ppfed.federation import Exchange, FederationSettings
 from ppfed.gradients import owner_offset
 from ppfed.images.source import Split
 from ppfed.network import build_network
-from ppfed.training import ImageTensors, Trainer
+from ppfed.training import ImageTensors, Trainer, TrainingConfig
+from ppfed.training_settings import TrainingSettings
 from scenarios.bench.measurement import seconds
 from scenarios.bench.owner import FINGERPRINT, synthetic_store
 from scenarios.simulation import simulate
@@ -70,7 +71,7 @@ def alone_s(settings: FederationSettings, owners: dict[str, Prepared]) -> tuple[
 
     def train(number: int) -> None:
         for name, images in data.items():
-            trainer = Trainer(network, settings.training_config(owner_offset(name)), _CPU)
+            trainer = Trainer(network, TrainingConfig.of(settings.training, owner_offset(name)), _CPU)
             for _ in trainer.train_epochs(images, (number - 1) * epochs, epochs):
                 pass
 

@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from ppfed.adaptation import InputFeatures
 from ppfed.attacks.chosen_weights import ReadImages, can_choose, chosen_network, read_images
 from ppfed.attacks.fold import fold
 from ppfed.attacks.gradient_inversion import gradient_by_name
-from ppfed.gradients import BatchNormMode, partial_gradient
+from ppfed.gradients import partial_gradient
 from ppfed.images.types import UInt8Array
-from ppfed.network import Backbone, ImageClassifier, NetworkConfig, build_network
+from ppfed.network import ImageClassifier, build_network
+from ppfed.network_config import Backbone, InputFeatures, NetworkConfig
+from ppfed.training_settings import BatchNormMode
 
 from ..photographs import pieces
 

@@ -12,7 +12,6 @@ from PIL import Image
 from skimage.metrics import structural_similarity as ssim
 from torch import Tensor, nn
 
-from ppfed.adaptation import InputFeatures
 from ppfed.attacks.gradient_inversion import CPU as PRESET
 from ppfed.attacks.gradient_inversion import (
     GradientInversion,
@@ -27,11 +26,13 @@ from ppfed.attacks.gradient_inversion import (
 from ppfed.attacks.labels import recover_labels
 from ppfed.augment import NO_AUGMENTATION
 from ppfed.ciphers.spec import CipherSpec
-from ppfed.gradients import BatchNormMode, PartialGradient, batch_norm_layers, partial_gradient
+from ppfed.gradients import PartialGradient, batch_norm_layers, partial_gradient
 from ppfed.images.types import UInt8Array
-from ppfed.network import ImageClassifier, NetworkConfig, build_network
+from ppfed.network import ImageClassifier, build_network
+from ppfed.network_config import InputFeatures, NetworkConfig
 from ppfed.network_state import network_state
-from ppfed.training import ImageTensors, Schedule, Trainer, TrainingConfig
+from ppfed.training import ImageTensors, Trainer, TrainingConfig
+from ppfed.training_settings import BatchNormMode, Schedule
 
 from ..photographs import pieces
 

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from ppfed.adaptation import best_features
 from ppfed.attacks.fold import fold
 from ppfed.attacks.inversion import CPU as CPU_PRESET
 from ppfed.attacks.inversion import GPU, QUICK, Front, Inversion, InversionPreset, best_front, train_inversion
@@ -17,6 +16,7 @@ from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info, cipher_names
 from ppfed.images.types import PlainImages, UInt8Array
 from ppfed.keys.master import MasterKey
+from ppfed.network_config import best_features
 from scenarios.material import digits
 
 CPU = torch.device("cpu")

@@ -17,7 +17,8 @@ from ppfed.attacks.membership import (
     threshold_attack,
 )
 from ppfed.augment import NO_AUGMENTATION
-from ppfed.network import ImageClassifier, NetworkConfig, build_network
+from ppfed.network import ImageClassifier, build_network
+from ppfed.network_config import NetworkConfig
 from ppfed.training import ImageTensors, Trainer, TrainingConfig
 
 CPU = torch.device("cpu")

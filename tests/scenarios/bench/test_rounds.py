@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from coordinator.state import RoundRecord, Status
-from ppfed.federation import TrainingSettings, UpdateFormat
 from ppfed.images.source import Split
 from ppfed.store import rows_per_shard
 from ppfed.training import Evaluation
+from ppfed.training_settings import TrainingSettings, UpdateFormat
 from scenarios.bench import owner as owner_module
 from scenarios.bench.measurement import BenchSettings
 from scenarios.bench.owner import Clock, compute_s, synthetic_store

@@ -1,15 +1,9 @@
-"""What travels in Flower's messages, and the checks at each end.
-
-Only these functions put anything into a message. They take encrypted images, never plain ones, and they check what a
-peer sent before anything else sees it.
-"""
+"""Weights, gradients and what was measured with them, on their way between owners and coordinator."""
 
 from __future__ import annotations
 
-import io
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,51 +11,24 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.app.message.arraychunk import ArrayChunk
-from flwr.supercore.inflatable.inflatable_object import (
-    InflatableObject,
-    get_object_body,
-    get_object_children_ids_from_object_content,
-)
 from torch import Tensor
 
 from ppfed.bfloat16 import from_bfloat16, to_bfloat16
-from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import ModelError, PeerDataError
-from ppfed.federation import FederationSettings, UpdateFormat
 from ppfed.gradients import Moments, PartialGradient
-from ppfed.images.source import Split
-from ppfed.images.types import ID_BYTES, EncryptedImages
 from ppfed.network_state import Layout, flatten, is_statistic, unflatten
-from ppfed.store import SHARD_BYTES, Shard, rows_per_shard
 from ppfed.training import Evaluation
+from ppfed.training_settings import UpdateFormat
+from ppfed.wire.messages import ARRAYS, CONFIG, METRICS, arrays_of, config_of, metrics_of, values_of
 
-MANIFEST = "query.manifest"
-SHARD = "query.shard"
-TRAIN = "train"
-GRADIENT = "train.gradient"
-EVALUATE = "evaluate"
-FINISH = "query.finish"
-
-_ARRAYS = "arrays"
 WEIGHTS = "weights"
 _CHANGE = "change"
 _STATISTICS = "statistics"
-_CONFIG = "config"
-_METRICS = "metrics"
 _GRADIENT = "gradient"
 _MOMENTS = "moments"
-_NUMPY = "numpy.ndarray"
-_MAX_SHARDS = 1_000_000
 _MAX_TEXT_CHARACTERS = 1 << 22
 _SHOWN_CHARACTERS = 1000
 _MOST_WEIGHT_BYTES = 1 << 30
-_MOST_CHUNKS = 4096
-_MOST_ARRAY_BYTES = 1 << 30
-_MOST_JOINS = 8
-"""How often one chunk may stand in the arrays of a message. Only arrays of one value throughout repeat a chunk, and the
-longest of them that makes sense, a shard of 64 MiB, has three chunks."""
-
 _MOST_WEIGHT = 1e6
 """Largest value of a weight. Trained networks hold weights below 10 and running variances in the thousands at most;
 sums of larger values, though finite, overflow float32 in the layers and in the average, and end the run for all."""
@@ -77,25 +44,6 @@ variance at most double: running statistics stay in the range of weights."""
 _MOST_STEPS = 100_000_000
 _GRADIENT_METRICS = {"num-examples", "train-loss"}
 _RESULT_METRICS = {"num-examples", "train-loss", "correct", "held-out", "held-out-loss"}
-
-
-@dataclass(frozen=True)
-class ShardName:
-    """Which shard of an owner: its split, and its index within it."""
-
-    split: Split
-    index: int
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an owner will send: CRC-32 of each shard, by split, in order."""
-
-    checksums: Mapping[Split, tuple[int, ...]]
-
-    def names(self) -> list[ShardName]:
-        """List all shards."""
-        return [ShardName(split, index) for split in Split for index in range(len(self.checksums[split]))]
 
 
 @dataclass(frozen=True)
@@ -176,181 +124,14 @@ class Farewell:
     curve: str = ""
 
 
-def _checked(
-    inflate: Callable[[bytes, dict[str, InflatableObject] | None], Array],
-) -> Callable[[type[Array], bytes, dict[str, InflatableObject] | None], Array]:
-    """Wrap Flower's ``Array.inflate`` so that an array is joined only once its size is known to be bearable.
-
-    An array lists its chunks by number, any of them any number of times, and Flower joins them before anyone sees the
-    message: a message of 1 MiB could fill the memory of whoever receives it. A chunk counts its uses in all arrays of
-    its message, as many small arrays would come to the same.
-    """
-
-    def checked(cls: type[Array], object_content: bytes, children: dict[str, InflatableObject] | None = None) -> Array:
-        ids = get_object_children_ids_from_object_content(object_content)
-        listed = json.loads(get_object_body(object_content, cls))["arraychunk_ids"]
-        if not isinstance(listed, list) or len(listed) > _MOST_CHUNKS:
-            raise ValueError(f"an array is not a list of {_MOST_CHUNKS} chunks at most")
-        size_bytes = 0
-        for position in listed:
-            chunk = (children or {})[ids[position]]
-            if not isinstance(chunk, ArrayChunk):
-                raise ValueError("an array is made of something else than chunks")
-            joins = chunk.__dict__["_joins"] = chunk.__dict__.get("_joins", 0) + 1
-            size_bytes += len(chunk.data)
-            if joins > _MOST_JOINS or size_bytes > _MOST_ARRAY_BYTES:
-                raise ValueError("an array repeats its chunks, or is larger than any that ppfed sends")
-        return inflate(object_content, children)
-
-    return checked
-
-
-# Both roles import this module before they receive anything. Flower offers no setting for it.
-Array.inflate = classmethod(_checked(Array.inflate))  # type: ignore[assignment,method-assign]
-
-
-def pack_request() -> RecordDict:
-    """Pack a request without content."""
-    return RecordDict({_CONFIG: ConfigRecord({"v": 1})})
-
-
-def pack_manifest(manifest: Manifest) -> RecordDict:
-    """Owner to coordinator."""
-    return RecordDict({_CONFIG: ConfigRecord({str(split): list(manifest.checksums[split]) for split in Split})})
-
-
-def unpack_manifest(content: RecordDict, settings: FederationSettings, rows: int) -> Manifest:
-    """Check and unpack a manifest; ``rows`` images were announced at enrolment.
-
-    Raises
-    ------
-    PeerDataError
-        If it is not a manifest, or lists more shards than the announced images can fill.
-    """
-    config = _config(content)
-    checksums: dict[Split, tuple[int, ...]] = {}
-    for split in Split:
-        listed = config.get(str(split), [])
-        if not isinstance(listed, list) or not all(isinstance(crc, int) for crc in listed):
-            raise PeerDataError("the manifest is malformed")
-        checksums[split] = tuple(int(crc) for crc in listed if isinstance(crc, int))
-    total = sum(len(listed) for listed in checksums.values())
-    if total > min(_MAX_SHARDS, rows // rows_per_shard(settings.shape) + 2 * len(Split)):
-        raise PeerDataError("the manifest lists more shards than the announced images fill")
-    return Manifest(checksums)
-
-
-def pack_shard_request(name: ShardName) -> RecordDict:
-    """Coordinator to owner."""
-    return RecordDict({_CONFIG: ConfigRecord({"split": str(name.split), "index": name.index})})
-
-
-def unpack_shard_request(content: RecordDict) -> ShardName:
-    """Check and unpack; raises PeerDataError."""
-    config = _config(content)
-    split, index = config.get("split"), config.get("index")
-    if split not in list(Split) or not isinstance(index, int) or not 0 <= index < _MAX_SHARDS:
-        raise PeerDataError("the coordinator asked for a shard that cannot exist")
-    return ShardName(Split(str(split)), index)
-
-
-def pack_shard(name: ShardName, shard: Shard) -> RecordDict:
-    """Owner to coordinator: encrypted images and labels.
-
-    Raises
-    ------
-    TypeError
-        If the images are not encrypted.
-    """
-    images = shard.images
-    if not isinstance(images, EncryptedImages):
-        raise TypeError("only encrypted images are sent")
-    height, width, channels = images.shape
-    return RecordDict(
-        {
-            _ARRAYS: ArrayRecord(
-                {
-                    "pixels": _array(images.pixels),
-                    "ids": _array(images.ids),
-                    "labels": _array(shard.labels),
-                }
-            ),
-            _CONFIG: ConfigRecord(
-                {
-                    "split": str(name.split),
-                    "index": name.index,
-                    "crc": shard.checksum(),
-                    "height": height,
-                    "width": width,
-                    "channels": channels,
-                    "cipher": images.cipher.name,
-                    "scope": str(images.cipher.scope),
-                    "colour-shuffle": images.cipher.colour_shuffle,
-                    "fingerprint": images.fingerprint,
-                }
-            ),
-        }
-    )
-
-
-def unpack_shard(
-    content: RecordDict, name: ShardName, settings: FederationSettings, fingerprint: str, checksum: int
-) -> Shard:
-    """Check and unpack a shard: split, index, shape, dtype, number, labels, cipher, fingerprint, checksum.
-
-    Raises
-    ------
-    PeerDataError
-        Saying which check failed.
-    """
-    config = _config(content)
-    height, width, channels = settings.shape
-    cipher = settings.cipher
-    expected: dict[str, object] = {
-        "split": str(name.split),
-        "index": name.index,
-        "height": height,
-        "width": width,
-        "channels": channels,
-        "cipher": cipher.name,
-        "scope": str(cipher.scope),
-        "colour-shuffle": cipher.colour_shuffle,
-        "fingerprint": fingerprint,
-        "crc": checksum,
-    }
-    for key, value in expected.items():
-        if config.get(key) != value:
-            raise PeerDataError(f"shard {name.index} of split {name.split}: {key} is not the agreed one")
-    arrays = _arrays(content, {"pixels", "ids", "labels"}, 2 * SHARD_BYTES)
-    pixels, ids, labels = (_numpy(arrays[key]) for key in ("pixels", "ids", "labels"))
-    if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != settings.shape:
-        raise PeerDataError(
-            f"images are {pixels.dtype} of shape {pixels.shape}, not uint8 (N, {height}, {width}, {channels})"
-        )
-    count = len(pixels)
-    if not 1 <= count <= rows_per_shard(settings.shape):
-        raise PeerDataError(f"a shard holds 1 to {rows_per_shard(settings.shape)} images, not {count}")
-    if ids.dtype != np.uint8 or ids.shape != (count, ID_BYTES):
-        raise PeerDataError("ids have another dtype or shape")
-    if labels.dtype != np.int64 or labels.shape != (count,):
-        raise PeerDataError("labels have another dtype or shape")
-    if not (labels.min() >= 0 and labels.max() < len(settings.classes)):
-        raise PeerDataError("a label lies outside the class list")
-    spec = CipherSpec(cipher.name, Scope(cipher.scope), cipher.colour_shuffle)
-    shard = Shard(EncryptedImages(pixels, ids, spec, fingerprint), labels)
-    if shard.checksum() != checksum:
-        raise PeerDataError(f"shard {name.index} of split {name.split} was damaged on the way")
-    return shard
-
-
 def pack_round_order(order: RoundOrder) -> RecordDict:
     """Coordinator to owner."""
-    return RecordDict({_ARRAYS: pack_weights(order.weights), _CONFIG: ConfigRecord({"round": order.round})})
+    return RecordDict({ARRAYS: pack_weights(order.weights), CONFIG: ConfigRecord({"round": order.round})})
 
 
 def unpack_round_order(content: RecordDict, rounds: int, layout: Layout) -> RoundOrder:
     """Check and unpack. Raises PeerDataError."""
-    number = _config(content).get("round")
+    number = config_of(content).get("round")
     if not isinstance(number, int) or not 1 <= number <= rounds + 1:
         raise PeerDataError("the coordinator asked for a round that was not agreed")
     return RoundOrder(number, unpack_weights(content, layout))
@@ -359,12 +140,12 @@ def unpack_round_order(content: RecordDict, rounds: int, layout: Layout) -> Roun
 def pack_gradient_order(order: GradientOrder) -> RecordDict:
     """Coordinator to owner."""
     config = ConfigRecord({"round": order.round, "step": order.step, "steps": order.steps})
-    return RecordDict({_ARRAYS: pack_weights(order.weights), _CONFIG: config})
+    return RecordDict({ARRAYS: pack_weights(order.weights), CONFIG: config})
 
 
 def unpack_gradient_order(content: RecordDict, rounds: int, layout: Layout) -> GradientOrder:
     """Check and unpack. Raises PeerDataError."""
-    config = _config(content)
+    config = config_of(content)
     number, step, steps = (config.get(key) for key in ("round", "step", "steps"))
     if not isinstance(number, int) or not 1 <= number <= rounds:
         raise PeerDataError("the coordinator asked for a round that was not agreed")
@@ -382,7 +163,7 @@ def pack_gradient(part: PartialGradient, form: UpdateFormat = UpdateFormat.FLOAT
         _MOMENTS: Array(moments.to(torch.float32).contiguous().numpy()),
     }
     metrics = MetricRecord({"num-examples": part.images, "train-loss": part.loss})
-    return RecordDict({_ARRAYS: ArrayRecord(arrays), _METRICS: metrics})
+    return RecordDict({ARRAYS: ArrayRecord(arrays), METRICS: metrics})
 
 
 def unpack_gradient(
@@ -411,12 +192,12 @@ def unpack_gradient(
     PeerDataError
         If the format or a length differs, a value is not finite or out of range, or a variance is negative.
     """
-    metrics = _metrics(content)
-    if set(content) != {_ARRAYS, _METRICS} or set(metrics) != _GRADIENT_METRICS:
+    metrics = metrics_of(content)
+    if set(content) != {ARRAYS, METRICS} or set(metrics) != _GRADIENT_METRICS:
         raise PeerDataError("the gradient comes with other records than it should")
     if metrics["num-examples"] != images:
         raise PeerDataError("the number of images is not that of this owner in this step")
-    arrays = _arrays(content, {_GRADIENT, _MOMENTS}, _MOST_WEIGHT_BYTES)
+    arrays = arrays_of(content, {_GRADIENT, _MOMENTS}, _MOST_WEIGHT_BYTES)
     gradient = _vector(arrays[_GRADIENT], parameters, "the gradient", form)
     moments = _vector(arrays[_MOMENTS], 2 * channels, "the batch-norm moments")
     if gradient.size and max(gradient.max(), -gradient.min()) > _MOST_GRADIENT:
@@ -436,7 +217,7 @@ def unpack_gradient(
 
 def pack_evaluation(evaluation: Evaluation) -> RecordDict:
     """Owner to coordinator."""
-    return RecordDict({_METRICS: MetricRecord(_evaluation_metrics(evaluation))})
+    return RecordDict({METRICS: MetricRecord(_evaluation_metrics(evaluation))})
 
 
 def pack_round_result(result: RoundResult, base: Mapping[str, Tensor] | None = None) -> RecordDict:
@@ -453,7 +234,7 @@ def pack_round_result(result: RoundResult, base: Mapping[str, Tensor] | None = N
         {"num-examples": result.images, "train-loss": result.train_loss, **_evaluation_metrics(result.evaluation)}
     )
     arrays = pack_weights(result.weights) if base is None else _pack_change(result.weights, base)
-    return RecordDict({_ARRAYS: arrays, _METRICS: metrics})
+    return RecordDict({ARRAYS: arrays, METRICS: metrics})
 
 
 def unpack_round_result(
@@ -479,10 +260,10 @@ def unpack_round_result(
     PeerDataError
         If the format is not the agreed one, or anything else is not as it should be.
     """
-    metrics = _metrics(content)
+    metrics = metrics_of(content)
     # Flower's strategies take one record of each kind, with the same metrics from everyone, and raise otherwise: an
     # owner that sends more would end the run for all.
-    if set(content) != {_ARRAYS, _METRICS} or set(metrics) != _RESULT_METRICS:
+    if set(content) != {ARRAYS, METRICS} or set(metrics) != _RESULT_METRICS:
         raise PeerDataError("the update holds other records than it should")
     if metrics["num-examples"] != images:
         raise PeerDataError("the number of images is not the announced one")
@@ -492,7 +273,7 @@ def unpack_round_result(
 
 def unpack_evaluation(content: RecordDict, held_out: int) -> Evaluation:
     """Check and unpack what an owner measured. Raises PeerDataError."""
-    metrics = _metrics(content)
+    metrics = metrics_of(content)
     correct, count = metrics.get("correct"), metrics.get("held-out")
     if not isinstance(correct, int) or not isinstance(count, int) or count != held_out or not 0 <= correct <= count:
         raise PeerDataError("the evaluation does not fit the announced held-out images")
@@ -509,12 +290,12 @@ def pack_farewell(farewell: Farewell) -> RecordDict:
             "curve": farewell.curve,
         }
     )
-    return RecordDict({_ARRAYS: pack_weights(farewell.weights), _CONFIG: config})
+    return RecordDict({ARRAYS: pack_weights(farewell.weights), CONFIG: config})
 
 
 def unpack_farewell(content: RecordDict, layout: Layout) -> Farewell:
     """Check and unpack. Raises PeerDataError."""
-    config = _config(content)
+    config = config_of(content)
     message, card, curve = (_text(config, key) for key in ("message", "card", "curve"))
     completed = config.get("completed") is True
     weights = unpack_weights(content, layout) if completed else {}
@@ -534,7 +315,7 @@ def unpack_weights(content: RecordDict, layout: Layout) -> dict[str, Tensor]:
     PeerDataError
         If it is not a float32 vector of the layout's length, or holds values that are not finite or beyond 1e6.
     """
-    values = _numpy(_arrays(content, {WEIGHTS}, _MOST_WEIGHT_BYTES)[WEIGHTS])
+    values = values_of(arrays_of(content, {WEIGHTS}, _MOST_WEIGHT_BYTES)[WEIGHTS])
     _require_finite(values, "the weights")
     if values.size and max(values.max(), -values.min()) > _MOST_WEIGHT:
         raise PeerDataError(f"the weights are larger than {_MOST_WEIGHT:g}")
@@ -563,13 +344,13 @@ def _unpack_update(content: RecordDict, layout: Layout, base: Mapping[str, Tenso
     """Unpack what ``pack_weights`` or, with a base, ``_pack_change`` packed; returns the owner's weights."""
     formats = {UpdateFormat.FLOAT32: {WEIGHTS}, UpdateFormat.BFLOAT16: {_CHANGE, _STATISTICS}}
     agreed = UpdateFormat.FLOAT32 if base is None else UpdateFormat.BFLOAT16
-    found = set(content.array_records.get(_ARRAYS, {}))
+    found = set(content.array_records.get(ARRAYS, {}))
     other = next((form for form, names in formats.items() if form is not agreed and names == found), None)
     if other is not None:
         raise PeerDataError(f"the update is in format {other}, and {agreed} was agreed")
     if base is None:
         return unpack_weights(content, layout)
-    arrays = _arrays(content, formats[agreed], _MOST_WEIGHT_BYTES)
+    arrays = arrays_of(content, formats[agreed], _MOST_WEIGHT_BYTES)
     measured = {name: shape for name, shape in layout.items() if is_statistic(name)}
     trained = {name: shape for name, shape in layout.items() if name not in measured}
     change = unflatten(
@@ -588,15 +369,6 @@ def _count(layout: Layout) -> int:
     return sum(math.prod(shape) for shape in layout.values())
 
 
-def values_bytes(content: RecordDict) -> int:
-    """Count the bytes of the values in a message's arrays, without what Flower writes around them."""
-    return sum(
-        math.prod(array.shape) * np.dtype(array.dtype).itemsize
-        for record in content.array_records.values()
-        for array in record.values()
-    )
-
-
 def within_range(weights: Mapping[str, Tensor]) -> bool:
     """Whether owners accept these weights: all are finite, and none beyond 1e6."""
     flat = flatten(weights)
@@ -611,7 +383,7 @@ def _require_finite(values: npt.NDArray[Any], what: str) -> None:
 
 
 def _vector(array: Array, length: int, what: str, form: UpdateFormat = UpdateFormat.FLOAT32) -> npt.NDArray[np.float32]:
-    values = _numpy(array)
+    values = values_of(array)
     if values.shape != (length,):
         raise PeerDataError(f"{what} has another length than it should")
     if form is UpdateFormat.BFLOAT16:
@@ -627,12 +399,6 @@ def _evaluation_metrics(evaluation: Evaluation) -> dict[str, int | float | list[
     return {"correct": evaluation.correct, "held-out": evaluation.count, "held-out-loss": loss}
 
 
-def _config(content: RecordDict) -> ConfigRecord:
-    if _CONFIG not in content.config_records:
-        raise PeerDataError("the message holds no settings")
-    return content.config_records[_CONFIG]
-
-
 def _text(config: ConfigRecord, key: str) -> str:
     value = config.get(key)
     if not isinstance(value, str) or len(value) > _MAX_TEXT_CHARACTERS:
@@ -640,46 +406,8 @@ def _text(config: ConfigRecord, key: str) -> str:
     return value
 
 
-def _metrics(content: RecordDict) -> MetricRecord:
-    if _METRICS not in content.metric_records:
-        raise PeerDataError("the message holds no metrics")
-    return content.metric_records[_METRICS]
-
-
 def _number(metrics: MetricRecord, key: str) -> float:
     value = metrics.get(key)
     if not isinstance(value, int | float) or not np.isfinite(value):
         raise PeerDataError(f"{key} is not a number")
     return float(value)
-
-
-def _arrays(content: RecordDict, names: set[str], most_bytes: int) -> ArrayRecord:
-    if _ARRAYS not in content.array_records or set(content.array_records[_ARRAYS]) != names:
-        raise PeerDataError("the message does not hold the expected arrays")
-    arrays = content.array_records[_ARRAYS]
-    if sum(len(array.data) for array in arrays.values()) > most_bytes:
-        raise PeerDataError("the message is too large")
-    return arrays
-
-
-def _array(values: npt.NDArray[Any]) -> Array:
-    """Make what ``Array(values)`` makes, with one copy of the values in memory instead of three."""
-    values = np.ascontiguousarray(values)
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(values))
-    data = b"".join([header.getvalue(), values.reshape(-1).view(np.uint8).data])
-    return Array(dtype=str(values.dtype), shape=values.shape, stype=_NUMPY, data=data)
-
-
-def _numpy(array: Array) -> npt.NDArray[Any]:
-    # Flower reads its one array format with allow_pickle=False; nothing else is tried.
-    if array.stype != _NUMPY:
-        raise PeerDataError("an array has an unknown format")
-    try:
-        values: npt.NDArray[Any] = array.numpy()
-    except Exception as error:
-        # NumPy parses the header as Python: a damaged one raises nearly anything.
-        raise PeerDataError(f"an array cannot be read ({type(error).__name__})") from None
-    if not isinstance(values, np.ndarray):
-        raise PeerDataError("an array is an archive of arrays")
-    return values
