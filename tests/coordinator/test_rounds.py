@@ -65,7 +65,7 @@ def trained_by_hand(federation: SimpleNamespace, owner: str, start: State, numbe
     network = build_network(settings.network_config(), 0)
     load_network_state(network, start)
     # Documented in clients/owner_app.py: each owner has an order of images of its own.
-    trainer = Trainer(network, settings.training_config(zlib.crc32(owner.encode()) & 0xFFFF), CPU)
+    trainer = Trainer(network, TrainingConfig.of(settings.training, zlib.crc32(owner.encode()) & 0xFFFF), CPU)
     epochs = settings.training.local_epochs
     *_, last = trainer.train_epochs(tensors(federation, owner, Split.TRAIN), (number - 1) * epochs, epochs)
     return network_state(network), last.loss
