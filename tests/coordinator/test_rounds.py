@@ -26,7 +26,7 @@ from ppfed.errors import FederationError
 from ppfed.images.source import Split
 from ppfed.network import build_network
 from ppfed.network_state import load_network_state, network_state
-from ppfed.training import Evaluation, ImageTensors, Trainer, evaluate
+from ppfed.training import Evaluation, ImageTensors, Trainer, TrainingConfig, evaluate
 from ppfed.wire.messages import EVALUATE, TRAIN
 
 MakeFederation = Callable[..., SimpleNamespace]
