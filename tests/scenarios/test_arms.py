@@ -15,7 +15,7 @@ from ppfed.ciphers.registry import cipher_names, make_cipher
 from ppfed.images.source import Split
 from ppfed.images.types import EncryptedImages, UInt8Array
 from ppfed.network import build_network
-from ppfed.training import ImageTensors, epoch_generator, evaluate
+from ppfed.training import ImageTensors, TrainingConfig, epoch_generator, evaluate
 from scenarios.arms import ArmRun, Progress, experiment_key
 from scenarios.declaration import Arm, Budget
 from scenarios.material import Material, digits
@@ -49,7 +49,7 @@ def test_a_plain_centralized_arm_is_a_plain_training(material: Material, tmp_pat
         network.parameters(), lr=0.2, momentum=0.9, weight_decay=5e-4, nesterov=True, fused=True
     )
     images, labels = torch.from_numpy(material.train.pixels), torch.from_numpy(material.train_labels)
-    training = config.training_config()
+    training = TrainingConfig.of(config.training)
     losses = []
     for epoch in range(3):
         network.train()
