@@ -208,6 +208,7 @@ class OwnerApp:
             torch.nn.CrossEntropyLoss(label_smoothing=config.label_smoothing),
             micro_batch=settings.micro_batch,
             batch_norm=settings.batch_norm,
+            precision=settings.precision,
         )
         if self._limit is not None:
             self._limit.count(order.round, question, order.steps)

@@ -79,6 +79,13 @@ def start(  # noqa: PLR0917 -- each is an option
             help="Part of each side that the first pass sees, growing to 1: 0.5 is the fast recipe (docs/model.md)."
         ),
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(
+            help="What whoever trains computes in: auto (bfloat16 on a GPU, float32 elsewhere), float32, or bfloat16: "
+            "half the time on processors with instructions for it."
+        ),
+    ] = None,
     alternate_flip: Annotated[
         bool | None, typer.Option(help="Flip an image exactly if it was not flipped in the pass before.")
     ] = None,
@@ -169,6 +176,7 @@ def start(  # noqa: PLR0917 -- each is an option
         "mirrored_views": mirrored_views,
         "first_crop": first_crop,
         "alternate_flip": alternate_flip,
+        "precision": precision,
         "average_passes": average_passes,
         "seed": seed,
         "quorum": quorum,

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from ppfed.errors import ModelError
 from ppfed.training import Trainer, autocast
-from ppfed.training_settings import FEWEST_IMAGES, BatchNormMode
+from ppfed.training_settings import FEWEST_IMAGES, BatchNormMode, Precision
 
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 
@@ -152,6 +152,7 @@ def partial_gradient(
     *,
     micro_batch: int,
     batch_norm: BatchNormMode = BatchNormMode.LOCAL,
+    precision: Precision = Precision.AUTO,
 ) -> PartialGradient:
     """Compute the mean gradient over a batch, in micro-batches that fit into memory.
 
@@ -167,6 +168,8 @@ def partial_gradient(
     micro_batch : int
         Most images at once, 4 or more: the parts are of nearly equal size, so that each has two.
     batch_norm : BatchNormMode
+    precision : Precision
+        Of the computation; the gradient is float32.
     """
     network.train()
     network.zero_grad(set_to_none=True)
@@ -176,7 +179,7 @@ def partial_gradient(
     with _measuring(network, batch_norm) as measured:
         for some, wanted in zip(images.tensor_split(batches), labels.tensor_split(batches), strict=True):
             share = len(some) / len(images)
-            with autocast(images.device):
+            with autocast(images.device, precision):
                 part = loss(_full(network(some)), wanted) * share
             part.backward()
             total = total + part.detach()

@@ -23,7 +23,7 @@ from ppfed.images.types import Int64Array, UInt8Array
 from ppfed.network_state import load_network_state, network_state
 from ppfed.ranks import ALONE, Ranks
 from ppfed.store import Shard
-from ppfed.training_settings import Schedule, TrainingSettings
+from ppfed.training_settings import Precision, Schedule, TrainingSettings
 
 _EVALUATION_BATCH = 512
 _PAPER_DROPS = (0.5, 0.75)
@@ -64,6 +64,8 @@ class TrainingConfig:
         quarters of all passes. 1 shows whole images always.
     alternate_flip : bool
         In place of a coin for each pass, flip an image horizontally exactly if it was not in the pass before.
+    precision : Precision
+        What steps are computed in.
     seed : int
         Of the order of images and their augmentation. Secrets never come from it.
     """
@@ -81,6 +83,7 @@ class TrainingConfig:
     average_passes: float = 0.0
     first_crop: float = 1.0
     alternate_flip: bool = False
+    precision: Precision = Precision.AUTO
     seed: int = 0
 
     @classmethod
@@ -97,6 +100,7 @@ class TrainingConfig:
             average_passes=settings.average_passes,
             first_crop=settings.first_crop,
             alternate_flip=settings.alternate_flip,
+            precision=settings.precision,
             seed=settings.seed + seed_offset,
         )
 
@@ -421,7 +425,7 @@ class Trainer:
             group["lr"] = rate
         # Before the forward pass: gradients that a CUDA graph made lie where it works again.
         self.optimizer.zero_grad(set_to_none=True)
-        with autocast(self.device):
+        with autocast(self.device, self.config.precision):
             loss: Tensor = self._loss(self._joined(images).float(), labels) * weight
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -477,8 +481,9 @@ def evaluate(network: nn.Module, data: BatchSource, part: slice = slice(None)) -
     return Evaluation(int(correct), len(rows), loss / len(rows))
 
 
-def autocast(device: torch.device) -> AbstractContextManager[object]:
-    """Compute in bfloat16 where the device has it."""
-    if device.type == "cuda" and torch.cuda.is_bf16_supported():
-        return torch.autocast("cuda", dtype=torch.bfloat16)
-    return nullcontext()
+def autocast(device: torch.device, precision: Precision = Precision.AUTO) -> AbstractContextManager[object]:
+    """Compute in a precision; weights and what is kept of them stay float32."""
+    if precision is Precision.AUTO:
+        fast = device.type == "cuda" and torch.cuda.is_bf16_supported()
+        precision = Precision.BFLOAT16 if fast else Precision.FLOAT32
+    return nullcontext() if precision is Precision.FLOAT32 else torch.autocast(device.type, dtype=torch.bfloat16)

@@ -69,6 +69,17 @@ class UpdateFormat(StrEnum):
     to 8 significant bits. What batch norm measured stays float32."""
 
 
+class Precision(StrEnum):
+    """In which numbers a network computes while it trains. Weights, optimizer and batch-norm statistics are float32."""
+
+    AUTO = "auto"
+    """``bfloat16`` on a GPU, ``float32`` elsewhere."""
+    FLOAT32 = "float32"
+    BFLOAT16 = "bfloat16"
+    """Convolutions and matrix products with 8 significant bits (torch.autocast). On a processor with instructions for
+    it (AVX-512 BF16, AMX) a step takes about half the time, on others it takes longer."""
+
+
 class DataPlacement(StrEnum):
     """Where images lie while they are trained on. The trained weights are the same."""
 
@@ -115,6 +126,8 @@ class TrainingSettings(BaseModel):
         Exchange ``updates``.
     server_learning_rate, server_momentum : float or None
         Of the strategy; None takes its default (``coordinator/aggregation.py``). ``fedavg`` has neither.
+    precision : Precision
+        What all who train compute in. Whoever measures or classifies uses ``auto``.
     update_format : UpdateFormat
         Exchanges ``updates`` and ``gradients``: in which numbers owners send. What they are sent is float32.
     micro_batch : int
@@ -149,6 +162,7 @@ class TrainingSettings(BaseModel):
     average_passes: float = Field(default=0.0, ge=0, le=1000)
     first_crop: float = Field(default=1.0, ge=0.25, le=1)
     alternate_flip: bool = False
+    precision: Precision = Precision.AUTO
     strategy: ServerStrategy = ServerStrategy.FEDAVG
     server_learning_rate: float | None = Field(default=None, gt=0, le=10)
     server_momentum: float | None = Field(default=None, ge=0, lt=1)

@@ -163,6 +163,7 @@ class ArmRun:
             average_passes=arm.average_passes,
             first_crop=arm.first_crop,
             alternate_flip=arm.alternate_flip,
+            precision=arm.precision,
             base_maps=budget.base_maps,
             strategy=arm.strategy,
             update_format=arm.update_format,

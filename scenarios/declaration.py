@@ -34,7 +34,7 @@ from ppfed.leakage.audit import applicable
 from ppfed.leakage.gradients import SENT_ATTACKS
 from ppfed.leakage.record import AttackName
 from ppfed.network_config import AdaptationKind, Backbone, InputFeatures, takes_any_size
-from ppfed.training_settings import BatchNormMode, Padding, Schedule, ServerStrategy, UpdateFormat
+from ppfed.training_settings import BatchNormMode, Padding, Precision, Schedule, ServerStrategy, UpdateFormat
 
 PLAIN = "plain"
 MIXING = "pixel-block-mixing"
@@ -217,7 +217,7 @@ class Arm(_Declared):
         Part of the budget's passes that it makes, one at least.
     learning_rate, schedule
         Where they are not the budget's.
-    average_passes, first_crop, alternate_flip
+    average_passes, first_crop, alternate_flip, precision
         As in ``TrainingSettings``.
     channels : 1 or 3
         Grey images, as ``ppfed coordinator start --channels 1`` makes them, or red, green and blue.
@@ -260,6 +260,7 @@ class Arm(_Declared):
     average_passes: float = Field(default=0.0, ge=0, le=1000)
     first_crop: float = Field(default=1.0, ge=0.25, le=1)
     alternate_flip: bool = False
+    precision: Precision = Precision.AUTO
     channels: Literal[1, 3] = 3
     owners: int = Field(default=1, ge=1, le=1000)
     partition: str = "iid"

@@ -184,11 +184,18 @@ def who(outcome: Outcome, arm: Arm) -> str:
     if arm.channels == 1:
         parts.append("grey images")
     parts += [
-        f"{field.replace('_', ' ')} {getattr(arm, field)}"
+        _option(field, getattr(arm, field))
         for field, declared in Arm.model_fields.items()
         if field not in _SHOWN and getattr(arm, field) != declared.default
     ]
     return ", ".join(parts)
+
+
+def _option(field: str, value: object) -> str:
+    name = field.replace("_", " ")
+    if isinstance(value, bool):
+        return name if value else f"no {name}"
+    return f"{name} {value}"
 
 
 def cipher(arm: Arm) -> str:

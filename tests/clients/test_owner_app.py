@@ -395,8 +395,9 @@ def gradient_of(owner: SimpleNamespace, number: int, step: int, steps: int = 3) 
     return unpack_gradient(answer, images, parameters, count_moments(network))
 
 
-def test_a_gradient_is_of_the_steps_images(make_owner: Callable[..., SimpleNamespace]) -> None:
-    owner = make_owner(exchange="gradients")
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_gradient_is_of_the_steps_images(make_owner: Callable[..., SimpleNamespace], precision: str) -> None:
+    owner = make_owner(exchange="gradients", training={"precision": precision})
     parts = [gradient_of(owner, 1, step) for step in range(3)]
     assert sum(part.images for part in parts) == 19
     network = build_network(owner.settings.network_config(), 0)
@@ -407,7 +408,9 @@ def test_a_gradient_is_of_the_steps_images(make_owner: Callable[..., SimpleNames
         rows = Turns(19, 3, 2, owner_offset("anna")).rows(step, config.seed, 0)
         images = config.augmentation(data.images[rows], step_generator(config.seed, 0, step))
         network.zero_grad()
-        torch.nn.functional.cross_entropy(network.train()(images), data.labels[rows]).backward()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
+            logits = network.train()(images)
+        torch.nn.functional.cross_entropy(logits.float(), data.labels[rows]).backward()
         by_hand = torch.cat([one.grad.reshape(-1) for one in network.parameters()])
         # The same operations on the same numbers.
         assert torch.equal(part.gradient, by_hand)

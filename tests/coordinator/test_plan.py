@@ -63,6 +63,7 @@ IMAGES: dict[str, Any] = {
     "first_crop": 0.5,
     "alternate_flip": True,
     "average_passes": 0.25,
+    "precision": "bfloat16",
 }
 
 
@@ -105,6 +106,7 @@ def test_options_of_gradients_become_settings() -> None:
 def test_options_of_images_become_settings() -> None:
     training = make_plan(IMAGES).settings.training
     assert (training.first_crop, training.alternate_flip, training.average_passes) == (0.5, True, 0.25)
+    assert training.precision == "bfloat16"
 
 
 def test_colour_shuffle_is_on_where_the_cipher_has_it() -> None:

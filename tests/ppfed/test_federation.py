@@ -138,6 +138,7 @@ TRAINING_CHANGES: dict[str, Any] = {
     "seed": 1,
     "strategy": "fedyogi",
     "update_format": "bfloat16",
+    "precision": "bfloat16",
 }
 STRATEGY_CHANGES: dict[str, Any] = {"server_learning_rate": 0.5, "server_momentum": 0.5}
 GRADIENT_CHANGES: dict[str, Any] = {

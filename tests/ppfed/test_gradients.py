@@ -32,7 +32,7 @@ from ppfed.network import build_network
 from ppfed.network_config import Backbone, NetworkConfig
 from ppfed.network_state import network_state
 from ppfed.training import ImageTensors, Trainer, TrainingConfig
-from ppfed.training_settings import BatchNormMode, Schedule
+from ppfed.training_settings import BatchNormMode, Precision, Schedule
 
 CPU = torch.device("cpu")
 SHAPE = (8, 8, 3)
@@ -286,6 +286,15 @@ def test_an_owner_changes_nothing_in_its_network(mode: BatchNormMode) -> None:
     for layer in batch_norm_layers(network).values():
         assert (layer.momentum, layer.training, len(layer._forward_pre_hooks)) == (0.1, True, 0)
     assert all(one.grad is None for one in network.parameters())
+
+
+def test_a_gradient_in_bfloat16_is_rounded_and_float32() -> None:
+    exact, rounded = (
+        partial_gradient(small(dtype=torch.float32), *batch(7, 0), LOSS, micro_batch=4, precision=one).gradient
+        for one in (Precision.AUTO, Precision.BFLOAT16)
+    )
+    assert rounded.dtype == torch.float32
+    assert 1e-4 < (rounded - exact).norm() / exact.norm() < 0.3
 
 
 def test_a_long_gradient_is_shortened() -> None:

@@ -25,7 +25,7 @@ from ppfed.network import build_network
 from ppfed.network_config import NetworkConfig
 from ppfed.network_state import load_network_state, network_state
 from ppfed.training import ImageTensors, Trainer, TrainingConfig, epoch_generator, evaluate, pick_device, predict_logits
-from ppfed.training_settings import Schedule
+from ppfed.training_settings import Precision, Schedule
 
 CPU = torch.device("cpu")
 NETWORK = NetworkConfig(classes=2, height=8, width=8, base_maps=4)
@@ -196,6 +196,40 @@ def test_it_is_vanilla_training_to_the_bit() -> None:
     assert_same_state(network.state_dict(), reference.state_dict())
     # The loop adds 32-bit losses on the device, the reference 64-bit ones: 33 roundings of 2^-24.
     assert [result.loss for result in results] == pytest.approx(losses, rel=1e-5)
+
+
+class Watched(nn.Module):
+    """A layer that keeps the dtypes that it computed in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8 * 8 * 3, 2)
+        self.seen: dict[bool, torch.dtype] = {}
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.layer(images.flatten(1).float() / 255)
+        self.seen[self.training] = out.dtype
+        return out
+
+
+@pytest.mark.parametrize(
+    ("precision", "dtype"),
+    [
+        (Precision.AUTO, torch.float32),
+        (Precision.FLOAT32, torch.float32),
+        (Precision.BFLOAT16, torch.bfloat16),
+    ],
+)
+def test_steps_compute_in_the_precision_that_was_chosen_and_measuring_does_not(
+    precision: Precision, dtype: torch.dtype
+) -> None:
+    network, data = Watched(), tensors(33)
+    trainer = Trainer(network, replace(CONFIG, precision=precision), CPU)
+    list(trainer.train_epochs(data, 0, 1))
+    evaluate(network, data)
+    assert network.seen == {True: dtype, False: torch.float32}
+    assert {one.dtype for one in network.parameters()} == {torch.float32}
+    assert {one.dtype for one in trainer.momentum().values()} == {torch.float32}
 
 
 def test_a_seed_fixes_the_training_and_nothing_else_moves() -> None:

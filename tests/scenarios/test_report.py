@@ -301,6 +301,7 @@ def test_owners_and_queries_have_tables(tmp_path: Path) -> None:
         {"average_passes": 0.5},
         {"first_crop": 0.5},
         {"alternate_flip": True},
+        {"precision": "bfloat16"},
     ],
     ids=lambda changed: list(changed)[-1],
 )
