@@ -178,6 +178,7 @@ def test_the_bundled_scenarios_are_the_promised_ones() -> None:
         "options",
         "leakage",
         "fast",
+        "precision",
     }
 
 
