@@ -60,7 +60,7 @@ def join(
     from ppfed.federation import Exchange, Invite
     from ppfed.images.open import open_source
     from ppfed.leakage.reference import quoted
-    from ppfed.training import pick_device
+    from ppfed.training.loop import pick_device
 
     console, out = stderr(), stdout()
     invitation = Invite.read(invite)

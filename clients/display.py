@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from ppfed.cli.console import live_bar, print_line, printable
-from ppfed.training import Evaluation
+from ppfed.training.loop import Evaluation
 
 _MB = 1e6
 

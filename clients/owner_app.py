@@ -17,18 +17,18 @@ from pydantic import ValidationError
 
 from clients.answers import AnswerLimit
 from clients.preparation import Prepared
-from ppfed.data_placement import PlacedImages, place_images
 from ppfed.errors import DataError, ModelError, PeerDataError
 from ppfed.federation import Exchange, FederationSettings, describe_invalid
-from ppfed.gradients import Turns, owner_offset, partial_gradient, step_generator, steps_of_pass
 from ppfed.images.source import Split
 from ppfed.model_folder import ModelCard, write_model
-from ppfed.network import build_network
-from ppfed.network_state import load_network_state, network_layout, network_state
+from ppfed.networks.classifier import build_network
+from ppfed.networks.state import load_network_state, network_layout, network_state
 from ppfed.store import read_shard
-from ppfed.training import Evaluation, Trainer, TrainingConfig, evaluate
-from ppfed.training_curve import curve_from_json
-from ppfed.training_settings import UpdateFormat
+from ppfed.training.curve import curve_from_json
+from ppfed.training.gradients import Turns, owner_offset, partial_gradient, step_generator, steps_of_pass
+from ppfed.training.loop import Evaluation, Trainer, TrainingConfig, evaluate
+from ppfed.training.placement import PlacedImages, place_images
+from ppfed.training.settings import UpdateFormat
 from ppfed.wire.messages import pack_request, values_bytes
 from ppfed.wire.shards import Manifest, ShardName, pack_manifest, pack_shard, unpack_shard_request
 from ppfed.wire.weights import (

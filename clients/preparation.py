@@ -17,14 +17,14 @@ import numpy as np
 import torch
 
 from ppfed.atomic import write_atomic
-from ppfed.augment import Augmentation
 from ppfed.ciphers.registry import Cipher
 from ppfed.errors import BadImagesError, DataError, MismatchError, UsageError
 from ppfed.federation import FederationSettings
 from ppfed.images.source import ImageSource, LoadReport, Split, files_digest, no_progress
 from ppfed.images.types import EncryptedImages, Int64Array
 from ppfed.store import Shard, ShardStore, rows_per_shard
-from ppfed.training import epoch_generator
+from ppfed.training.augment import Augmentation
+from ppfed.training.loop import epoch_generator
 
 HOLD_OUT_EVERY = 10
 """Where a source has no held-out split, every tenth image of each class is held out."""

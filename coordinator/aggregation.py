@@ -19,8 +19,8 @@ from torch import Tensor, nn
 
 from ppfed.errors import FederationError, PeerDataError
 from ppfed.federation import FederationSettings
-from ppfed.network_state import Layout, flatten, network_layout
-from ppfed.training_settings import ServerStrategy
+from ppfed.networks.state import Layout, flatten, network_layout
+from ppfed.training.settings import ServerStrategy
 from ppfed.wire.weights import WEIGHTS, unpack_weights
 
 _WEIGHT = "num-examples"

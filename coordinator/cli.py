@@ -138,7 +138,7 @@ def start(  # noqa: PLR0917 -- each is an option
     from ppfed.federation import Exchange
     from ppfed.leakage.reference import quoted
     from ppfed.leakage.wording import VERDICT
-    from ppfed.training_settings import DataPlacement
+    from ppfed.training.settings import DataPlacement
 
     given = {
         "name": name,

@@ -13,7 +13,9 @@ from coordinator.quorum import Quorum, with_evaluation
 from coordinator.state import RoundRecord, StateFolder
 from ppfed.errors import FederationError
 from ppfed.federation import FederationSettings
-from ppfed.gradients import (
+from ppfed.networks.classifier import ImageClassifier
+from ppfed.networks.state import load_network_state, network_state
+from ppfed.training.gradients import (
     PartialGradient,
     Turns,
     apply_step,
@@ -22,9 +24,7 @@ from ppfed.gradients import (
     steps_of_pass,
     values_per_image,
 )
-from ppfed.network import ImageClassifier
-from ppfed.network_state import load_network_state, network_state
-from ppfed.training import Trainer, TrainingConfig
+from ppfed.training.loop import Trainer, TrainingConfig
 from ppfed.wire.messages import GRADIENT
 from ppfed.wire.weights import GradientOrder, pack_gradient_order, unpack_gradient, within_range
 

@@ -96,7 +96,7 @@ def _last_line(done: subprocess.CompletedProcess[str]) -> str:
 def _count_devices(name: str) -> int:
     import torch
 
-    from ppfed.training import pick_device
+    from ppfed.training.loop import pick_device
 
     if name == "cuda":
         return torch.cuda.device_count()
@@ -111,8 +111,8 @@ def _compile(name: str, folder: Path) -> None:
     import torch
     from torch import nn
 
-    from ppfed.compilation import compile_network, compiler_cache
-    from ppfed.training import pick_device
+    from ppfed.training.compilation import compile_network, compiler_cache
+    from ppfed.training.loop import pick_device
 
     device = pick_device(name)
     network = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).to(device)

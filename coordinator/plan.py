@@ -12,8 +12,8 @@ from ppfed.ciphers.spec import cipher_info
 from ppfed.errors import UsageError
 from ppfed.federation import CipherSettings, FederationSettings, describe_invalid, parse_classes
 from ppfed.images.size import parse_size
-from ppfed.network_config import best_features
-from ppfed.training_settings import TrainingSettings
+from ppfed.networks.config import best_features
+from ppfed.training.settings import TrainingSettings
 
 _REQUIRED = ("exchange", "owners", "classes", "size")
 _ADDRESS = "localhost:9443"

@@ -11,14 +11,14 @@ from torch import nn
 
 from coordinator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from coordinator.state import RoundRecord, StateFolder
-from ppfed.data_placement import PlacedImages, place_images
 from ppfed.federation import FederationSettings
-from ppfed.network import ImageClassifier
-from ppfed.network_state import load_network_state, network_state
-from ppfed.ranks import ALONE, Ranks
+from ppfed.networks.classifier import ImageClassifier
+from ppfed.networks.state import load_network_state, network_state
 from ppfed.store import ShardStore
-from ppfed.training import BatchSource, Evaluation, Trainer, TrainingConfig, evaluate
-from ppfed.training_settings import DataPlacement
+from ppfed.training.loop import BatchSource, Evaluation, Trainer, TrainingConfig, evaluate
+from ppfed.training.placement import PlacedImages, place_images
+from ppfed.training.ranks import ALONE, Ranks
+from ppfed.training.settings import DataPlacement
 
 
 def pooled_images(

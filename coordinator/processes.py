@@ -27,7 +27,7 @@ from ppfed.cores import cores
 from ppfed.errors import UsageError
 from ppfed.federation import Exchange, FederationSettings
 from ppfed.services import Service, child_environment
-from ppfed.training_settings import DataPlacement
+from ppfed.training.settings import DataPlacement
 
 _POLL_S = 0.25
 _COMPILER_VARIABLES = ("CC", "CXX")
@@ -56,7 +56,7 @@ class Processes:
         How many machines train together.
     placement : DataPlacement
     compiled : bool
-        Whether the network is compiled (``ppfed/compilation.py``).
+        Whether the network is compiled (``ppfed/training/compilation.py``).
     """
 
     device: str = "auto"

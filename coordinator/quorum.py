@@ -12,9 +12,9 @@ from coordinator.conversation import Conversation
 from coordinator.state import Enrolled, RoundRecord, StateFolder
 from ppfed.errors import FederationError, ModelError, PeerDataError
 from ppfed.federation import FederationSettings
-from ppfed.network import ImageClassifier
-from ppfed.network_state import network_state
-from ppfed.training import Evaluation
+from ppfed.networks.classifier import ImageClassifier
+from ppfed.networks.state import network_state
+from ppfed.training.loop import Evaluation
 from ppfed.wire.messages import EVALUATE
 from ppfed.wire.weights import RoundOrder, pack_round_order, unpack_evaluation
 

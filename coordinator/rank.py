@@ -14,8 +14,8 @@ from coordinator.pooled import pooled_images, train_pooled
 from coordinator.processes import Job, read_job, report, tensor_store
 from coordinator.state import StateFolder
 from coordinator.torchrun import follow_parent
-from ppfed.network import build_network
-from ppfed.ranks import Ranks
+from ppfed.networks.classifier import build_network
+from ppfed.training.ranks import Ranks
 
 
 @record

@@ -13,9 +13,9 @@ from coordinator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from coordinator.quorum import Quorum, with_evaluation
 from coordinator.state import RoundRecord, StateFolder
 from ppfed.federation import FederationSettings
-from ppfed.network import ImageClassifier
-from ppfed.network_state import check_network_state, load_network_state, network_layout, network_state
-from ppfed.training_settings import UpdateFormat
+from ppfed.networks.classifier import ImageClassifier
+from ppfed.networks.state import check_network_state, load_network_state, network_layout, network_state
+from ppfed.training.settings import UpdateFormat
 from ppfed.wire.messages import TRAIN
 from ppfed.wire.weights import RoundOrder, RoundResult, pack_round_order, pack_round_result, unpack_round_result
 

@@ -19,15 +19,15 @@ from coordinator.processes import Processes, train_in_processes
 from coordinator.quorum import Quorum
 from coordinator.rounds import Rounds
 from coordinator.state import Enrolled, RoundRecord, StateFolder
-from ppfed.compilation import compiler_cache
 from ppfed.errors import FederationError
 from ppfed.federation import Exchange, FederationSettings
 from ppfed.leakage.reference import reference
 from ppfed.model_folder import CardOwner, ModelCard, installed_versions, write_model
-from ppfed.network import build_network
-from ppfed.network_state import load_network_state, network_state
-from ppfed.training import pick_device
-from ppfed.training_curve import CurvePoint, curve_to_json
+from ppfed.networks.classifier import build_network
+from ppfed.networks.state import load_network_state, network_state
+from ppfed.training.compilation import compiler_cache
+from ppfed.training.curve import CurvePoint, curve_to_json
+from ppfed.training.loop import pick_device
 from ppfed.wire.weights import Farewell, pack_farewell
 
 _STOP_CHECK_S = 1.0

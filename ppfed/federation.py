@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import InviteError
-from ppfed.network_config import NetworkConfig, count_weights, takes_any_size
-from ppfed.training_settings import ServerStrategy, TrainingSettings
+from ppfed.networks.config import NetworkConfig, count_weights, takes_any_size
+from ppfed.training.settings import ServerStrategy, TrainingSettings
 
 MAX_INVITE_BYTES = 1 << 20
 

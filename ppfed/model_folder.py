@@ -2,7 +2,7 @@
 
 ::
 
-    weights.safetensors   the state of the network (ppfed/network_state.py)
+    weights.safetensors   the state of the network (ppfed/networks/state.py)
     card.json             ``ModelCard``
     curve.csv             one line for each round
     curve.png             the same, drawn
@@ -40,10 +40,10 @@ from ppfed.ciphers.spec import CipherSpec
 from ppfed.errors import ModelError
 from ppfed.federation import CipherSettings, ClassName, Fingerprint, Name, describe_invalid
 from ppfed.leakage.record import LeakageRecord
-from ppfed.network import ImageClassifier, build_network
-from ppfed.network_config import AdaptationKind, Backbone, InputFeatures, NetworkConfig
-from ppfed.network_state import check_network_state, load_network_state, network_state
-from ppfed.training_curve import CurvePoint, curve_to_csv
+from ppfed.networks.classifier import ImageClassifier, build_network
+from ppfed.networks.config import AdaptationKind, Backbone, InputFeatures, NetworkConfig
+from ppfed.networks.state import check_network_state, load_network_state, network_state
+from ppfed.training.curve import CurvePoint, curve_to_csv
 
 NOTICE = (
     "The cipher is visual obfuscation, not confidentiality: it keeps pictures from eyes, logs and thumbnail caches. "
@@ -215,7 +215,7 @@ def write_model(folder: Path, network: ImageClassifier, card: ModelCard, curve: 
     if network.config != card.network_config():
         raise ValueError("the card describes another network")
     # Matplotlib is loaded here, and not into the coordinator's memory while images arrive.
-    from ppfed.curve_picture import curve_png  # noqa: PLC0415
+    from ppfed.training.curve_picture import curve_png  # noqa: PLC0415
 
     folder = folder.resolve()
     _refuse_foreign(folder)

@@ -19,7 +19,7 @@ from ppfed.images.source import LoadReport
 from ppfed.images.types import EncryptedImages, PlainImages, UInt8Array
 from ppfed.keys.master import MasterKey
 from ppfed.model_folder import LoadedModel, ModelCard
-from ppfed.training import predict_logits
+from ppfed.training.loop import predict_logits
 
 _BATCH = 256
 

@@ -20,7 +20,6 @@ from coordinator.pooled import train_pooled
 from coordinator.state import RoundRecord
 from ppfed.atomic import write_atomic
 from ppfed.attacks.membership import MembershipOutcome, losses, threshold_attack
-from ppfed.augment import Augmentation
 from ppfed.ciphers.registry import Cipher, make_cipher
 from ppfed.federation import CipherSettings, Exchange, FederationSettings
 from ppfed.images.source import Split
@@ -28,10 +27,11 @@ from ppfed.images.types import ID_BYTES, EncryptedImages, Int64Array, PlainImage
 from ppfed.keys.master import MasterKey
 from ppfed.leakage.record import LeakageRecord
 from ppfed.model_folder import load_model
-from ppfed.network import ImageClassifier, build_network
+from ppfed.networks.classifier import ImageClassifier, build_network
 from ppfed.store import Shard, ShardStore, rows_per_shard
-from ppfed.training import ImageTensors, epoch_generator, evaluate
-from ppfed.training_settings import TrainingSettings
+from ppfed.training.augment import Augmentation
+from ppfed.training.loop import ImageTensors, epoch_generator, evaluate
+from ppfed.training.settings import TrainingSettings
 from scenarios.attacking import Attacker, membership_rows
 from scenarios.declaration import MIXING, Arm, AugmentationPlace, Budget, Mode, Partition
 from scenarios.material import Material

@@ -28,7 +28,7 @@ from ppfed.leakage.judge import Judge
 from ppfed.leakage.metrics import resemblance
 from ppfed.leakage.picture import CIPHERTEXT_KEY, ORIGINAL_KEY
 from ppfed.leakage.record import LeakageRecord
-from ppfed.network import build_network
+from ppfed.networks.classifier import build_network
 from scenarios.declaration import Arm, Budget, Mode
 from scenarios.material import Material
 

@@ -54,7 +54,7 @@ def bench(
 ) -> None:
     """Measure how fast ppfed is, as ratios to something measured in the same run."""
     from ppfed.cli.console import print_line, stderr, stdout
-    from ppfed.training import pick_device
+    from ppfed.training.loop import pick_device
     from scenarios.bench import run
     from scenarios.bench.measurement import BenchSettings
 

@@ -33,8 +33,8 @@ from ppfed.leakage.attackers import AuditPreset
 from ppfed.leakage.audit import applicable
 from ppfed.leakage.gradients import SENT_ATTACKS
 from ppfed.leakage.record import AttackName
-from ppfed.network_config import AdaptationKind, Backbone, InputFeatures, takes_any_size
-from ppfed.training_settings import BatchNormMode, Padding, Precision, Schedule, ServerStrategy, UpdateFormat
+from ppfed.networks.config import AdaptationKind, Backbone, InputFeatures, takes_any_size
+from ppfed.training.settings import BatchNormMode, Padding, Precision, Schedule, ServerStrategy, UpdateFormat
 
 PLAIN = "plain"
 MIXING = "pixel-block-mixing"

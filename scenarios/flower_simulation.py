@@ -36,8 +36,8 @@ from coordinator.server_app import run_federation
 from coordinator.state import StateFolder
 from ppfed.enrolment import Phase
 from ppfed.errors import FederationError, PPFedError
-from ppfed.network_config import count_weights
-from ppfed.training import Evaluation
+from ppfed.networks.config import count_weights
+from ppfed.training.loop import Evaluation
 from ppfed.wire.messages import FINISH, pack_request
 from scenarios.simulation import MessageRecord, SimulationFailure, SimulationSetup
 

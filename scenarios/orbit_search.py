@@ -17,14 +17,14 @@ import torch
 from pydantic import TypeAdapter
 
 from ppfed.attacks.inversion import CPU, train_inversion
-from ppfed.augment import Augmentation
 from ppfed.errors import UsageError
 from ppfed.images.types import UInt8Array
 from ppfed.leakage.metrics import resemblance
-from ppfed.network import build_network
-from ppfed.network_config import NetworkConfig
-from ppfed.training import ImageTensors, Trainer, TrainingConfig, evaluate, pick_device
-from ppfed.training_settings import Padding
+from ppfed.networks.classifier import build_network
+from ppfed.networks.config import NetworkConfig
+from ppfed.training.augment import Augmentation
+from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig, evaluate, pick_device
+from ppfed.training.settings import Padding
 from scenarios.attacking import mixed, rows_without
 from scenarios.material import Material, read_images
 from scenarios.orbits import ORBITS, Orbit

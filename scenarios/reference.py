@@ -32,9 +32,9 @@ from ppfed.leakage.gradients import SENT_ATTACKS, audit_gradients, sent_batches
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.record import AttackName, LeakageRecord
 from ppfed.leakage.reference import RECORDS, REFERENCE_FILE, references
-from ppfed.network import build_network
-from ppfed.network_config import InputFeatures, NetworkConfig, best_features
-from ppfed.training import pick_device
+from ppfed.networks.classifier import build_network
+from ppfed.networks.config import InputFeatures, NetworkConfig, best_features
+from ppfed.training.loop import pick_device
 from scenarios.attacking import mixed, rows_without
 from scenarios.material import read_images
 

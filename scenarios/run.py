@@ -36,7 +36,7 @@ from ppfed.cores import cores
 from ppfed.errors import UsageError
 from ppfed.images.source import files_digest
 from ppfed.model_folder import installed_versions
-from ppfed.training import pick_device
+from ppfed.training.loop import pick_device
 from scenarios import results
 from scenarios.arms import Progress
 from scenarios.attacking import PICTURES_FILE

@@ -38,7 +38,7 @@ from ppfed.enrolment import Phase
 from ppfed.errors import FederationError, UsageError
 from ppfed.federation import FederationSettings, Name
 from ppfed.images.source import Split
-from ppfed.network_config import count_weights
+from ppfed.networks.config import count_weights
 from ppfed.services import flower_environment
 from ppfed.store import SHARD_BYTES, ShardStore
 

@@ -22,7 +22,7 @@ from typing import Any, TextIO
 import torch
 
 from ppfed.errors import PPFedError
-from ppfed.training import pick_device
+from ppfed.training.loop import pick_device
 from scenarios.arms import ArmRun
 from scenarios.material import Material
 from scenarios.results import RunRecord

@@ -25,11 +25,11 @@ import torch
 from torch import Tensor, nn
 
 from ppfed.attacks.labels import recover_labels
-from ppfed.gradients import Moments, batch_norm_layers
 from ppfed.images.types import Int64Array, UInt8Array
-from ppfed.network import BasicBlock, ImageClassifier, Shortcut, build_network
-from ppfed.network_config import AdaptationKind, Backbone, InputFeatures, NetworkConfig
-from ppfed.training_settings import BatchNormMode
+from ppfed.networks.classifier import BasicBlock, ImageClassifier, Shortcut, build_network
+from ppfed.networks.config import AdaptationKind, Backbone, InputFeatures, NetworkConfig
+from ppfed.training.gradients import Moments, batch_norm_layers
+from ppfed.training.settings import BatchNormMode
 
 _LIFT = 4.0
 """Added to what carries the image, in standard deviations: a ReLU cuts off what lies farther below the mean. More would

@@ -14,15 +14,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from ppfed.adaptation import features_of
 from ppfed.attacks.labels import recover_labels
 from ppfed.ciphers.spec import DEFAULT_CIPHER, CipherSpec
-from ppfed.gradients import Moments, batch_norm_layers, values_per_image
 from ppfed.images.types import Int64Array, UInt8Array
-from ppfed.network import ImageClassifier
-from ppfed.network_config import InputFeatures
-from ppfed.training import TrainingConfig
-from ppfed.training_settings import BatchNormMode
+from ppfed.networks.adaptation import features_of
+from ppfed.networks.classifier import ImageClassifier
+from ppfed.networks.config import InputFeatures
+from ppfed.training.gradients import Moments, batch_norm_layers, values_per_image
+from ppfed.training.loop import TrainingConfig
+from ppfed.training.settings import BatchNormMode
 
 _DROPS = (3 / 8, 5 / 8, 7 / 8)
 _FACTOR = 0.1

@@ -18,11 +18,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ppfed.adaptation import adaptation_network, features_of
 from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info
 from ppfed.images.types import UInt8Array
-from ppfed.network_config import BLOCK_SIDE, AdaptationKind, InputFeatures
-from ppfed.training import autocast, epoch_generator
+from ppfed.networks.adaptation import adaptation_network, features_of
+from ppfed.networks.config import BLOCK_SIDE, AdaptationKind, InputFeatures
+from ppfed.training.loop import autocast, epoch_generator
 
 Encrypt = Callable[[UInt8Array, int], UInt8Array]
 """Makes ciphertexts of plain images in an epoch, uint8 (N, H, W, C) both: the attacker's keys, new ones in each epoch,
@@ -281,7 +281,7 @@ def train_inversion(
         With fresh masks it should use a new key or new ids each time: free augmentation.
     preset : InversionPreset
     features : InputFeatures
-        What the network is shown; ``ppfed.adaptation.best_features`` chooses.
+        What the network is shown; ``ppfed.networks.adaptation.best_features`` chooses.
     front : Front
         ``best_front`` chooses.
     device : torch.device

@@ -13,9 +13,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from ppfed.gradients import batch_norm_layers
-from ppfed.network import ImageClassifier
-from ppfed.training_settings import BatchNormMode
+from ppfed.networks.classifier import ImageClassifier
+from ppfed.training.gradients import batch_norm_layers
+from ppfed.training.settings import BatchNormMode
 
 _NOISE_IMAGES = 64
 _LAST_BIAS = ".fc.bias"

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from sklearn.metrics import roc_auc_score, roc_curve
 from torch import nn
 
-from ppfed.training import ImageTensors, predict_logits
+from ppfed.training.loop import ImageTensors, predict_logits
 
 FloatArray = npt.NDArray[np.float64]
 BoolArray = npt.NDArray[np.bool_]

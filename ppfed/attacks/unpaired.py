@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from ppfed.adaptation import features_of
 from ppfed.attacks.inversion import PositionWise
 from ppfed.images.types import UInt8Array
-from ppfed.network_config import InputFeatures
-from ppfed.training import autocast
+from ppfed.networks.adaptation import features_of
+from ppfed.networks.config import InputFeatures
+from ppfed.training.loop import autocast
 
 Float32Array = npt.NDArray[np.float32]
 

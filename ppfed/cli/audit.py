@@ -86,7 +86,7 @@ def leakage(
     from ppfed.leakage.audit import applicable, audit, judge_of
     from ppfed.leakage.gradients import SENT_ATTACKS
     from ppfed.leakage.wording import markdown_table, sentence
-    from ppfed.training import pick_device
+    from ppfed.training.loop import pick_device
 
     settings = None if invite is None else Invite.read(invite).federation
     if settings is None:
@@ -143,9 +143,9 @@ def _audit_sent(
     from ppfed.attacks.alone import solver
     from ppfed.federation import Exchange
     from ppfed.leakage.gradients import audit_gradients, sent_attacks, sent_batches
-    from ppfed.network import build_network
-    from ppfed.network_config import NetworkConfig, best_features
-    from ppfed.training_settings import BatchNormMode, TrainingSettings
+    from ppfed.networks.classifier import build_network
+    from ppfed.networks.config import NetworkConfig, best_features
+    from ppfed.training.settings import BatchNormMode, TrainingSettings
 
     height, width, channels = images.shape
     training = TrainingSettings() if settings is None else settings.training

@@ -41,7 +41,7 @@ def predict(
     from ppfed.images.source import LoadReport
     from ppfed.model_folder import load_model
     from ppfed.prediction import predict_images
-    from ppfed.training import pick_device
+    from ppfed.training.loop import pick_device
 
     chosen = pick_device(device)
     loaded = load_model(model, chosen)

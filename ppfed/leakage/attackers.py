@@ -30,7 +30,7 @@ from ppfed.keys.master import MasterKey
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.metrics import upright
 from ppfed.leakage.record import AttackName
-from ppfed.network_config import best_features
+from ppfed.networks.config import best_features
 
 _FEW_CIPHERTEXTS = 100
 _PAIRS = (1, 5)

@@ -26,10 +26,8 @@ from ppfed.attacks.alone import Solver
 from ppfed.attacks.chosen_weights import can_choose, chosen_network, read_images
 from ppfed.attacks.fold import fold, folded_view, folds
 from ppfed.attacks.gradient_inversion import GradientInversionConfig, invert_gradient, smooth_view
-from ppfed.augment import Augmentation
 from ppfed.ciphers.spec import CipherSpec
 from ppfed.federation import CipherSettings, Exchange
-from ppfed.gradients import Moments, partial_gradient
 from ppfed.images.types import EncryptedImages, Int64Array, PlainImages, UInt8Array
 from ppfed.leakage.attackers import AuditPreset, Session
 from ppfed.leakage.audit import SHOWN, Audit, measured
@@ -37,11 +35,13 @@ from ppfed.leakage.images import AuditImages
 from ppfed.leakage.judge import Judge
 from ppfed.leakage.picture import CIPHERTEXT_KEY, ORIGINAL_KEY, picture_key
 from ppfed.leakage.record import AttackName, AttackOutcome, LeakageRecord
-from ppfed.network import ImageClassifier
-from ppfed.network_config import NetworkConfig
-from ppfed.network_state import network_state
-from ppfed.training import ImageTensors, Trainer, TrainingConfig
-from ppfed.training_settings import FEWEST_IMAGES, BatchNormMode
+from ppfed.networks.classifier import ImageClassifier
+from ppfed.networks.config import NetworkConfig
+from ppfed.networks.state import network_state
+from ppfed.training.augment import Augmentation
+from ppfed.training.gradients import Moments, partial_gradient
+from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig
+from ppfed.training.settings import FEWEST_IMAGES, BatchNormMode
 
 
 @dataclass(frozen=True)

@@ -17,13 +17,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ppfed.augment import Augmentation
 from ppfed.errors import DataError
 from ppfed.images.types import Int64Array, UInt8Array
-from ppfed.network import ImageClassifier, build_network
-from ppfed.network_config import NetworkConfig
-from ppfed.training import ImageTensors, Trainer, TrainingConfig, predict_logits
-from ppfed.training_settings import Padding
+from ppfed.networks.classifier import ImageClassifier, build_network
+from ppfed.networks.config import NetworkConfig
+from ppfed.training.augment import Augmentation
+from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig, predict_logits
+from ppfed.training.settings import Padding
 
 _BATCH = 128
 _PRESENTATIONS = 40_000

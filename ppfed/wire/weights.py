@@ -13,12 +13,12 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 from torch import Tensor
 
-from ppfed.bfloat16 import from_bfloat16, to_bfloat16
 from ppfed.errors import ModelError, PeerDataError
-from ppfed.gradients import Moments, PartialGradient
-from ppfed.network_state import Layout, flatten, is_statistic, unflatten
-from ppfed.training import Evaluation
-from ppfed.training_settings import UpdateFormat
+from ppfed.networks.state import Layout, flatten, is_statistic, unflatten
+from ppfed.training.gradients import Moments, PartialGradient
+from ppfed.training.loop import Evaluation
+from ppfed.training.settings import UpdateFormat
+from ppfed.wire.bfloat16 import from_bfloat16, to_bfloat16
 from ppfed.wire.messages import ARRAYS, CONFIG, METRICS, arrays_of, config_of, metrics_of, values_of
 
 WEIGHTS = "weights"

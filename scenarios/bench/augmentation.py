@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ppfed.augment import Augmentation
+from ppfed.training.augment import Augmentation
 from scenarios.bench.measurement import Bound, Measurement, Turns, in_turn
 from scenarios.bench.torchvision_import import import_torchvision
 

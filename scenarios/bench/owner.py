@@ -20,7 +20,7 @@ from ppfed.federation import FederationSettings, Invite
 from ppfed.images.source import Split
 from ppfed.images.types import ID_BYTES, EncryptedImages
 from ppfed.store import Shard, ShardStore, rows_per_shard
-from ppfed.training import Evaluation
+from ppfed.training.loop import Evaluation
 
 FINGERPRINT = "0123456789abcdef"
 """Of no key: there is none."""

@@ -17,17 +17,17 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from ppfed.augment import NO_AUGMENTATION, Augmentation
 from ppfed.ciphers.spec import CipherSpec
-from ppfed.compilation import compile_network, compiler_cache
-from ppfed.data_placement import place_images
 from ppfed.images.source import Split
 from ppfed.images.types import ID_BYTES, EncryptedImages
-from ppfed.network import ImageClassifier, build_network
-from ppfed.network_config import InputFeatures, NetworkConfig
+from ppfed.networks.classifier import ImageClassifier, build_network
+from ppfed.networks.config import InputFeatures, NetworkConfig
 from ppfed.store import Shard, ShardStore
-from ppfed.training import BatchSource, ImageTensors, Trainer, TrainingConfig, autocast
-from ppfed.training_settings import DataPlacement
+from ppfed.training.augment import NO_AUGMENTATION, Augmentation
+from ppfed.training.compilation import compile_network, compiler_cache
+from ppfed.training.loop import BatchSource, ImageTensors, Trainer, TrainingConfig, autocast
+from ppfed.training.placement import place_images
+from ppfed.training.settings import DataPlacement
 from scenarios.bench import augmentation, roofline
 from scenarios.bench.measurement import BenchSettings, Bound, Measurement, Turns, in_turn, seconds
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Sequence
 
-from ppfed.training import TrainingConfig
+from ppfed.training.loop import TrainingConfig
 from scenarios.declaration import Arm, Budget
 from scenarios.report.cells import Column, Row, Table
 from scenarios.report.outcome import Outcome

@@ -6,7 +6,7 @@ import shlex
 import statistics
 from collections.abc import Sequence
 
-from ppfed.training import TrainingConfig
+from ppfed.training.loop import TrainingConfig
 from scenarios.declaration import Arm, Budget, Scale, Scenario, bundled
 from scenarios.material import DIGITS
 from scenarios.report import leakage

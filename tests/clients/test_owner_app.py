@@ -18,10 +18,8 @@ from flwr.app.metadata import Metadata
 from clients.answers import MOST_ANSWERS, AnswerLimit
 from clients.owner_app import OwnerApp
 from clients.preparation import Prepared
-from ppfed import data_placement
 from ppfed.errors import DataError, PeerDataError
 from ppfed.federation import FederationSettings, Invite, new_token
-from ppfed.gradients import PartialGradient, Turns, count_moments, owner_offset, step_generator
 from ppfed.images.source import Split
 from ppfed.model_folder import (
     CURVE_FILE,
@@ -30,11 +28,13 @@ from ppfed.model_folder import (
     installed_versions,
     load_model,
 )
-from ppfed.network import build_network
-from ppfed.network_state import load_network_state, network_layout, network_state
-from ppfed.streaming import StoredImages
-from ppfed.training import Evaluation, ImageTensors, TrainingConfig
-from ppfed.training_curve import CurvePoint, curve_to_json
+from ppfed.networks.classifier import build_network
+from ppfed.networks.state import load_network_state, network_layout, network_state
+from ppfed.training import placement as data_placement
+from ppfed.training.curve import CurvePoint, curve_to_json
+from ppfed.training.gradients import PartialGradient, Turns, count_moments, owner_offset, step_generator
+from ppfed.training.loop import Evaluation, ImageTensors, TrainingConfig
+from ppfed.training.streaming import StoredImages
 from ppfed.wire.messages import EVALUATE, FINISH, GRADIENT, MANIFEST, SHARD, TRAIN, pack_request
 from ppfed.wire.shards import ShardName, pack_shard_request, unpack_manifest, unpack_shard
 from ppfed.wire.weights import (

@@ -18,10 +18,10 @@ from coordinator.checkpoint import load_checkpoint
 from coordinator.quorum import Quorum
 from coordinator.rounds import Rounds
 from ppfed.errors import FederationError
-from ppfed.network import build_network
-from ppfed.network_config import Backbone
-from ppfed.network_state import flatten, network_layout, network_state
-from ppfed.training import Evaluation
+from ppfed.networks.classifier import build_network
+from ppfed.networks.config import Backbone
+from ppfed.networks.state import flatten, network_layout, network_state
+from ppfed.training.loop import Evaluation
 from ppfed.wire.messages import TRAIN
 from ppfed.wire.weights import RoundResult, pack_round_result
 

@@ -22,7 +22,11 @@ from coordinator.quorum import Quorum
 from coordinator.state import RoundRecord
 from ppfed.errors import FederationError, UsageError
 from ppfed.federation import Invite, new_token
-from ppfed.gradients import (
+from ppfed.images.source import Split
+from ppfed.networks.classifier import build_network
+from ppfed.networks.config import Backbone
+from ppfed.networks.state import network_state
+from ppfed.training.gradients import (
     Moments,
     Turns,
     apply_step,
@@ -33,12 +37,8 @@ from ppfed.gradients import (
     steps_of_pass,
     values_per_image,
 )
-from ppfed.images.source import Split
-from ppfed.network import build_network
-from ppfed.network_config import Backbone
-from ppfed.network_state import network_state
-from ppfed.training import ImageTensors, Trainer, TrainingConfig, evaluate
-from ppfed.training_settings import UpdateFormat
+from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig, evaluate
+from ppfed.training.settings import UpdateFormat
 from ppfed.wire.messages import EVALUATE, GRADIENT
 
 MakeFederation = Callable[..., SimpleNamespace]
@@ -173,7 +173,7 @@ def test_passes_equal_plain_sgd_over_the_union(make_federation: MakeFederation, 
     apart = max(float((mine[name] - theirs[name]).abs().max()) for name in mine)
     moved = max(float((mine[name] - fresh[name]).abs().max()) for name in mine)
     # Four steps of float32 through some 20 layers of batch norm, each of which divides by what may be small; in float64
-    # such steps agree to 1e-9 (tests/ppfed/test_gradients.py).
+    # such steps agree to 1e-9 (tests/ppfed/training/test_gradients.py).
     assert apart < 0.01 * moved
 
 

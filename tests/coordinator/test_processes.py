@@ -26,8 +26,8 @@ from coordinator.start import run_coordinator
 from coordinator.state import RoundRecord, StateFolder
 from ppfed.errors import ServiceError, UsageError
 from ppfed.federation import Exchange, FederationSettings
-from ppfed.network import build_network
-from ppfed.training_settings import DataPlacement
+from ppfed.networks.classifier import build_network
+from ppfed.training.settings import DataPlacement
 
 MakeSettings = Callable[..., FederationSettings]
 

@@ -24,9 +24,9 @@ from coordinator.rounds import Rounds
 from coordinator.state import RoundRecord
 from ppfed.errors import FederationError
 from ppfed.images.source import Split
-from ppfed.network import build_network
-from ppfed.network_state import load_network_state, network_state
-from ppfed.training import Evaluation, ImageTensors, Trainer, TrainingConfig, evaluate
+from ppfed.networks.classifier import build_network
+from ppfed.networks.state import load_network_state, network_state
+from ppfed.training.loop import Evaluation, ImageTensors, Trainer, TrainingConfig, evaluate
 from ppfed.wire.messages import EVALUATE, TRAIN
 
 MakeFederation = Callable[..., SimpleNamespace]

@@ -22,12 +22,12 @@ from ppfed.errors import FederationError, ServiceError
 from ppfed.images.source import Split
 from ppfed.images.types import EncryptedImages
 from ppfed.model_folder import load_model
-from ppfed.network import build_network
-from ppfed.network_config import Backbone
-from ppfed.network_state import load_network_state, network_state
+from ppfed.networks.classifier import build_network
+from ppfed.networks.config import Backbone
+from ppfed.networks.state import load_network_state, network_state
 from ppfed.store import Shard
-from ppfed.training import ImageTensors, Trainer, TrainingConfig, evaluate
-from ppfed.training_settings import DataPlacement
+from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig, evaluate
+from ppfed.training.settings import DataPlacement
 from ppfed.wire.messages import EVALUATE, FINISH, SHARD, TRAIN
 
 MakeFederation = Callable[..., SimpleNamespace]

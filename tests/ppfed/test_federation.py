@@ -15,7 +15,6 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ppfed.augment import Augmentation
 from ppfed.errors import InviteError
 from ppfed.federation import (
     MAX_INVITE_BYTES,
@@ -27,8 +26,9 @@ from ppfed.federation import (
     new_token,
     parse_classes,
 )
-from ppfed.network_config import Backbone, count_weights
-from ppfed.training import TrainingConfig
+from ppfed.networks.config import Backbone, count_weights
+from ppfed.training.augment import Augmentation
+from ppfed.training.loop import TrainingConfig
 
 MakeSettings = Callable[..., FederationSettings]
 

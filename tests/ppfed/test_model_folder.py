@@ -36,10 +36,10 @@ from ppfed.model_folder import (
     load_model,
     write_model,
 )
-from ppfed.network import ImageClassifier, build_network
-from ppfed.network_config import Backbone, NetworkConfig
-from ppfed.network_state import network_state
-from ppfed.training_curve import CurvePoint
+from ppfed.networks.classifier import ImageClassifier, build_network
+from ppfed.networks.config import Backbone, NetworkConfig
+from ppfed.networks.state import network_state
+from ppfed.training.curve import CurvePoint
 
 CPU = torch.device("cpu")
 FILES = {WEIGHTS_FILE, CARD_FILE, CURVE_FILE, PLOT_FILE}

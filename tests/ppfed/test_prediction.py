@@ -23,9 +23,9 @@ from ppfed.images.source import LoadReport
 from ppfed.images.types import PlainImages, UInt8Array
 from ppfed.keys.master import KEY_BYTES, MasterKey
 from ppfed.model_folder import LoadedModel, ModelCard
-from ppfed.network import build_network
+from ppfed.networks.classifier import build_network
 from ppfed.prediction import Prediction, predict_images
-from ppfed.training import predict_logits
+from ppfed.training.loop import predict_logits
 
 CPU = torch.device("cpu")
 KEY = MasterKey(bytes(range(KEY_BYTES)))

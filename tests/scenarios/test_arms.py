@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from ppfed.augment import Augmentation
 from ppfed.ciphers.registry import cipher_names, make_cipher
 from ppfed.images.source import Split
 from ppfed.images.types import EncryptedImages, UInt8Array
-from ppfed.network import build_network
-from ppfed.training import ImageTensors, TrainingConfig, epoch_generator, evaluate
+from ppfed.networks.classifier import build_network
+from ppfed.training.augment import Augmentation
+from ppfed.training.loop import ImageTensors, TrainingConfig, epoch_generator, evaluate
 from scenarios.arms import ArmRun, Progress, experiment_key
 from scenarios.declaration import Arm, Budget
 from scenarios.material import Material, digits

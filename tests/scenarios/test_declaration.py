@@ -14,7 +14,7 @@ from ppfed.errors import UsageError
 from ppfed.keys.master import MasterKey
 from ppfed.leakage.audit import applicable
 from ppfed.leakage.record import AttackName
-from ppfed.network import build_network
+from ppfed.networks.classifier import build_network
 from scenarios.arms import ArmRun
 from scenarios.declaration import Arm, Mode, Partition, Scale, Scenario, bundled, load, parse
 from scenarios.material import Material, digits

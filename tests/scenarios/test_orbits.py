@@ -9,11 +9,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ppfed.adaptation import features_of
 from ppfed.ciphers.negative_positive import COLOUR_PERMUTATIONS
 from ppfed.errors import UsageError
 from ppfed.images.types import UInt8Array
-from ppfed.network_config import InputFeatures
+from ppfed.networks.adaptation import features_of
+from ppfed.networks.config import InputFeatures
 from scenarios.material import digits
 from scenarios.orbit_search import ROWS_FILE, Leak, OrbitRow, SearchBudget, in_table, main, measure, read_rows
 from scenarios.orbits import EIGHT_CONSTANTS, ORBITS, Orbit, from_lightness, to_lightness

@@ -21,7 +21,7 @@ from ppfed.errors import DataError, UsageError
 from ppfed.federation import Exchange
 from ppfed.leakage.record import AttackName, AttackOutcome, LeakageRecord, Measure, Resemblance
 from ppfed.model_folder import NOTICE
-from ppfed.training_settings import Padding
+from ppfed.training.settings import Padding
 from scenarios.attacking import save_pictures
 from scenarios.declaration import Arm, Scale, Scenario
 from scenarios.report import compare, write_report

@@ -28,8 +28,8 @@ from ppfed.enrolment import Phase
 from ppfed.errors import FederationError, UsageError
 from ppfed.images.source import Split
 from ppfed.model_folder import load_model
-from ppfed.network_config import count_weights
-from ppfed.network_state import network_state
+from ppfed.networks.config import count_weights
+from ppfed.networks.state import network_state
 from ppfed.store import ShardStore
 from ppfed.wire.messages import FINISH, MANIFEST, SHARD, pack_request
 from ppfed.wire.shards import ShardName, pack_shard_request

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from ppfed.training_settings import UpdateFormat
+from ppfed.training.settings import UpdateFormat
 from scenarios.bench.owner import compute_s
 from scenarios.bench.processes import Federation, federation
 

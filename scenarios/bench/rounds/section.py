@@ -12,10 +12,10 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from torch import Tensor
 
 from ppfed.cores import cores
-from ppfed.network import build_network
-from ppfed.network_state import flatten, network_state
-from ppfed.training import Evaluation
-from ppfed.training_settings import TrainingSettings, UpdateFormat
+from ppfed.networks.classifier import build_network
+from ppfed.networks.state import flatten, network_state
+from ppfed.training.loop import Evaluation
+from ppfed.training.settings import TrainingSettings, UpdateFormat
 from ppfed.wire.weights import RoundOrder, RoundResult, pack_round_order, pack_round_result
 from scenarios.bench.measurement import BenchSettings, Bound, Measurement, Turns, exponent
 from scenarios.bench.rounds.product import Rounds, run_rounds

@@ -9,11 +9,11 @@ import torch
 
 from clients.preparation import Prepared
 from ppfed.federation import Exchange, FederationSettings
-from ppfed.gradients import owner_offset
 from ppfed.images.source import Split
-from ppfed.network import build_network
-from ppfed.training import ImageTensors, Trainer, TrainingConfig
-from ppfed.training_settings import TrainingSettings
+from ppfed.networks.classifier import build_network
+from ppfed.training.gradients import owner_offset
+from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig
+from ppfed.training.settings import TrainingSettings
 from scenarios.bench.measurement import seconds
 from scenarios.bench.owner import FINGERPRINT, synthetic_store
 from scenarios.simulation import simulate

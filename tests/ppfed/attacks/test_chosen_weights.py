@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from ppfed.attacks.chosen_weights import ReadImages, can_choose, chosen_network, read_images
 from ppfed.attacks.fold import fold
 from ppfed.attacks.gradient_inversion import gradient_by_name
-from ppfed.gradients import partial_gradient
 from ppfed.images.types import UInt8Array
-from ppfed.network import ImageClassifier, build_network
-from ppfed.network_config import Backbone, InputFeatures, NetworkConfig
-from ppfed.training_settings import BatchNormMode
+from ppfed.networks.classifier import ImageClassifier, build_network
+from ppfed.networks.config import Backbone, InputFeatures, NetworkConfig
+from ppfed.training.gradients import partial_gradient
+from ppfed.training.settings import BatchNormMode
 
 from ..photographs import pieces
 

@@ -24,15 +24,15 @@ from ppfed.attacks.gradient_inversion import (
     smooth_view,
 )
 from ppfed.attacks.labels import recover_labels
-from ppfed.augment import NO_AUGMENTATION
 from ppfed.ciphers.spec import CipherSpec
-from ppfed.gradients import PartialGradient, batch_norm_layers, partial_gradient
 from ppfed.images.types import UInt8Array
-from ppfed.network import ImageClassifier, build_network
-from ppfed.network_config import InputFeatures, NetworkConfig
-from ppfed.network_state import network_state
-from ppfed.training import ImageTensors, Trainer, TrainingConfig
-from ppfed.training_settings import BatchNormMode, Schedule
+from ppfed.networks.classifier import ImageClassifier, build_network
+from ppfed.networks.config import InputFeatures, NetworkConfig
+from ppfed.networks.state import network_state
+from ppfed.training.augment import NO_AUGMENTATION
+from ppfed.training.gradients import PartialGradient, batch_norm_layers, partial_gradient
+from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig
+from ppfed.training.settings import BatchNormMode, Schedule
 
 from ..photographs import pieces
 

@@ -16,7 +16,7 @@ from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info, cipher_names
 from ppfed.images.types import PlainImages, UInt8Array
 from ppfed.keys.master import MasterKey
-from ppfed.network_config import best_features
+from ppfed.networks.config import best_features
 from scenarios.material import digits
 
 CPU = torch.device("cpu")

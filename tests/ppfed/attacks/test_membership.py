@@ -16,10 +16,10 @@ from ppfed.attacks.membership import (
     scaled_confidences,
     threshold_attack,
 )
-from ppfed.augment import NO_AUGMENTATION
-from ppfed.network import ImageClassifier, build_network
-from ppfed.network_config import NetworkConfig
-from ppfed.training import ImageTensors, Trainer, TrainingConfig
+from ppfed.networks.classifier import ImageClassifier, build_network
+from ppfed.networks.config import NetworkConfig
+from ppfed.training.augment import NO_AUGMENTATION
+from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig
 
 CPU = torch.device("cpu")
 # An attacker who knows nothing stays within four standard deviations but once in 16,000 times.

@@ -28,7 +28,7 @@ from ppfed.images.types import PlainImages
 from ppfed.keys.files import write_key_file
 from ppfed.keys.master import KEY_BYTES, MasterKey
 from ppfed.model_folder import ModelCard, load_model, write_model
-from ppfed.network import build_network
+from ppfed.networks.classifier import build_network
 from ppfed.prediction import predict_images
 
 CPU = torch.device("cpu")

@@ -17,8 +17,8 @@ from ppfed.leakage.audit import Audit, applicable, audit
 from ppfed.leakage.gradients import SENT_ATTACKS, audit_gradients, sent_batches
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.record import AttackName, LeakageRecord
-from ppfed.network import build_network
-from ppfed.network_config import NetworkConfig
+from ppfed.networks.classifier import build_network
+from ppfed.networks.config import NetworkConfig
 
 from ..photographs import pieces
 

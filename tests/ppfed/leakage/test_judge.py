@@ -11,12 +11,12 @@ from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits
 from torch import nn
 
-from ppfed.augment import Augmentation
 from ppfed.errors import DataError
 from ppfed.images.types import Int64Array, UInt8Array
 from ppfed.leakage.judge import Judge, JudgePreset, judge_preset, train_judge
 from ppfed.leakage.metrics import resemblance
-from ppfed.training_settings import Padding
+from ppfed.training.augment import Augmentation
+from ppfed.training.settings import Padding
 
 CPU = torch.device("cpu")
 UPRIGHT = Augmentation(shift=1, horizontal_flip=False, padding=Padding.REFLECT)

@@ -11,8 +11,8 @@ import torch
 from coordinator.state import RoundRecord, Status
 from ppfed.images.source import Split
 from ppfed.store import rows_per_shard
-from ppfed.training import Evaluation
-from ppfed.training_settings import TrainingSettings, UpdateFormat
+from ppfed.training.loop import Evaluation
+from ppfed.training.settings import TrainingSettings, UpdateFormat
 from scenarios.bench import owner as owner_module
 from scenarios.bench.measurement import BenchSettings
 from scenarios.bench.owner import Clock, compute_s, synthetic_store

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from ppfed.network_config import MIXER_DEPTH, MIXER_KERNEL_SIDE, MIXER_WIDENING, PATCH_SIDE, check_patches
+from ppfed.networks.config import MIXER_DEPTH, MIXER_KERNEL_SIDE, MIXER_WIDENING, PATCH_SIDE, check_patches
 
 
 class ConvMixer(nn.Module):

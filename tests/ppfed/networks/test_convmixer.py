@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from ppfed.augment import NO_AUGMENTATION
-from ppfed.convmixer import ConvMixer
-from ppfed.network import ResNet18, build_network
-from ppfed.network_config import Backbone, NetworkConfig
-from ppfed.training import ImageTensors, Trainer, TrainingConfig, evaluate
+from ppfed.networks.classifier import ResNet18, build_network
+from ppfed.networks.config import Backbone, NetworkConfig
+from ppfed.networks.convmixer import ConvMixer
+from ppfed.training.augment import NO_AUGMENTATION
+from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig, evaluate
 
 CPU = torch.device("cpu")
 MIXER = Backbone.CONVMIXER
@@ -229,8 +229,8 @@ def test_it_trains_on_several_threads() -> None:
     """PyTorch's backward passes of strided convolutions of few channels have died here: see ``Shortcut``."""
     script = """
 import torch
-from ppfed.network import build_network
-from ppfed.network_config import Backbone, NetworkConfig
+from ppfed.networks.classifier import build_network
+from ppfed.networks.config import Backbone, NetworkConfig
 torch.set_num_threads(2)
 for adaptation in ((), (8, 12)):
     config = NetworkConfig(3, 16, 16, 3, adaptation, base_maps=1, backbone=Backbone.CONVMIXER)

@@ -13,9 +13,9 @@ import torch
 
 from ppfed.images.source import Split
 from ppfed.store import ShardStore, read_shard
-from ppfed.streaming import StoredImages
-from ppfed.training import BatchSource, ImageTensors
-from ppfed.training_settings import DataPlacement
+from ppfed.training.loop import BatchSource, ImageTensors
+from ppfed.training.settings import DataPlacement
+from ppfed.training.streaming import StoredImages
 
 _MOST = 0.5
 """Part of the free memory that images may take; the rest is for the network, its activations, and others."""

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from ppfed import data_placement
-from ppfed.data_placement import _container_bytes, _host_bytes, free_bytes, place_images
 from ppfed.errors import UsageError
 from ppfed.images.source import Split
 from ppfed.store import Shard, ShardStore
-from ppfed.streaming import StoredImages
-from ppfed.training import ImageTensors
-from ppfed.training_settings import DataPlacement
+from ppfed.training import placement as data_placement
+from ppfed.training.loop import ImageTensors
+from ppfed.training.placement import _container_bytes, _host_bytes, free_bytes, place_images
+from ppfed.training.settings import DataPlacement
+from ppfed.training.streaming import StoredImages
 
 CPU = torch.device("cpu")
 SHAPE = (8, 8, 3)

@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
-from ppfed.training_curve import CurvePoint
+from ppfed.training.curve import CurvePoint
 
 
 def curve_png(curve: Sequence[CurvePoint], title: str) -> bytes:

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from ppfed.errors import ModelError
-from ppfed.training import Trainer, autocast
-from ppfed.training_settings import FEWEST_IMAGES, BatchNormMode, Precision
+from ppfed.training.loop import Trainer, autocast
+from ppfed.training.settings import FEWEST_IMAGES, BatchNormMode, Precision
 
 _BatchNorm = nn.BatchNorm1d | nn.BatchNorm2d
 

@@ -12,9 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ppfed.adaptation import features_of
-from ppfed.augment import NO_AUGMENTATION
-from ppfed.gradients import (
+from ppfed.networks.adaptation import features_of
+from ppfed.networks.classifier import build_network
+from ppfed.networks.config import Backbone, NetworkConfig
+from ppfed.networks.state import network_state
+from ppfed.training.augment import NO_AUGMENTATION
+from ppfed.training.gradients import (
     Moments,
     PartialGradient,
     Turns,
@@ -28,11 +31,8 @@ from ppfed.gradients import (
     steps_of_pass,
     values_per_image,
 )
-from ppfed.network import build_network
-from ppfed.network_config import Backbone, NetworkConfig
-from ppfed.network_state import network_state
-from ppfed.training import ImageTensors, Trainer, TrainingConfig
-from ppfed.training_settings import BatchNormMode, Precision, Schedule
+from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig
+from ppfed.training.settings import BatchNormMode, Precision, Schedule
 
 CPU = torch.device("cpu")
 SHAPE = (8, 8, 3)
@@ -272,7 +272,7 @@ def test_one_owner_takes_the_step_of_the_one_training_loop(backbone: Backbone) -
 
 
 def _epoch_generator() -> torch.Generator:
-    from ppfed.training import epoch_generator
+    from ppfed.training.loop import epoch_generator
 
     return epoch_generator(CONFIG.seed, 0)
 

@@ -1,7 +1,6 @@
 """How a federation trains: choices and settings, without torch, so that whoever only checks them need not load it.
 
-``TrainingConfig.of`` (``ppfed/training.py``) and ``Augmentation.of`` (``ppfed/augment.py``) make of them what the
-training loop takes.
+``TrainingConfig.of`` (``loop.py``) and ``Augmentation.of`` (``augment.py``) make of them what the training loop takes.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field
 
 from ppfed.errors import UsageError
-from ppfed.network_config import AdaptationKind, Backbone, InputFeatures
+from ppfed.networks.config import AdaptationKind, Backbone, InputFeatures
 
 FEWEST_IMAGES = 2
 """In a micro-batch: batch norm needs two, and the gradient of one image is the easiest to turn back into it."""

@@ -9,10 +9,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ppfed.data_placement import place_images
 from ppfed.store import ShardStore
-from ppfed.training import ImageTensors, Trainer, TrainingConfig, evaluate
-from ppfed.training_settings import DataPlacement
+from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig, evaluate
+from ppfed.training.placement import place_images
+from ppfed.training.settings import DataPlacement
 
 CPU = torch.device("cpu")
 SHAPE = (64, 64, 3)

@@ -15,17 +15,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ppfed.augment import NO_AUGMENTATION, Augmentation
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import DataError, UsageError
 from ppfed.images.types import Int64Array, PlainImages, UInt8Array
 from ppfed.keys.master import KEY_BYTES, MasterKey
-from ppfed.network import build_network
-from ppfed.network_config import NetworkConfig
-from ppfed.network_state import load_network_state, network_state
-from ppfed.training import ImageTensors, Trainer, TrainingConfig, epoch_generator, evaluate, pick_device, predict_logits
-from ppfed.training_settings import Precision, Schedule
+from ppfed.networks.classifier import build_network
+from ppfed.networks.config import NetworkConfig
+from ppfed.networks.state import load_network_state, network_state
+from ppfed.training.augment import NO_AUGMENTATION, Augmentation
+from ppfed.training.loop import (
+    ImageTensors,
+    Trainer,
+    TrainingConfig,
+    epoch_generator,
+    evaluate,
+    pick_device,
+    predict_logits,
+)
+from ppfed.training.settings import Precision, Schedule
 
 CPU = torch.device("cpu")
 NETWORK = NetworkConfig(classes=2, height=8, width=8, base_maps=4)

@@ -87,7 +87,7 @@ def compile_network(network: nn.Module, device: torch.device) -> Callable[[Tenso
         if not folder or not _is_private(Path(folder)):
             raise UsageError(
                 f"others on this machine could write to {folder or 'the place'} where compiled code would lie",
-                hint="Compile within ppfed.compilation.compiler_cache(FOLDER).",
+                hint="Compile within ppfed.training.compilation.compiler_cache(FOLDER).",
             )
     torch.compiler.reset()
     # As a whole or not at all: what torch cannot compile would be run piece by piece, without a word.

@@ -1,6 +1,6 @@
 """Which network: the choices and sizes that owners and coordinator agree on. It needs no torch.
 
-The networks themselves are in ``ppfed/network.py``, ``ppfed/adaptation.py`` and ``ppfed/convmixer.py``.
+The networks themselves are in ``classifier.py``, ``adaptation.py`` and ``convmixer.py``.
 """
 
 from __future__ import annotations
@@ -84,7 +84,7 @@ class Backbone(StrEnum):
     RESNET18 = "resnet18"
     """ResNet-18 (He et al., CVPR 2016), as in the paper."""
     CONVMIXER = "convmixer"
-    """A small ConvMixer: its patch embedding can absorb the key of a block cipher (``ppfed/convmixer.py``)."""
+    """A small ConvMixer: its patch embedding can absorb the key of a block cipher (``ppfed/networks/convmixer.py``)."""
 
 
 def takes_any_size(backbone: Backbone, adaptation_kind: AdaptationKind) -> bool:

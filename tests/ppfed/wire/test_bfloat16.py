@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from ppfed.bfloat16 import from_bfloat16, to_bfloat16
+from ppfed.wire.bfloat16 import from_bfloat16, to_bfloat16
 
 float32 = arrays(np.float32, array_shapes(min_dims=0, max_dims=3, max_side=5), elements=st.floats(width=32))
 

@@ -24,13 +24,13 @@ from torch import Tensor, nn
 from ppfed import store as store_module
 from ppfed.errors import DataError
 from ppfed.images.source import Split
-from ppfed.network import build_network
-from ppfed.network_config import NetworkConfig
-from ppfed.ranks import ALONE, Ranks
+from ppfed.networks.classifier import build_network
+from ppfed.networks.config import NetworkConfig
 from ppfed.services import flower_environment
 from ppfed.store import PixelFile, Shard, ShardStore, locate_pixels, read_shard
-from ppfed.streaming import THREAD_NAME, StoredImages
-from ppfed.training import ImageTensors, Trainer, TrainingConfig, evaluate
+from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig, evaluate
+from ppfed.training.ranks import ALONE, Ranks
+from ppfed.training.streaming import THREAD_NAME, StoredImages
 
 MakeShard = Callable[..., Shard]
 
@@ -126,7 +126,7 @@ def test_training_is_that_of_the_images_in_memory_to_the_bit(
 def test_evaluation_is_that_of_the_images_in_memory(
     make_paths: Callable[..., list[Path]], monkeypatch: pytest.MonkeyPatch, part: slice
 ) -> None:
-    monkeypatch.setattr("ppfed.training._EVALUATION_BATCH", 5)
+    monkeypatch.setattr("ppfed.training.loop._EVALUATION_BATCH", 5)
     resident, streamed = both(make_paths(12, 9))
     network = build_network(NETWORK, 1)
     found = evaluate(network, streamed, part)

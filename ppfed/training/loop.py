@@ -16,14 +16,14 @@ import torch
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from ppfed.augment import Augmentation, alternating_mirrors, crop_centre
-from ppfed.compilation import compile_network
 from ppfed.errors import DataError, UsageError
 from ppfed.images.types import Int64Array, UInt8Array
-from ppfed.network_state import load_network_state, network_state
-from ppfed.ranks import ALONE, Ranks
+from ppfed.networks.state import load_network_state, network_state
 from ppfed.store import Shard
-from ppfed.training_settings import Precision, Schedule, TrainingSettings
+from ppfed.training.augment import Augmentation, alternating_mirrors, crop_centre
+from ppfed.training.compilation import compile_network
+from ppfed.training.ranks import ALONE, Ranks
+from ppfed.training.settings import Precision, Schedule, TrainingSettings
 
 _EVALUATION_BATCH = 512
 _PAPER_DROPS = (0.5, 0.75)
@@ -272,7 +272,7 @@ class Trainer:
     ranks : Ranks
         The processes that train together.
     compiled : bool
-        Steps run what torch.compile makes of ``network``, which stays as it is (``ppfed/compilation.py``).
+        Steps run what torch.compile makes of ``network``, which stays as it is (``ppfed/training/compilation.py``).
 
     Raises
     ------

@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ppfed.network_config import BLOCK_SIDE, AdaptationKind, InputFeatures, check_adaptation
+from ppfed.networks.config import BLOCK_SIDE, AdaptationKind, InputFeatures, check_adaptation
 
 
 def features_of(images: Tensor, features: InputFeatures) -> Tensor:

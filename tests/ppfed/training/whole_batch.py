@@ -11,8 +11,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ppfed.errors import FederationError
-from ppfed.ranks import Ranks
-from ppfed.whole_batch_norm import normalise_whole_batches
+from ppfed.networks.whole_batch_norm import normalise_whole_batches
+from ppfed.training.ranks import Ranks
 
 CPU = torch.device("cpu")
 SIZE = 3

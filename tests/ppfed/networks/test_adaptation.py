@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from ppfed.adaptation import BlockWise, PositionMixing, adaptation_network, features_of
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope, cipher_names
 from ppfed.images.types import PlainImages
 from ppfed.keys.master import MasterKey
-from ppfed.network_config import AdaptationKind, InputFeatures, best_features
+from ppfed.networks.adaptation import BlockWise, PositionMixing, adaptation_network, features_of
+from ppfed.networks.config import AdaptationKind, InputFeatures, best_features
 
 PIXEL, BLOCK, BLOCK_WISE = AdaptationKind.PIXEL, AdaptationKind.BLOCK, AdaptationKind.BLOCK_WISE
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from ppfed.errors import FederationError
-from ppfed.whole_batch_norm import normalise_whole_batches
+from ppfed.networks.whole_batch_norm import normalise_whole_batches
 
 
 @dataclass(frozen=True)

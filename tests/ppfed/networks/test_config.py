@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppfed.network import ImageClassifier
-from ppfed.network_config import AdaptationKind, Backbone, NetworkConfig, count_weights
-from ppfed.network_state import network_layout
+from ppfed.networks.classifier import ImageClassifier
+from ppfed.networks.config import AdaptationKind, Backbone, NetworkConfig, count_weights
+from ppfed.networks.state import network_layout
 
 
 @settings(deadline=None, max_examples=60)

@@ -22,20 +22,20 @@ from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_conte
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ppfed.bfloat16 import from_bfloat16, to_bfloat16
 from ppfed.ciphers.spec import Scope
 from ppfed.errors import PeerDataError
 from ppfed.federation import FederationSettings
-from ppfed.gradients import Moments, PartialGradient
 from ppfed.images.source import Split
 from ppfed.images.types import EncryptedImages, PlainImages
 from ppfed.keys.master import MasterKey
 from ppfed.store import SHARD_BYTES, Shard
-from ppfed.training import Evaluation
-from ppfed.training_settings import UpdateFormat
+from ppfed.training.gradients import Moments, PartialGradient
+from ppfed.training.loop import Evaluation
+from ppfed.training.settings import UpdateFormat
 from ppfed.wire import messages
 from ppfed.wire import shards as shard_messages
 from ppfed.wire import weights as weight_messages
+from ppfed.wire.bfloat16 import from_bfloat16, to_bfloat16
 from ppfed.wire.messages import array_of, pack_request, values_bytes
 from ppfed.wire.shards import (
     Manifest,

@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from ppfed.augment import Augmentation
 from ppfed.errors import DataError
-from ppfed.network import build_network
-from ppfed.network_config import NetworkConfig
-from ppfed.ranks import ALONE, Ranks
-from ppfed.training import ImageTensors, Trainer, TrainingConfig
-from ppfed.whole_batch_norm import WholeBatchNorm2d, normalise_whole_batches
+from ppfed.networks.classifier import build_network
+from ppfed.networks.config import NetworkConfig
+from ppfed.networks.whole_batch_norm import WholeBatchNorm2d, normalise_whole_batches
+from ppfed.training.augment import Augmentation
+from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig
+from ppfed.training.ranks import ALONE, Ranks
 
 from .whole_batch import CPU, SIZE, case, results
 

@@ -12,7 +12,7 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from ppfed.training_settings import Padding, TrainingSettings
+from ppfed.training.settings import Padding, TrainingSettings
 
 _PAPER_SHIFT = 4
 _PAPER_SIDE = 32

@@ -9,12 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ppfed.augment import NO_AUGMENTATION, Augmentation, Placement, alternating_mirrors, crop_centre, place
 from ppfed.ciphers.negative_positive import NegativePositiveCipher, NPStream, apply_stream
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.images.types import ID_BYTES, PlainImages, UInt8Array
 from ppfed.keys.master import KEY_BYTES, MasterKey
-from ppfed.training_settings import Padding
+from ppfed.training.augment import NO_AUGMENTATION, Augmentation, Placement, alternating_mirrors, crop_centre, place
+from ppfed.training.settings import Padding
 
 MOST_SIDE = 9
 

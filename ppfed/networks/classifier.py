@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from ppfed.adaptation import adaptation_network, features_of
-from ppfed.convmixer import ConvMixer
-from ppfed.network_config import BLOCKS_PER_STAGE, STAGES, Backbone, NetworkConfig
+from ppfed.networks.adaptation import adaptation_network, features_of
+from ppfed.networks.config import BLOCKS_PER_STAGE, STAGES, Backbone, NetworkConfig
+from ppfed.networks.convmixer import ConvMixer
 
 _SAFE_CHANNELS = 16
 

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from ppfed.adaptation import features_of
-from ppfed.compilation import compile_network, compiler_cache
 from ppfed.errors import UsageError
-from ppfed.network import build_network
-from ppfed.network_config import AdaptationKind, Backbone, InputFeatures, NetworkConfig
-from ppfed.network_state import network_state
-from ppfed.ranks import Ranks
-from ppfed.training import ImageTensors, Trainer, TrainingConfig, evaluate
+from ppfed.networks.adaptation import features_of
+from ppfed.networks.classifier import build_network
+from ppfed.networks.config import AdaptationKind, Backbone, InputFeatures, NetworkConfig
+from ppfed.networks.state import network_state
+from ppfed.training.compilation import compile_network, compiler_cache
+from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig, evaluate
+from ppfed.training.ranks import Ranks
 
 CPU = torch.device("cpu")
 CONFIG = TrainingConfig(epochs=4, batch_size=8, learning_rate=0.01, seed=5)

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from ppfed.errors import ModelError
-from ppfed.network import build_network
-from ppfed.network_config import NetworkConfig
-from ppfed.network_state import load_network_state, network_state
-from ppfed.training import predict_logits
+from ppfed.networks.classifier import build_network
+from ppfed.networks.config import NetworkConfig
+from ppfed.networks.state import load_network_state, network_state
+from ppfed.training.loop import predict_logits
 
 CONFIG = NetworkConfig(classes=3, height=8, width=8, base_maps=2)
 NAMES = tuple(network_state(build_network(CONFIG, 0)))

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from ppfed.network import Shortcut, build_network
-from ppfed.network_config import NetworkConfig
+from ppfed.networks.classifier import Shortcut, build_network
+from ppfed.networks.config import NetworkConfig
 
 SMALL = NetworkConfig(classes=3, height=8, width=8, base_maps=4)
 
@@ -136,8 +136,8 @@ def test_narrow_networks_train_on_several_threads(base_maps: int) -> None:
     """Without ``Shortcut`` this dies of a segmentation fault or "double free" on most runs: hence the child process."""
     script = f"""
 import torch
-from ppfed.network import build_network
-from ppfed.network_config import NetworkConfig
+from ppfed.networks.classifier import build_network
+from ppfed.networks.config import NetworkConfig
 torch.set_num_threads(2)
 network = build_network(NetworkConfig(classes=3, height=16, width=16, base_maps={base_maps}), seed=0)
 for step in range(40):

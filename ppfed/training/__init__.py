@@ -1,0 +1,1 @@
+"""The training loop, its settings, and what feeds and speeds it."""
