@@ -45,8 +45,8 @@ from ppfed.training.settings import FEWEST_IMAGES, BatchNormMode
 
 
 @dataclass(frozen=True)
-class _Search:
-    """What a preset spends on searching for images.
+class GradientSearch:
+    """What is spent on searching for images.
 
     Attributes
     ----------
@@ -54,7 +54,7 @@ class _Search:
     images : int
         So many are attacked, in batches, and one batch at least.
     largest : int
-        Batch that is tried.
+        The largest batch that is tried.
     """
 
     config: GradientInversionConfig
@@ -63,9 +63,9 @@ class _Search:
 
 
 _SEARCHES = {
-    AuditPreset.QUICK: _Search(gradient_inversion.QUICK, 2, 2),
-    AuditPreset.CPU: _Search(gradient_inversion.CPU, 2, 2),
-    AuditPreset.GPU: _Search(gradient_inversion.GPU, 64, 32),
+    AuditPreset.QUICK: GradientSearch(gradient_inversion.QUICK, 2, 2),
+    AuditPreset.CPU: GradientSearch(gradient_inversion.CPU, 2, 2),
+    AuditPreset.GPU: GradientSearch(gradient_inversion.GPU, 64, 32),
 }
 _READ = {AuditPreset.QUICK: 16, AuditPreset.CPU: 96, AuditPreset.GPU: 960}
 """So many images are read with chosen weights."""
@@ -120,6 +120,7 @@ def audit_gradients(
     judge: Judge | None = None,
     batch_norm: BatchNormMode = BatchNormMode.LOCAL,
     attacks: Sequence[AttackName] = SENT_ATTACKS,
+    search: GradientSearch | None = None,
 ) -> Audit:
     """Let an owner send what the exchange says, and make images of it.
 
@@ -151,7 +152,9 @@ def audit_gradients(
         Exchange ``gradients``: what batch norm normalises with.
     attacks : sequence of AttackName
         Of ``SENT_ATTACKS``. Weights are chosen only for networks for which ``sent_attacks`` says so, and the search is
-        left out for batches larger than the preset tries.
+        left out for batches larger than it is to try.
+    search : GradientSearch or None
+        None for the preset's.
 
     Raises
     ------
@@ -162,6 +165,8 @@ def audit_gradients(
         raise ValueError("exchange 'images' sends images: audit() attacks those")
     if exchange is Exchange.UPDATES and batch_norm is not BatchNormMode.LOCAL:
         raise ValueError("exchange 'updates' normalises with each batch's own statistics")
+    search = search or _SEARCHES[preset]
+    most = {AttackName.CHOSEN_WEIGHTS: _READ[preset], AttackName.GRADIENTS: search.images}
     images = _mixed(images, seed)
     encrypted = None if spec is None else Session(spec, images, preset, device, seed).encrypted
     owner = _Owner(
@@ -176,19 +181,19 @@ def audit_gradients(
         for attack in SENT_ATTACKS
         if attack in attacks and attack in sent_attacks(network.config)
         for batch in batches
-        if batch <= len(images.targets) and (attack is AttackName.CHOSEN_WEIGHTS or batch <= _SEARCHES[preset].largest)
+        if batch <= len(images.targets) and (attack is AttackName.CHOSEN_WEIGHTS or batch <= search.largest)
     ]
     outcomes: list[AttackOutcome] = []
-    shown = min(SHOWN, len(owner.fed), *(_count(attack, batch, preset, len(owner.fed)) for attack, batch in wanted))
+    shown = min(SHOWN, len(owner.fed), *(_count(batch, most[attack], len(owner.fed)) for attack, batch in wanted))
     pictures = {ORIGINAL_KEY: images.targets.pixels[:shown], CIPHERTEXT_KEY: owner.fed[:shown]}
     for number, (attack, batch) in enumerate(wanted):
         started = time.monotonic()
-        count = _count(attack, batch, preset, len(owner.fed))
+        count = _count(batch, most[attack], len(owner.fed))
         tell = partial(_tell_part, on_progress, _WORDS[exchange], number, len(wanted))
         if attack is AttackName.CHOSEN_WEIGHTS:
             found = _read(owner, chosen_network(network.config, seed).to(device), batch, count, tell)
         else:
-            config = replace(_SEARCHES[preset].config, smooth=smooth_view(spec), batch_norm=batch_norm)
+            config = replace(search.config, smooth=smooth_view(spec), batch_norm=batch_norm)
             found = _inverted(owner, network, batch, count, config, seed, tell)
         seconds = time.monotonic() - started
         for how, view in _views(found, encrypted, restore):
@@ -279,9 +284,8 @@ class _Owner:
             )
 
 
-def _count(attack: AttackName, batch: int, preset: AuditPreset, targets: int) -> int:
+def _count(batch: int, most: int, targets: int) -> int:
     """Count the images to attack: whole batches, and one at least."""
-    most = _READ[preset] if attack is AttackName.CHOSEN_WEIGHTS else _SEARCHES[preset].images
     return max(batch, min(most, targets) // batch * batch)
 
 
