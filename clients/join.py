@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from clients.flower_executor import FlowerExecutor
 from clients.owner_app import Display, OwnerApp
 from clients.preparation import MARKER, Prepared
 from clients.supernode import SuperNode, ensure_node_key
+from ppfed.atomic import write_atomic
 from ppfed.enrolment import Phase
-from ppfed.errors import FederationError, ServiceError, UsageError
+from ppfed.errors import DataError, FederationError, ServiceError, UsageError
 from ppfed.federation import Exchange, FederationSettings, Invite
 from ppfed.model_folder import ModelCard
 
@@ -40,6 +42,8 @@ _FAREWELL_GRACE_S = 30.0
 _NODE_KEY = "node.key"
 _STORE = "store"
 _ANSWERS = "answers.json"
+_ORDER = "order"
+_ORDER_BITS = 62
 
 
 @dataclass(frozen=True)
@@ -127,7 +131,7 @@ def serve(
     FederationError
         If the coordinator refuses this owner, cannot be reached, or the connection is lost for good.
     DataError
-        If the count of earlier answers is damaged.
+        If the count of earlier answers, or the order of the images, is damaged.
     """
     started = time.monotonic()
     node_key = folder / _NODE_KEY
@@ -138,7 +142,8 @@ def serve(
         notice(f"admitted by the coordinator at {invite.address}")
         node = _connected_node(folder, invite, node_key, notice)
         try:
-            app = OwnerApp(invite.owner, invite.federation, prepared, device, folder / "model", display, limit)
+            seed = _order_seed(folder / _ORDER)
+            app = OwnerApp(invite.owner, invite.federation, prepared, device, folder / "model", display, limit, seed)
             message = _answer_until_end(app, node, coordinator, notice)
         finally:
             node.stop()
@@ -164,6 +169,24 @@ def what_leaves(settings: FederationSettings) -> str:
         "and the training loss; with them, and once more at the end, the loss on your held-out images and how many of "
         "them were classified rightly; no image"
     )
+
+
+def _order_seed(file: Path) -> int:
+    """Draw the order of the images once, and keep it: a question that is asked again gets the same answer.
+
+    Raises
+    ------
+    DataError
+        If the file is damaged.
+    """
+    if not file.exists():
+        write_atomic(file, str(secrets.randbits(_ORDER_BITS)))
+    text = file.read_text(encoding="ascii", errors="replace").strip()
+    if not (text.isdecimal() and len(text) <= _ORDER_BITS):
+        raise DataError(
+            f"{file} is damaged: it holds the order in which images are trained on", hint="Remove it to draw another."
+        )
+    return int(text)
 
 
 def _connected_node(folder: Path, invite: Invite, node_key: Path, notice: Callable[[str], None]) -> SuperNode:

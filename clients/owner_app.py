@@ -75,6 +75,10 @@ class OwnerApp:
     display : Display
     limit : AnswerLimit or None
         Counts what is answered in exchanges ``updates`` and ``gradients``; None does not.
+    order_seed : int or None
+        Of the order and augmentation of the images. A secret of the owner: a coordinator that knew which images meet in
+        which batches could solve for single ones over several passes. None makes it of the owner's name, so that
+        anybody can compute it again: for experiments.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class OwnerApp:
         model_folder: Path,
         display: Display,
         limit: AnswerLimit | None = None,
+        order_seed: int | None = None,
     ) -> None:
         self._owner = owner
         self._settings = settings
@@ -94,6 +99,7 @@ class OwnerApp:
         self._model_folder = model_folder
         self._display = display
         self._limit = limit
+        self._training = TrainingConfig.of(settings.training, owner_offset(owner) if order_seed is None else order_seed)
         self._network = build_network(settings.network_config(), settings.training.seed).to(device)
         self._layout = network_layout(self._network)
         self._sent: set[ShardName] = set()
@@ -165,8 +171,7 @@ class OwnerApp:
         evaluation = evaluate(self._network, self._images.held_out)
         self._display.round_started(order.round, rounds, evaluation)
         # A fresh optimizer each round: momentum belongs to a path of weights that the average has left.
-        config = TrainingConfig.of(self._settings.training, owner_offset(self._owner))
-        trainer = Trainer(self._network, config, self._device)
+        trainer = Trainer(self._network, self._training, self._device)
         losses = [
             result.loss
             for result in trainer.train_epochs(
@@ -198,7 +203,7 @@ class OwnerApp:
             self._limit.require(order.round, question)
         self._load_weights(order)
         self._begin_pass(order.round)
-        config = TrainingConfig.of(self._settings.training, owner_offset(self._owner))
+        config = self._training
         rows = turns.rows(order.step, config.seed, order.round - 1)
         ((batch, labels),) = self._images.train.batches([rows])
         part = partial_gradient(

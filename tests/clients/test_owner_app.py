@@ -77,7 +77,7 @@ class Shown:
 def make_owner(
     tmp_path: Path, make_settings: Callable[..., FederationSettings], make_prepared: Callable[..., Prepared]
 ) -> Callable[..., SimpleNamespace]:
-    def make(invite_number: int = 0, **changes: Any) -> SimpleNamespace:
+    def make(invite_number: int = 0, order_seed: int | None = None, **changes: Any) -> SimpleNamespace:
         settings = make_settings(**changes)
         invite = Invite(
             owner="anna",
@@ -89,7 +89,7 @@ def make_owner(
         limit = AnswerLimit(tmp_path / "answers.json", invite)
         prepared = make_prepared(tmp_path / "store")
         display = Shown()
-        app = OwnerApp("anna", settings, prepared, CPU, tmp_path / "model", display, limit)
+        app = OwnerApp("anna", settings, prepared, CPU, tmp_path / "model", display, limit, order_seed)
         network = build_network(settings.network_config(), settings.training.seed + 1)
         client_app = app.client_app()
 
@@ -393,6 +393,22 @@ def gradient_of(owner: SimpleNamespace, number: int, step: int, steps: int = 3) 
     images = Turns(19, steps, 2, owner_offset("anna")).count(step)
     answer = owner.ask(GRADIENT, step_order(owner, number, step, steps))
     return unpack_gradient(answer, images, parameters, count_moments(network))
+
+
+@pytest.mark.parametrize(("exchange", "message_type"), [("updates", TRAIN), ("gradients", GRADIENT)])
+def test_batches_depend_on_the_owners_secret_order_and_on_it_alone(
+    make_owner: Callable[..., SimpleNamespace], exchange: str, message_type: str
+) -> None:
+    answers = []
+    for number, seed in enumerate((None, 2**61 + 1, 2**61 + 1, 2**61 + 2)):
+        owner = make_owner(number, seed, exchange=exchange, training={"horizontal_flip": False, "shift": 0})
+        question = step_order(owner, 1, 0, 3) if exchange == "gradients" else order(owner)
+        arrays = owner.ask(message_type, question).array_records["arrays"]
+        answers.append(next(iter(arrays.values())).numpy())
+    by_name, first, same, other = answers
+    assert np.array_equal(first, same)
+    assert not np.array_equal(first, other)
+    assert not np.array_equal(first, by_name)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
