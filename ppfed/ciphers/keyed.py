@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
@@ -123,6 +124,10 @@ class KeyedCipher(ABC, Generic[StreamT]):
     def _remove(self, pixels: UInt8Array, stream: StreamT, out: UInt8Array) -> None:
         """Decrypt; shapes as in ``_apply``."""
 
+    def _chunk_values(self, shape: tuple[int, int, int]) -> int:  # noqa: ARG002
+        """Say how many values to encrypt at once, of images of (height, width, channels)."""
+        return _CHUNK_VALUES
+
     def _transform(
         self, pixels: UInt8Array, ids: UInt8Array, change: Callable[[UInt8Array, StreamT, UInt8Array], None]
     ) -> UInt8Array:
@@ -135,7 +140,7 @@ class KeyedCipher(ABC, Generic[StreamT]):
             stream = self.stream(ids[rows], shape) if shared is None else shared
             change(pixels[rows], stream, result[rows])
 
-        chunks = list(_chunks(len(pixels), max(1, _CHUNK_VALUES // (shape[0] * shape[1] * shape[2]))))
+        chunks = list(_chunks(len(pixels), max(1, self._chunk_values(shape) // math.prod(shape))))
         if self._threads == 1 or len(chunks) <= 1:
             for rows in chunks:
                 change_rows(rows)

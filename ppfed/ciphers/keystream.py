@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -9,21 +10,27 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher as BlockCipher
 from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
-from ppfed.ciphers.kernels import UInt64Array, lay_out_counters, scale_words, spread_bits
+from ppfed.ciphers.kernels import UInt64Array, lay_out_counters, scale_words, xor_bits
 from ppfed.images.types import ID_BYTES, UInt8Array
 
 IndexArray = npt.NDArray[np.intp]
 
 _BLOCK_BYTES = 16
+_ALL_BITS: UInt8Array = np.array([0xFF], dtype=np.uint8)
 
 
-def _spread_table() -> UInt8Array:
-    bits = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
-    return np.ascontiguousarray(bits * np.uint8(255))
+class _Encryptor(threading.local):
+    """AES, one for each thread: two may not use one at once, and to make one costs as much as ten kilobytes of AES.
 
+    Parameters
+    ----------
+    key : bytes
+        32 bytes.
+    """
 
-_SPREAD = _spread_table().view(np.uint64).ravel()
-"""(256,) uint64: each byte of keystream spread to its eight masks of 0 or 255, least significant bit first."""
+    def __init__(self, key: bytes) -> None:
+        # ECB over counter blocks that we lay out ourselves is CTR mode for all images of a batch in one call.
+        self.blocks = BlockCipher(algorithms.AES(key), modes.ECB()).encryptor()  # noqa: S305
 
 
 class Keystream:
@@ -36,8 +43,7 @@ class Keystream:
     """
 
     def __init__(self, key: bytes) -> None:
-        # ECB over counter blocks that we lay out ourselves is CTR mode for all images of a batch in one call.
-        self._aes = BlockCipher(algorithms.AES(key), modes.ECB())  # noqa: S305
+        self._aes = _Encryptor(key)
 
     def bytes(self, nonces: UInt8Array, length: int) -> UInt8Array:
         """Keystreams of many nonces in one call.
@@ -54,19 +60,20 @@ class Keystream:
         uint8 array, (N, length), C-contiguous
         """
         blocks = -(-length // _BLOCK_BYTES)
-        counters = np.empty((len(nonces), blocks, _BLOCK_BYTES // 4), dtype="<u4")
-        lay_out_counters(np.array(nonces, dtype=np.uint8, order="C").view("<u4"), counters)
+        counters = np.empty((len(nonces), _BLOCK_BYTES // 8 * blocks), dtype="<u8")
+        lay_out_counters(np.ascontiguousarray(nonces).view("<u4"), counters)
         # The interface asks for room for a block more than it fills.
         keystream = np.empty(counters.nbytes + _BLOCK_BYTES - 1, dtype=np.uint8)
-        filled = self._aes.encryptor().update_into(counters.reshape(-1).view(np.uint8).data, keystream.data)
+        filled = self._aes.blocks.update_into(counters.reshape(-1).view(np.uint8).data, keystream.data)
         return np.ascontiguousarray(keystream[:filled].reshape(len(nonces), blocks * _BLOCK_BYTES)[:, :length])
+
+    def bits(self, nonces: UInt8Array, count: int) -> UInt8Array:
+        """Draw ``count`` bits, least significant first. Returns a uint8 array, (N, count / 8, rounded up)."""
+        return self.bytes(nonces, -(-count // 8))
 
     def masks(self, nonces: UInt8Array, count: int) -> UInt8Array:
         """Spread each bit to a byte: 0 or 255. Returns a uint8 array, (N, count)."""
-        packed = self.bytes(nonces, (count + 7) // 8)
-        spread = np.empty(packed.shape, dtype=np.uint64)
-        spread_bits(packed.reshape(-1), _SPREAD, spread.reshape(-1))
-        return spread.view(np.uint8)[:, :count]
+        return spread(self.bits(nonces, count)[None], _ALL_BITS, count)
 
     def below(self, nonces: UInt8Array, count: int, bound: int) -> UInt8Array:
         """Draw numbers from 0 to ``bound`` - 1, each from a 32-bit word, with a bias below ``bound`` / 2^32.
@@ -83,6 +90,49 @@ class Keystream:
     def words(self, nonces: UInt8Array, count: int) -> UInt64Array:
         """Read little-endian 64-bit words. Returns a uint64 array, (N, count)."""
         return self.bytes(nonces, 8 * count).view("<u8").astype(np.uint64, copy=False)
+
+
+def spread(bits: UInt8Array, constants: UInt8Array, count: int) -> UInt8Array:
+    """Spread bits to bytes.
+
+    Parameters
+    ----------
+    bits : uint8 array, (K, N, count / 8, rounded up)
+        Least significant bit first.
+    constants : uint8 array, (K,)
+        What a bit of 1 becomes; what becomes of K bits is XORed.
+    count : int
+
+    Returns
+    -------
+    uint8 array, (N, count)
+    """
+    _, rows, words = bits.shape
+    masks: UInt64Array = np.empty((rows, words), dtype="<u8")
+    xor_bits(np.zeros((1, words), dtype="<u8"), bits, constants, masks)
+    return masks.view(np.uint8)[:, :count]
+
+
+def xor_spread(values: UInt8Array, bits: UInt8Array, constants: UInt8Array, out: UInt8Array) -> None:
+    """XOR values with bits spread to bytes.
+
+    Where each row has bits of its own and is whole words, they are spread on the way; else they are stored in between.
+
+    Parameters
+    ----------
+    values : uint8 array, (N, V), C-contiguous
+    bits : uint8 array, (K, N, V / 8, rounded up), or (K, 1, ...) for bits that all rows share
+        Least significant bit first.
+    constants : uint8 array, (K,)
+        What a bit of 1 becomes.
+    out : uint8 array, (N, V), C-contiguous
+        May be ``values``.
+    """
+    rows, count = values.shape
+    if count % 8 or bits.shape[1] < rows:
+        np.bitwise_xor(values, spread(bits, constants, count), out=out)
+    else:
+        xor_bits(values.view("<u8"), bits, constants, out.view("<u8"))
 
 
 def fixed_nonce(shape: tuple[int, int, int]) -> UInt8Array:

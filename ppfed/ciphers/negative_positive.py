@@ -6,13 +6,16 @@ NP twice is ppfed's own.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
-from ppfed.ciphers.kernels import UInt32Array, permute_colours
+from ppfed.ciphers.kernels import permute_colours
 from ppfed.ciphers.keyed import KeyedCipher
+from ppfed.ciphers.keystream import spread, xor_spread
+from ppfed.ciphers.spec import Scope
 from ppfed.images.types import UInt8Array
 
 COLOUR_PERMUTATIONS: UInt8Array = np.array(
@@ -20,11 +23,7 @@ COLOUR_PERMUTATIONS: UInt8Array = np.array(
 )
 """(6, 3): row k lists the old channel that each new channel takes: RGB, RBG, GRB, GBR, BRG, BGR (paper, 3.2)."""
 
-_SHUFFLE = 8 * COLOUR_PERMUTATIONS.astype(np.uint32)
-_UNDO = 8 * np.argsort(COLOUR_PERMUTATIONS, axis=1).astype(np.uint32)
-"""(6, 3): the permutations and their inverses in bits, as ``permute_colours`` takes them."""
-
-_TOP_BIT = np.uint8(0x80)
+_INVERSES: UInt8Array = np.argsort(COLOUR_PERMUTATIONS, axis=1).astype(np.uint8)
 
 
 @dataclass(frozen=True)
@@ -33,51 +32,29 @@ class NPStream:
 
     Attributes
     ----------
-    mask : uint8 array, (N, H, W, C)
-        XORed with the pixels (step 2): 0 or 255, and in NP twice also 0x80 or 0x7f.
+    shape : (height, width, channels)
+    bits : uint8 array, (K, N, H W C / 8, rounded up)
+        K bits for each value (step 2), least significant first.
+    constants : uint8 array, (K,)
+        What a value is XORed with where its bit is 1.
     permutation : uint8 array, (N, H, W), or None
         0 to 5: a row of ``COLOUR_PERMUTATIONS`` for each pixel (step 3); None where nothing is shuffled.
     """
 
-    mask: UInt8Array
+    shape: tuple[int, int, int]
+    bits: UInt8Array
+    constants: UInt8Array
     permutation: UInt8Array | None
 
+    @property
+    def mask(self) -> UInt8Array:
+        """What step 2 XORs with the pixels: 0 or 255, and in NP twice also 0x80 or 0x7f.
 
-def apply_stream(pixels: UInt8Array, stream: NPStream, out: UInt8Array | None = None) -> UInt8Array:
-    """Encrypt: step 2, then step 3.
-
-    Parameters
-    ----------
-    pixels : uint8 array, (N, H, W, C), C-contiguous
-    stream : NPStream
-        Of the same shape, or with N = 1 for a mask shared by the batch.
-    out : uint8 array, (N, H, W, C), C-contiguous, or None
-        Where the result goes; a new array if it is None.
-
-    Returns
-    -------
-    uint8 array, (N, H, W, C)
-    """
-    out = np.bitwise_xor(pixels, stream.mask, out=out)
-    if stream.permutation is not None:
-        _permute_colours(out, stream.permutation, _SHUFFLE, out)
-    return out
-
-
-def remove_stream(pixels: UInt8Array, stream: NPStream, out: UInt8Array) -> None:
-    """Decrypt: undo step 3, then step 2. Shapes as in ``apply_stream``."""
-    if stream.permutation is None:
-        np.bitwise_xor(pixels, stream.mask, out=out)
-        return
-    _permute_colours(pixels, stream.permutation, _UNDO, out)
-    out ^= stream.mask
-
-
-def _permute_colours(pixels: UInt8Array, permutation: UInt8Array, shifts: UInt32Array, out: UInt8Array) -> None:
-    count, height, width, channels = pixels.shape
-    flat = np.ascontiguousarray(permutation).reshape(len(permutation), height * width)
-    values = height * width * channels
-    permute_colours(pixels.reshape(count, values), flat, shifts, out.reshape(count, values))
+        Returns
+        -------
+        uint8 array, (N, H, W, C)
+        """
+        return spread(self.bits, self.constants, math.prod(self.shape)).reshape(-1, *self.shape)
 
 
 class NegativePositiveCipher(KeyedCipher[NPStream]):
@@ -86,24 +63,45 @@ class NegativePositiveCipher(KeyedCipher[NPStream]):
     name = "np-v1"
     label = "np"
     uses: ClassVar[tuple[str, ...]] = ("mask", "shuffle")
+    constants: ClassVar[UInt8Array] = np.array([0xFF], dtype=np.uint8)
+    """What values are XORed with where their bits are 1."""
 
     def _derive(self, nonces: UInt8Array, shape: tuple[int, int, int]) -> NPStream:
-        height, width, channels = shape
-        mask = self._masks(nonces, height * width * channels).reshape(len(nonces), *shape)
-        if not self._spec.colour_shuffle or channels == 1:
-            return NPStream(mask, None)
+        height, width, _ = shape
+        bits = self._bits(nonces, math.prod(shape))
+        if not self._shuffles(shape):
+            return NPStream(shape, bits, self.constants, None)
         permutation = self._keystreams["shuffle"].below(nonces, height * width, len(COLOUR_PERMUTATIONS))
-        return NPStream(mask, permutation.reshape(len(nonces), height, width))
+        return NPStream(shape, bits, self.constants, permutation.reshape(len(nonces), height, width))
 
-    def _masks(self, nonces: UInt8Array, values: int) -> UInt8Array:
-        """Draw what is XORed with each value: (N, values)."""
-        return self._keystreams["mask"].masks(nonces, values)
+    def _bits(self, nonces: UInt8Array, values: int) -> UInt8Array:
+        """Draw a bit for each value and each constant: (K, N, values / 8, rounded up)."""
+        return self._keystreams["mask"].bits(nonces, values)[None]
+
+    def _shuffles(self, shape: tuple[int, int, int]) -> bool:
+        return self._spec.colour_shuffle and shape[2] == 3
+
+    def _chunk_values(self, shape: tuple[int, int, int]) -> int:
+        # What is made of them on the way is four times their size with a shuffle, and a quarter of it without, except
+        # where ``xor_spread`` stores a mask for each image.
+        stores_masks = self._spec.scope is Scope.IMAGE and math.prod(shape) % 8 != 0
+        return super()._chunk_values(shape) * (1 if self._shuffles(shape) or stores_masks else 16)
 
     def _apply(self, pixels: UInt8Array, stream: NPStream, out: UInt8Array) -> None:
-        apply_stream(pixels, stream, out)
+        if stream.permutation is None:
+            _flip(pixels, stream, out)
+        else:
+            flipped = np.empty_like(pixels)
+            _flip(pixels, stream, flipped)
+            _permute(flipped, stream.permutation, COLOUR_PERMUTATIONS, out)
 
     def _remove(self, pixels: UInt8Array, stream: NPStream, out: UInt8Array) -> None:
-        remove_stream(pixels, stream, out)
+        if stream.permutation is None:
+            _flip(pixels, stream, out)
+        else:
+            upright = np.empty_like(pixels)
+            _permute(pixels, stream.permutation, _INVERSES, upright)
+            _flip(upright, stream, out)
 
 
 class NegativePositiveTwiceCipher(NegativePositiveCipher):
@@ -115,8 +113,19 @@ class NegativePositiveTwiceCipher(NegativePositiveCipher):
     name = "np2-v1"
     label = "np2"
     uses = ("mask", "top", "shuffle")
+    constants = np.array([0xFF, 0x80], dtype=np.uint8)
 
-    def _masks(self, nonces: UInt8Array, values: int) -> UInt8Array:
-        masks: UInt8Array = super()._masks(nonces, values)
-        masks ^= self._keystreams["top"].masks(nonces, values) & _TOP_BIT
-        return masks
+    def _bits(self, nonces: UInt8Array, values: int) -> UInt8Array:
+        top = self._keystreams["top"].bits(nonces, values)[None]
+        return np.concatenate([super()._bits(nonces, values), top])
+
+
+def _flip(pixels: UInt8Array, stream: NPStream, out: UInt8Array) -> None:
+    """Step 2, which undoes itself."""
+    xor_spread(pixels.reshape(len(pixels), -1), stream.bits, stream.constants, out.reshape(len(out), -1))
+
+
+def _permute(pixels: UInt8Array, permutation: UInt8Array, places: UInt8Array, out: UInt8Array) -> None:
+    """Step 3, or with the inverses as places what undoes it."""
+    flat = permutation.reshape(len(permutation), -1)
+    permute_colours(pixels.reshape(len(pixels), -1), flat, places, out.reshape(len(out), -1))

@@ -16,22 +16,23 @@ from ppfed.attacks.stream import (
     orders_found,
 )
 from ppfed.attacks.upright import ORDERS
-from ppfed.ciphers.negative_positive import COLOUR_PERMUTATIONS, NPStream, apply_stream
+from ppfed.ciphers.negative_positive import COLOUR_PERMUTATIONS
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.images.types import PlainImages, UInt8Array
 from ppfed.keys.master import MasterKey
 
+from ..paper_steps import Integers, encrypted_in_numpy
 from ..photographs import tiles
 
 KEY = MasterKey(bytes(range(32)))
 CONSTANTS = {"np-v1": NP_CONSTANTS, "np2-v1": NP_TWICE_CONSTANTS}
 
 
-def stream(seed: int, constants: tuple[int, ...], shuffle: bool, side: int = 32, channels: int = 3) -> NPStream:
+def stream(seed: int, constants: tuple[int, ...], shuffle: bool, side: int = 32, channels: int = 3) -> Integers:
     rng = np.random.default_rng(seed)
     mask = rng.choice(np.array(constants, dtype=np.uint8), (1, side, side, channels))
-    return NPStream(mask, rng.integers(6, size=(1, side, side), dtype=np.uint8) if shuffle else None)
+    return Integers(mask, rng.integers(6, size=(1, side, side), dtype=np.uint8) if shuffle else None)
 
 
 def test_orders_are_numbered_like_the_cipher() -> None:
@@ -44,7 +45,7 @@ def test_one_chosen_image_gives_everything(seed: int, constants: tuple[int, ...]
     shuffle = shuffle and channels == 3
     true = stream(seed, constants, shuffle, side=8, channels=channels)
     chosen = chosen_image(8, 8, channels)
-    found = recover(chosen, apply_stream(chosen, true), colour_shuffle=shuffle, constants=constants)
+    found = recover(chosen, encrypted_in_numpy(chosen, true), colour_shuffle=shuffle, constants=constants)
     assert found.determined_part == 1
     assert np.array_equal(found.mask, true.mask[0])
     assert mask_bits_found(found, true.mask, true.permutation) == 1
@@ -52,7 +53,7 @@ def test_one_chosen_image_gives_everything(seed: int, constants: tuple[int, ...]
         assert found.permutation is not None
         assert np.array_equal(found.permutation, true.permutation[0])
     pixels = np.random.default_rng(seed).integers(256, size=(3, 8, 8, channels), dtype=np.uint8)
-    assert np.array_equal(found.restore(apply_stream(pixels, true)), pixels)
+    assert np.array_equal(found.restore(encrypted_in_numpy(pixels, true)), pixels)
 
 
 @pytest.mark.parametrize("name", CONSTANTS)
@@ -93,7 +94,7 @@ def test_fresh_masks_leave_other_images_at_chance(name: str) -> None:
 def test_equal_colours_leave_the_order_open_but_not_the_mask() -> None:
     true = stream(1, NP_CONSTANTS, True)
     grey = np.full((1, 32, 32, 3), 77, dtype=np.uint8)
-    found = recover(grey, apply_stream(grey, true), colour_shuffle=True)
+    found = recover(grey, encrypted_in_numpy(grey, true), colour_shuffle=True)
     assert found.determined_part == 0
     # On the ciphertext's channels the mask shows all the same.
     assert mask_bits_found(found, true.mask, true.permutation) == 1

@@ -114,7 +114,9 @@ def test_chunks_leave_no_trace(chunk_values: int, spec: CipherSpec, monkeypatch:
     assert np.array_equal(cipher.decrypt(whole).pixels, images.pixels)
 
 
-@pytest.mark.parametrize("spec", [CipherSpec(scope=scope, colour_shuffle=True) for scope in Scope], ids=str)
+@pytest.mark.parametrize(
+    "spec", [CipherSpec(scope=scope, colour_shuffle=on) for scope in Scope for on in (False, True)], ids=str
+)
 def test_threads_leave_no_trace(spec: CipherSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(keyed, "_CHUNK_VALUES", 60)
     images = PlainImages(np.random.default_rng(0).integers(0, 256, (40, 4, 5, 3), dtype=np.uint8))

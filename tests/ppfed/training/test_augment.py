@@ -9,12 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from ppfed.ciphers.negative_positive import NegativePositiveCipher, NPStream, apply_stream
+from ppfed.ciphers.negative_positive import NegativePositiveCipher
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.images.types import ID_BYTES, PlainImages, UInt8Array
 from ppfed.keys.master import KEY_BYTES, MasterKey
 from ppfed.training.augment import NO_AUGMENTATION, Augmentation, Placement, alternating_mirrors, crop_centre, place
 from ppfed.training.settings import Padding
+
+from ..paper_steps import Integers, encrypted_in_numpy
 
 MOST_SIDE = 9
 
@@ -76,7 +78,7 @@ def test_moving_the_ciphertext_is_encrypting_the_moved_image_under_the_moved_str
     permutation = None
     if stream.permutation is not None:
         permutation = placed(np.broadcast_to(stream.permutation, pixels.shape[:3])[..., None], placement)[..., 0]
-    expected = apply_stream(placed(pixels, placement, fill), NPStream(mask, permutation))
+    expected = encrypted_in_numpy(placed(pixels, placement, fill), Integers(mask, permutation))
 
     assert np.array_equal(placed(encrypted, placement, fill), expected)
 
@@ -93,7 +95,7 @@ def test_a_crop_of_the_ciphertext_is_the_crop_encrypted_under_the_cropped_stream
     permutation = None
     if stream.permutation is not None:
         permutation = cropped(np.broadcast_to(stream.permutation, pixels.shape[:3])[..., None], part)[..., 0]
-    expected = apply_stream(cropped(pixels, part), NPStream(mask, permutation))
+    expected = encrypted_in_numpy(cropped(pixels, part), Integers(mask, permutation))
     assert np.array_equal(cropped(cipher.encrypt(PlainImages(pixels), ids).pixels, part), expected)
 
 
