@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import statistics
 from collections.abc import Sequence
+from itertools import compress
 
 from ppfed.training.loop import TrainingConfig
 from scenarios.declaration import Arm, Budget, Scale, Scenario, bundled
@@ -109,7 +110,10 @@ def _name_of(scenario: Scenario) -> str:
 
 
 def accuracies(outcome: Outcome) -> Table:
-    """Make the main table, of arms with a result; of all while there is none. ``missing`` lists the others."""
+    """Make the main table, of arms with a result; of all while there is none. ``missing`` lists the others.
+
+    Columns in which no arm has anything are left out: most scenarios have no published numbers.
+    """
     columns = (
         Column("Arm"),
         Column("Who trains"),
@@ -128,10 +132,11 @@ def accuracies(outcome: Outcome) -> Table:
     )
     arms = outcome.finished or outcome.scenario.arms
     rows = tuple(_arm_row(outcome, arm) for arm in _by_group(arms))
+    used = [any(row.cells[place] != NOTHING for row in rows) for place in range(len(columns))]
     return Table(
         "All arms" if len(arms) == len(outcome.scenario.arms) else "Arms with a result",
-        columns,
-        rows,
+        tuple(compress(columns, used)),
+        tuple(Row(tuple(compress(row.cells, used)), row.group) for row in rows),
         tuple(_main_notes(outcome)),
     )
 

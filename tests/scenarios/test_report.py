@@ -206,6 +206,22 @@ def test_names_from_files_are_text(tmp_path: Path) -> None:
                 assert "\\|" in line
 
 
+def test_the_main_table_has_no_column_without_anything_in_it(tmp_path: Path) -> None:
+    arms = ({"name": "plain", "cipher": "plain"}, {"name": "NP"})
+    published = ({**arms[0], "published": {"accuracy": 92.98, "source": "table"}}, arms[1])
+    reached = {"plain": (0.9, 0.91), "NP": (0.8, 0.81)}
+    without, with_ = (
+        accuracies(Outcome.read(make_run(tmp_path / str(number), reached, declared)))
+        for number, declared in enumerate((arms, published))
+    )
+    titles = [[column.title for column in table.columns] for table in (without, with_)]
+    assert {"Published, %", "To published"} == set(titles[1]) - set(titles[0])
+    assert "To plain" in titles[0]
+    for table in (without, with_):
+        assert {len(row.cells) for row in table.rows} == {len(table.columns)}
+        assert all(any(row.cells[place] != NOTHING for row in table.rows) for place in range(len(table.columns)))
+
+
 def test_a_part_of_a_run_is_reported_and_what_is_missing_is_named(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", {"plain": REACHED["plain"], "NP": REACHED["NP"][:2]})
     log = folder / "arms" / "np-seed-2.log"
@@ -487,13 +503,13 @@ def test_a_run_of_an_earlier_version_is_still_read(tmp_path: Path) -> None:
 def test_what_attackers_got_stands_beside_the_accuracy(tmp_path: Path) -> None:
     markdown = write_report(attacked_run(tmp_path / "run"))[1].read_text("utf-8")
     # Means over two seeds; the right one is told best by another attack than that with the greatest SSIM.
-    assert cells(markdown, "NP")[0][10:14] == ["Fold", "0.450 (0.035)", "50 % of 1,000", "0.625"]
-    assert cells(markdown, "NP, another network")[0][10:14] == cells(markdown, "NP")[0][10:14]
+    assert cells(markdown, "NP")[0][8:12] == ["Fold", "0.450 (0.035)", "50 % of 1,000", "0.625"]
+    assert cells(markdown, "NP, another network")[0][8:12] == cells(markdown, "NP")[0][8:12]
     # An attack that does worse than looking at what is sent counts for nothing.
-    assert cells(markdown, "NP + shuffle")[0][10:13] == ["none needed", "0.200 (0.200)", "10 % of 1,000"]
-    assert cells(markdown, "plain")[0][11] == "1.000 (1.000)"
+    assert cells(markdown, "NP + shuffle")[0][8:11] == ["none needed", "0.200 (0.200)", "10 % of 1,000"]
+    assert cells(markdown, "plain")[0][9] == "1.000 (1.000)"
     # Nobody is sent anything.
-    assert cells(markdown, "alone")[0][10:14] == [NOTHING, NOTHING, NOTHING, "0.625"]
+    assert cells(markdown, "alone")[0][8:12] == [NOTHING, NOTHING, NOTHING, "0.625"]
 
 
 def test_an_attacked_arm_without_a_result_fills_its_row(tmp_path: Path) -> None:
