@@ -120,8 +120,8 @@ class Outcome:
         """Find what an arm loses to: the unencrypted arm that has most in common with it.
 
         The size must be the same. Then count, in this order: mode, owners, partition, place of augmentation, local
-        passes, strategy, schedule and its rate, crops, group, and the order of declaration. The adaptation network does
-        not count: it is there because of the cipher.
+        passes, strategy, schedule and its rate, crops, precision, group, and the order of declaration. The adaptation
+        network does not count: it is there because of the cipher.
         """
         if arm.is_plain:
             return None
@@ -137,7 +137,7 @@ def _seeds(by_arm: Mapping[str, Collection[int]]) -> int:
     return max((seed for seeds in by_arm.values() for seed in seeds), default=0) + 1
 
 
-_RECIPE = ("schedule", "learning_rate", "first_crop")
+_RECIPE = ("schedule", "learning_rate", "first_crop", "precision")
 _COMMON = ("mode", "owners", "partition", "augmentation", "local_epochs", "strategy", *_RECIPE, "group")
 
 

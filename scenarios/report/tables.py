@@ -264,7 +264,8 @@ def _main_notes(outcome: Outcome) -> list[str]:
     if controls:
         notes.append(
             f"Plain: {', '.join(quoted(name) for name in controls)}. An arm stands beside the unencrypted arm of the "
-            "same image size that has most in common with it (mode, owners, partition, augmentation, schedule, crops)."
+            "same image size that has most in common with it (mode, owners, partition, augmentation, schedule, crops, "
+            "precision)."
         )
     if sources(outcome):
         notes.append(f"Published: {'; '.join(f'[{n}] {text}' for n, text in enumerate(sources(outcome), 1))}.")

@@ -612,7 +612,12 @@ def test_sizes_and_exchanges_are_not_compared(tmp_path: Path) -> None:
 
 
 def test_a_control_was_trained_by_the_same_recipe(tmp_path: Path) -> None:
-    recipes: dict[str, dict[str, object]] = {"usual": {}, "steps": {"schedule": "paper"}, "crops": {"first_crop": 0.5}}
+    recipes: dict[str, dict[str, object]] = {
+        "usual": {},
+        "steps": {"schedule": "paper"},
+        "crops": {"first_crop": 0.5},
+        "rounded": {"precision": "bfloat16"},
+    }
     arms = tuple(
         {"name": f"{cipher}, {name}", "group": cipher, "cipher": cipher, **recipe}
         for cipher in ("plain", "np-v1")
