@@ -136,13 +136,13 @@ def serve(
     started = time.monotonic()
     node_key = folder / _NODE_KEY
     limit = AnswerLimit(folder / _ANSWERS, invite)
+    seed = _order_seed(folder / _ORDER)
     coordinator = CoordinatorClient(invite)
     try:
         coordinator.enrol(ensure_node_key(node_key), fingerprint, prepared)
         notice(f"admitted by the coordinator at {invite.address}")
         node = _connected_node(folder, invite, node_key, notice)
         try:
-            seed = _order_seed(folder / _ORDER)
             app = OwnerApp(invite.owner, invite.federation, prepared, device, folder / "model", display, limit, seed)
             message = _answer_until_end(app, node, coordinator, notice)
         finally:
@@ -182,7 +182,7 @@ def _order_seed(file: Path) -> int:
     if not file.exists():
         write_atomic(file, str(secrets.randbits(_ORDER_BITS)))
     text = file.read_text(encoding="ascii", errors="replace").strip()
-    if not (text.isdecimal() and len(text) <= _ORDER_BITS):
+    if not (text.isdecimal() and len(text) <= len(str(1 << _ORDER_BITS))):
         raise DataError(
             f"{file} is damaged: it holds the order in which images are trained on", hint="Remove it to draw another."
         )

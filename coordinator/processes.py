@@ -121,8 +121,7 @@ class Processes:
     def check_machine(self, compiled: Path) -> None:
         """Find out at once what would fail hours later, when the images are there.
 
-        Both are asked in the environment of the ServerApp, and in processes of their own: torch takes 190 MiB and a
-        GPU's context more, which this process would hold as long as it lives.
+        Both are asked in the environment of the ServerApp (``coordinator/machine.py``).
 
         Parameters
         ----------
@@ -172,9 +171,6 @@ class Processes:
             DataPlacement(os.environ.get(_PLACEMENT_VARIABLE, DataPlacement.AUTO)),
             os.environ.get(_COMPILED_VARIABLE) == "1",
         )
-
-
-ONE_PROCESS = Processes()
 
 
 class Job(BaseModel):

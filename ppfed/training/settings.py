@@ -76,7 +76,7 @@ class Precision(StrEnum):
     FLOAT32 = "float32"
     BFLOAT16 = "bfloat16"
     """Convolutions and matrix products with 8 significant bits (torch.autocast). On a processor with instructions for
-    it (AVX-512 BF16, AMX) a step takes about half the time, on others it takes longer."""
+    it (AVX-512 BF16, AMX) a step takes about half the time; on others it is emulated."""
 
 
 class DataPlacement(StrEnum):

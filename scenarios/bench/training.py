@@ -27,7 +27,7 @@ from ppfed.training.augment import NO_AUGMENTATION, Augmentation
 from ppfed.training.compilation import compile_network, compiler_cache
 from ppfed.training.loop import BatchSource, ImageTensors, Trainer, TrainingConfig, autocast
 from ppfed.training.placement import place_images
-from ppfed.training.settings import DataPlacement
+from ppfed.training.settings import DataPlacement, Precision
 from scenarios.bench import augmentation, roofline
 from scenarios.bench.measurement import BenchSettings, Bound, Measurement, Turns, in_turn, seconds
 
@@ -256,15 +256,11 @@ class _Step:
         """Compare steps in bfloat16 with float32 ones, where we train in float32."""
         if self._device.type != "cpu":
             return
-        data, half, full = self._batch(), self._network(), self._network()
-        ours, theirs = _bare_step(half, self._device), _bare_step(full, self._device)
-
-        def in_half() -> None:
-            with torch.autocast("cpu", dtype=torch.bfloat16):
-                ours(data.images, data.labels)
-
+        data = self._batch()
+        ours = _bare_step(self._network(), self._device, precision=Precision.BFLOAT16)
+        theirs = _bare_step(self._network(), self._device)
         turns = in_turn(
-            in_half,
+            lambda: ours(data.images, data.labels),
             lambda: theirs(data.images, data.labels),
             budget_s=self._budget_s,
             device=self._device,
@@ -328,7 +324,10 @@ def _bare_steps(network: nn.Module, data: ImageTensors, batch_size: int, device:
 
 
 def _bare_step(
-    network: nn.Module, device: torch.device, forward: Callable[[torch.Tensor], torch.Tensor] | None = None
+    network: nn.Module,
+    device: torch.device,
+    forward: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    precision: Precision = Precision.AUTO,
 ) -> Callable[[torch.Tensor, torch.Tensor], None]:
     """Write a step; ``forward`` may be what was compiled of the network."""
     optimizer = torch.optim.SGD(
@@ -340,7 +339,7 @@ def _bare_step(
 
     def step(images: torch.Tensor, labels: torch.Tensor) -> None:
         optimizer.zero_grad(set_to_none=True)
-        _loss(used, images, labels, device).backward()  # type: ignore[no-untyped-call]
+        _loss(used, images, labels, device, precision).backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step
@@ -352,7 +351,11 @@ def _read_all(source: BatchSource, rows: Sequence[torch.Tensor]) -> None:
 
 
 def _loss(
-    network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, labels: torch.Tensor, device: torch.device
+    network: Callable[[torch.Tensor], torch.Tensor],
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    device: torch.device,
+    precision: Precision = Precision.AUTO,
 ) -> torch.Tensor:
-    with autocast(device):
+    with autocast(device, precision):
         return nn.functional.cross_entropy(network(images).float(), labels)
