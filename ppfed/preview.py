@@ -10,7 +10,7 @@ from typing import TypeAlias
 import numpy as np
 from matplotlib.figure import Figure
 
-from ppfed.attacks.fold import folds, keyless_view
+from ppfed.attacks.values.fold import folds, keyless_view
 from ppfed.ciphers.registry import Cipher
 from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info
 from ppfed.errors import DataError

@@ -217,7 +217,7 @@ class ArmRun:
         )
 
     def _federated(self) -> Result:
-        from scenarios.simulation import simulate  # noqa: PLC0415
+        from scenarios.simulated.simulation import simulate  # noqa: PLC0415
 
         settings = self.settings()
         owners = self._owners()
@@ -342,7 +342,7 @@ class ArmRun:
         if self._arm.owners == 1:
             return [np.arange(len(labels), dtype=np.int64)]
         # flwr-datasets and Flower's simulation are an extra: arms with one owner do without.
-        from scenarios.partition import partition  # noqa: PLC0415
+        from scenarios.simulated.partition import partition  # noqa: PLC0415
 
         return partition(labels, self._arm.owners, Partition.parse(self._arm.partition), self._seed)
 

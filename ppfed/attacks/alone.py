@@ -7,10 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
-from ppfed.attacks.bit_planes import restore_le
-from ppfed.attacks.jigsaw import Assembly, assemble
-from ppfed.attacks.stream import NP_CONSTANTS, NP_TWICE_CONSTANTS
-from ppfed.attacks.unfold import unfold
+from ppfed.attacks.blocks.bit_planes import restore_le
+from ppfed.attacks.blocks.jigsaw import Assembly, assemble
+from ppfed.attacks.values.stream import NP_CONSTANTS, NP_TWICE_CONSTANTS
+from ppfed.attacks.values.unfold import unfold
 from ppfed.ciphers.spec import BLOCK_PX, CipherSpec
 from ppfed.images.types import UInt8Array
 

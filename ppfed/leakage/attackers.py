@@ -16,11 +16,13 @@ from typing import cast
 import numpy as np
 import torch
 
-from ppfed.attacks import bit_planes, inversion, known_plaintext, same_mask, stream, template, unfold, unpaired
 from ppfed.attacks.alone import PUZZLES, XOR_CONSTANTS, fits, puzzle
-from ppfed.attacks.edges import Variants
-from ppfed.attacks.fold import folded_view
-from ppfed.attacks.views import likeliest_view, views
+from ppfed.attacks.blocks import bit_planes, template
+from ppfed.attacks.blocks.edges import Variants
+from ppfed.attacks.blocks.views import likeliest_view, views
+from ppfed.attacks.learned import inversion, unpaired
+from ppfed.attacks.values import known_plaintext, same_mask, stream, unfold
+from ppfed.attacks.values.fold import folded_view
 from ppfed.ciphers.negative_positive import NegativePositiveCipher
 from ppfed.ciphers.registry import Cipher, make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope

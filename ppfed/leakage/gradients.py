@@ -21,11 +21,11 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from torch import nn
 
-from ppfed.attacks import gradient_inversion
 from ppfed.attacks.alone import Solver
-from ppfed.attacks.chosen_weights import can_choose, chosen_network, read_images
-from ppfed.attacks.fold import fold, folded_view, folds
-from ppfed.attacks.gradient_inversion import GradientInversionConfig, invert_gradient, smooth_view
+from ppfed.attacks.sent import gradient_inversion
+from ppfed.attacks.sent.chosen_weights import can_choose, chosen_network, read_images
+from ppfed.attacks.sent.gradient_inversion import GradientInversionConfig, invert_gradient, smooth_view
+from ppfed.attacks.values.fold import fold, folded_view, folds
 from ppfed.ciphers.spec import CipherSpec
 from ppfed.federation import CipherSettings, Exchange
 from ppfed.images.types import EncryptedImages, Int64Array, PlainImages, UInt8Array

@@ -1,6 +1,6 @@
 """What attackers got of each cipher in ppfed's own measurements, for those who have not measured their own images.
 
-``python -m scenarios.reference`` measures and writes ``reference.json``.
+``python -m scenarios.studies.reference`` measures and writes ``reference.json``.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ppfed.attacks.fold import keyless_view
+from ppfed.attacks.values.fold import keyless_view
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec
 from ppfed.errors import PPFedError

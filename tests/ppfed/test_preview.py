@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ppfed.attacks.fold import folds, keyless_view
+from ppfed.attacks.values.fold import folds, keyless_view
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info, cipher_names
 from ppfed.errors import DataError, PPFedError

@@ -16,7 +16,7 @@ from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig
 from ppfed.training.settings import TrainingSettings
 from scenarios.bench.measurement import seconds
 from scenarios.bench.owner import FINGERPRINT, synthetic_store
-from scenarios.simulation import simulate
+from scenarios.simulated.simulation import simulate
 
 _CPU = torch.device("cpu")
 _CLASSES = 10

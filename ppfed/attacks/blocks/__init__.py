@@ -1,0 +1,1 @@
+"""Attacks on ciphers that work on blocks of pixels: bit planes, jigsaw puzzles, templates."""

@@ -1,0 +1,157 @@
+"""Put the blocks of scrambled images together by their edges: the extended jigsaw puzzle solver.
+
+Sources: Gallagher, CVPR 2012; Chuman, Kurihara and Kiya, IEICE Trans. E101-D, 2018 (blocks turned, negated and
+recoloured). Where all images were scrambled alike (fixed scope), the fit is summed over all of them, which makes even
+blocks of 4x4 pixels easy; a single image with such blocks is solved in part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ppfed.attacks.blocks.cutting import cut, join
+from ppfed.attacks.blocks.edges import COLOURS, IndexArray, Variants, relative, seam_costs, turned
+from ppfed.attacks.blocks.pixel_order import pixel_order
+from ppfed.attacks.blocks.placement import Layout, Puzzle
+from ppfed.images.types import UInt8Array
+
+_SURE = 0.3
+"""Seams that cost no more than this mostly are right: nothing else fits either side much better."""
+
+_FINALISTS = 4
+
+
+@dataclass(frozen=True)
+class Assembly:
+    """Where the blocks of ciphertexts belong.
+
+    Attributes
+    ----------
+    block_px : int
+    block : intp array, (K, rows, columns)
+        Which block of the ciphertext lies in each cell of the picture; K is 1 when all images were scrambled alike.
+    order : intp array, (K, block_px^2)
+        Pixel number i of a block is pixel ``order[i]`` of the ciphertext's block.
+    turn, negative, colour : intp arrays, (K, rows, columns)
+        How it is shown then (``Variants``).
+    cost : float array, (K,)
+        Of the seams; low where the parts fit.
+    """
+
+    block_px: int
+    block: IndexArray
+    order: IndexArray
+    turn: IndexArray
+    negative: IndexArray
+    colour: IndexArray
+    cost: np.ndarray[tuple[int], np.dtype[np.float64]]
+
+    def restore(self, ciphertexts: UInt8Array) -> UInt8Array:
+        """Lay the blocks of images out.
+
+        Parameters
+        ----------
+        ciphertexts : uint8 array, (N, H, W, C)
+            N is K, unless K is 1.
+
+        Returns
+        -------
+        uint8 array, (N, H, W, C)
+            Up to what edges cannot tell: the whole picture may be turned, mirrored, negative or recoloured where the
+            blocks were.
+        """
+        blocks = cut(ciphertexts, self.block_px)
+        count, number, side, _, channels = blocks.shape
+        which = np.broadcast_to(self.block.reshape(len(self.block), -1), (count, number))
+        way = [np.broadcast_to(part.reshape(len(part), -1), (count, number)) for part in self._ways]
+        moved = _ordered(blocks[np.arange(count)[:, None], which], self.order)
+        places = np.stack([turned(np.arange(side * side).reshape(side, side), turn).reshape(-1) for turn in range(8)])
+        pixels = moved.reshape(count, number, side * side, channels)
+        pixels = np.take_along_axis(pixels, places[way[0]][..., None], axis=2)
+        if channels == 3:
+            pixels = np.take_along_axis(pixels, COLOURS[way[2]][:, :, None, :], axis=3)
+        pixels = pixels ^ (way[1] * 255).astype(np.uint8)[..., None, None]
+        return join(pixels.reshape(moved.shape), self.block.shape[1])
+
+    @property
+    def _ways(self) -> tuple[IndexArray, IndexArray, IndexArray]:
+        return self.turn, self.negative, self.colour
+
+
+def assemble(
+    ciphertexts: UInt8Array,
+    *,
+    block_px: int,
+    turns: bool,
+    negatives: bool,
+    colours: bool,
+    pooled: bool,
+    pixels: bool = False,
+    generator: np.random.Generator,
+    starts: int = 16,
+    rounds: int = 8,
+) -> Assembly:
+    """Find where the blocks of images belong, from their edges alone.
+
+    Parameters
+    ----------
+    ciphertexts : uint8 array, (N, H, W, C)
+    block_px : int
+        Side of a block, in pixels.
+    turns, negatives, colours : bool
+        What the cipher does to blocks besides moving them, to each in its own way: EtC all three.
+    pixels : bool
+        The pixels of all blocks of an image were permuted alike first: block-pixel. Their order is found before.
+    pooled : bool
+        All images were scrambled alike (fixed scope): solve one puzzle. Otherwise one for each image.
+    generator : numpy Generator
+        Draws the blocks to start from and the cells to exchange.
+    starts : int
+        So many greedy solutions; the cheapest are improved, and the cheapest of these is kept.
+    rounds : int
+        Of exchanges at each improvement.
+
+    Returns
+    -------
+    Assembly
+    """
+    blocks = cut(ciphertexts, block_px)
+    rows, columns = ciphertexts.shape[1] // block_px, ciphertexts.shape[2] // block_px
+    variants = Variants.of(turns=turns, negatives=negatives, colours=colours and ciphertexts.shape[3] == 3)
+    batches = [blocks] if pooled else [blocks[index : index + 1] for index in range(len(blocks))]
+    orders, layouts = [], []
+    for batch in batches:
+        order = pixel_order(batch, generator=generator) if pixels else np.arange(block_px * block_px)
+        costs = relative(seam_costs(_ordered(batch, order[None]), variants))
+        layouts.append(_solve(Puzzle(costs, variants, rows, columns), len(costs), generator, starts, rounds))
+        orders.append(order)
+    block = np.stack([layout.block for layout in layouts])
+    shown = np.stack([layout.variant for layout in layouts])
+    ways = (variants.turn[shown], variants.negative[shown], variants.colour[shown])
+    return Assembly(block_px, block, np.stack(orders), *ways, np.array([layout.cost for layout in layouts]))
+
+
+def _ordered(blocks: UInt8Array, order: IndexArray) -> UInt8Array:
+    """Put the pixels of blocks (N, B, P, P, C) into an order for each image, or into one, (1, P P)."""
+    count, number, side, _, channels = blocks.shape
+    pixels = blocks.reshape(count, number, side * side, channels)
+    return np.take_along_axis(pixels, order[:, None, :, None], axis=2).reshape(blocks.shape)
+
+
+def _solve(puzzle: Puzzle, number: int, generator: np.random.Generator, starts: int, rounds: int) -> Layout:
+    seeds = generator.choice(number, min(starts, number), replace=False)
+    grown = sorted((puzzle.grow(puzzle.seed(int(piece))) for piece in seeds), key=lambda layout: layout.cost)
+    settled = [_settle(puzzle, layout, generator, rounds) for layout in grown[:_FINALISTS]]
+    return min(settled, key=lambda layout: layout.cost)
+
+
+def _settle(puzzle: Puzzle, layout: Layout, generator: np.random.Generator, rounds: int) -> Layout:
+    """Improve a layout, keep the part that surely fits, and let it grow again, as long as that helps."""
+    best = puzzle.improve(layout, generator, rounds)
+    while True:
+        again = puzzle.improve(puzzle.grow(puzzle.core(best, _SURE)), generator, rounds)
+        if again.cost >= best.cost - 1e-3:
+            return best
+        best = again

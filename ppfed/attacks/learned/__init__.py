@@ -1,0 +1,1 @@
+"""Networks that an attacker trains to restore images."""
