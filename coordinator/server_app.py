@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from flwr.app import Context, RecordDict
@@ -15,6 +15,7 @@ from coordinator.flower_waiting import wait_briefly
 from coordinator.intake import Intake, distinct_images
 from coordinator.processes import Processes
 from coordinator.state import STATE_VARIABLE, Enrolled, StateFolder, Status
+from coordinator.throttle import at_most_every
 from ppfed.enrolment import Phase
 from ppfed.errors import FederationError, PPFedError
 from ppfed.federation import Exchange, FederationSettings
@@ -99,7 +100,12 @@ class _Run:
         from coordinator.training_run import TrainingRun  # noqa: PLC0415
 
         training = TrainingRun(
-            self._conversation, self._state, self._settings, self._owners, self._processes, self._show_steps()
+            self._conversation,
+            self._state,
+            self._settings,
+            self._owners,
+            self._processes,
+            at_most_every(_STATUS_S, self._show_step),
         )
         for record in training.rounds():
             kept = [one for one in self._status.rounds if one.round < record.round]
@@ -119,17 +125,8 @@ class _Run:
         if not any(one.train_images for one in self._owners.values()):
             raise FederationError("no owner delivered an image to train on")
 
-    def _show_steps(self) -> Callable[[int, int], None]:
-        """Make a callable for every step of exchange ``gradients``: it writes to the disk once a second at most."""
-        last_write = 0.0
-
-        def on_step(step: int, steps: int) -> None:
-            nonlocal last_write
-            if time.monotonic() - last_write > _STATUS_S:
-                last_write = time.monotonic()
-                self._set(steps=step, steps_expected=steps)
-
-        return on_step
+    def _show_step(self, step: int, steps: int) -> None:
+        self._set(steps=step, steps_expected=steps)
 
     def _delivered(self, owner: str) -> Enrolled:
         store = ShardStore(self._state.store(owner))

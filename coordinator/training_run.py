@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 
@@ -19,6 +18,7 @@ from coordinator.processes import Processes, train_in_processes
 from coordinator.quorum import Quorum
 from coordinator.rounds import Rounds
 from coordinator.state import Enrolled, RoundRecord, StateFolder
+from coordinator.throttle import at_most_every
 from ppfed.errors import FederationError
 from ppfed.federation import Exchange, FederationSettings
 from ppfed.leakage.reference import reference
@@ -106,7 +106,7 @@ class TrainingRun:
                 self._settings,
                 self._state.checkpoint,
                 self._device,
-                self._check_stop_now_and_then(),
+                at_most_every(_STOP_CHECK_S, self._check_stop),
                 len(self._owners),
                 compiled=compiled,
             )
@@ -123,17 +123,8 @@ class TrainingRun:
             )
         load_network_state(self._network, checkpoint.delivered)
 
-    def _check_stop_now_and_then(self) -> Callable[[int, int], None]:
-        """Make a callable for every training step: it looks at the disk once a second at most."""
-        last_check = time.monotonic()
-
-        def on_step(_step: int, _steps: int) -> None:
-            nonlocal last_check
-            if time.monotonic() - last_check > _STOP_CHECK_S:
-                last_check = time.monotonic()
-                self._conversation.check_stop()
-
-        return on_step
+    def _check_stop(self, _step: int, _steps: int) -> None:
+        self._conversation.check_stop()
 
     def _card(self, rounds: Sequence[RoundRecord]) -> ModelCard:
         settings = self._settings
