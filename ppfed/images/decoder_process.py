@@ -4,8 +4,9 @@ It is started by ``ppfed/images/decoders.py`` and knows nothing else: no key, no
 message is the length of a JSON text (4 bytes, big-endian) and the text:
 
 - to the process: ``[paths, size, channels]``, the last two as in `load_image`;
-- from it: for each path ``[height, width, channels, notes]``, or the reason why the file cannot be used. The pixels of
-  all images follow, without anything between them.
+- from it, first of all: ``READY``;
+- then, as answers: for each path ``[height, width, channels, notes]``, or the reason why the file cannot be used. The
+  pixels of all images follow, without anything between them.
 
 When its input ends, it ends: also when the process that started it is killed.
 """
@@ -18,10 +19,14 @@ import warnings
 from pathlib import Path
 from typing import BinaryIO
 
+from PIL import Image
+
 from ppfed.errors import DataError
 from ppfed.images.decode import load_image, reason_for
 
 LENGTH_BYTES = 4
+READY = b"ready"
+"""Says that it has loaded all that it needs."""
 _BUFFER_BYTES = 1 << 20
 """Answers up to this size are written at once."""
 
@@ -34,6 +39,10 @@ def main() -> None:
         # A library that prints something must not end up between the pixels.
         os.dup2(2, 1)
         try:
+            # What Pillow loads with the first image otherwise, which somebody would have to wait for.
+            Image.preinit()
+            answers.write(READY)
+            answers.flush()
             serve(requests, answers)
             answers.flush()
         except BrokenPipeError:

@@ -31,7 +31,7 @@ import ppfed
 from ppfed.cores import cores
 from ppfed.errors import DataError, PPFedError
 from ppfed.images.decode import DecodedImage, decode_image, shown
-from ppfed.images.decoder_process import LENGTH_BYTES, framed
+from ppfed.images.decoder_process import LENGTH_BYTES, READY, framed
 from ppfed.images.pool import groups, map_ahead
 from ppfed.images.types import UInt8Array
 from ppfed.services import child_environment
@@ -53,8 +53,8 @@ _File = TypeVar("_File", bound=ImageFile)
 
 _FILE_S, _BYTE_S = 1e-4, 1e-8
 """What decoding takes at least, for each file and each byte of it: a rough figure, to tell whether a process pays."""
-_PROCESS_WORK_S = 0.4
-"""Work that a process must have to be started; starting it takes 0.1 s."""
+_PROCESS_WORK_S = 0.25
+"""Work that a process must have to be started, which takes several hundredths of a second."""
 _UNDER_WAY = 2
 """Groups that a process has at a time, so that it need not wait for the next one."""
 _AHEAD_BYTES = 1 << 26
@@ -97,11 +97,8 @@ def decode_files(
 
 def _processes(files: Sequence[ImageFile]) -> int:
     """How many processes pay."""
-    others = cores() - 1
-    if others < 1:
-        return 0
     work_s = _FILE_S * len(files) + _BYTE_S * sum(file.size_bytes for file in files)
-    return min(others, int(work_s / _PROCESS_WORK_S))
+    return min(cores() - 1, int(work_s / _PROCESS_WORK_S))
 
 
 def _attempt(file: ImageFile, size: tuple[int, int] | None, channels: int | None) -> DecodedImage | str:
@@ -153,10 +150,18 @@ def _in_processes(
 
 
 def _next(waiting: SimpleQueue[_Task[_File] | None]) -> _Task[_File] | None:
+    """Take the next task, if there is one."""
     try:
-        return waiting.get_nowait()
+        return _left(waiting, waiting.get_nowait())
     except Empty:
         return None
+
+
+def _left(waiting: SimpleQueue[_Task[_File] | None], task: _Task[_File] | None) -> _Task[_File] | None:
+    """Leave None, which says that there are no more tasks, for the next thread."""
+    if task is None:
+        waiting.put(None)
+    return task
 
 
 class _Process(Generic[_File]):
@@ -214,13 +219,15 @@ class _Process(Generic[_File]):
     def _run(self) -> None:
         asked: deque[_Task[_File]] = deque()
         try:
+            # Until it is there, the caller's process decodes.
+            if not self._is_ready() and (task := self._wait()):
+                asked.append(task)
+                raise self._ended(task)
             while True:
-                while len(asked) < _UNDER_WAY and (task := _next(self._waiting) if asked else self._waiting.get()):
+                while len(asked) < _UNDER_WAY and (task := _next(self._waiting) if asked else self._wait()):
                     asked.append(task)
                     self._ask(task)
                 if not asked:
-                    # For the next thread.
-                    self._waiting.put(None)
                     return
                 results = self._answer(asked[0])
                 asked.popleft().results.set_result(results)
@@ -228,6 +235,13 @@ class _Process(Generic[_File]):
         except Exception as error:
             for task in asked:
                 task.results.set_exception(error)
+
+    def _wait(self) -> _Task[_File] | None:
+        return _left(self._waiting, self._waiting.get())
+
+    def _is_ready(self) -> bool:
+        """Wait for the message with which it begins, or for its end."""
+        return len(self._answers.read(len(READY))) == len(READY)
 
     def _ask(self, task: _Task[_File]) -> None:
         try:
@@ -257,7 +271,7 @@ class _Process(Generic[_File]):
         """Say why the process has ended."""
         code = self._process.wait()
         others = f" and {len(task.files) - 1} files after it" if len(task.files) > 1 else ""
-        where = f"while it read {shown(task.files[0].path)}{others}"
+        where = f"before it had read {shown(task.files[0].path)}{others}"
         if code == -signal.SIGKILL:
             return PPFedError(
                 f"A process that decodes images was killed {where}, as the system does when memory runs out.",
@@ -266,7 +280,8 @@ class _Process(Generic[_File]):
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         return PPFedError(
             f"A process that decodes images ended with {how} {where}.",
-            hint="A file that is damaged in a peculiar way may have crashed Pillow: take these out and try again.",
+            hint="If it printed nothing above, one of these files may have crashed Pillow: take them out. "
+            f"One core does without such processes: {_ONE_CORE}.",
         )
 
 

@@ -23,15 +23,15 @@ from ppfed.ciphers.negative_positive import NegativePositiveCipher
 from ppfed.ciphers.spec import CipherSpec
 from ppfed.errors import BadImagesError, PPFedError
 from ppfed.images import decoders
-from ppfed.images.decoder_process import framed
+from ppfed.images.decoder_process import READY, framed
 from ppfed.images.decoders import decode_files, decoder_command
 from ppfed.images.encrypted_folder import EncryptReport, encrypt_folder
 from ppfed.images.open import open_source
 from ppfed.keys.master import MasterKey
 
 KEY = MasterKey(bytes(range(100, 132)))
-_SUICIDE = [sys.executable, "-c", "import os; os.read(0, 1); os.kill(os.getpid(), 9)"]
-_EXIT_3 = [sys.executable, "-c", "import os; os.read(0, 1); os._exit(3)"]
+_SUICIDE = [sys.executable, "-c", "import os; os.write(1, b'ready'); os.read(0, 1); os.kill(os.getpid(), 9)"]
+_EXIT_3 = [sys.executable, "-c", "raise SystemExit(3)"]
 
 
 class File(NamedTuple):
@@ -194,13 +194,13 @@ def test_little_work_starts_no_process(
     fill(tmp_path / "source")
     encrypt(tmp_path / "source", tmp_path / "out")
     assert not started
-    # 0.1 ms a file: 8,000 files are work for two processes, whatever the number of cores.
-    assert decoders._processes([File("a", 1)] * 8000) == 2
+    # 0.1 ms a file: 8,000 files are work for three processes, whatever the number of cores.
+    assert decoders._processes([File("a", 1)] * 8000) == 3
     assert decoders._processes([File("a", 1)] * 10**6) == 7
 
 
 @pytest.mark.parametrize(
-    ("command", "message"), [(_SUICIDE, r"was killed while it read .*class-0/000\.png"), (_EXIT_3, "exit code 3")]
+    ("command", "message"), [(_SUICIDE, r"was killed before it had read .*class-0/000\.png"), (_EXIT_3, "exit code 3")]
 )
 def test_a_process_that_is_killed_ends_everything_with_a_next_step(
     tmp_path: Path,
@@ -306,7 +306,7 @@ def test_a_process_loads_little(tmp_path: Path) -> None:
         check=True,
         timeout=60,
     )
-    assert done.stdout == framed([[4, 4, 1, ["colour reduced to grey"]]]) + bytes(16)
+    assert done.stdout == READY + framed([[4, 4, 1, ["colour reduced to grey"]]]) + bytes(16)
     loaded = set(done.stderr.decode().split())
     assert {"PIL.Image", "ppfed.images.decode"} <= loaded
     unwanted = {"torch", "numba", "flwr", "numpy", "cryptography", "multiprocessing", "pickle"}
