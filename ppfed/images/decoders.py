@@ -55,8 +55,9 @@ _FILE_S, _BYTE_S = 1e-4, 1e-8
 """What decoding takes at least, for each file and each byte of it: a rough figure, to tell whether a process pays."""
 _PROCESS_WORK_S = 0.25
 """Work that a process must have to be started, which takes several hundredths of a second."""
-_UNDER_WAY = 2
-"""Groups that a process has at a time, so that it need not wait for the next one."""
+_UNDER_WAY_LEAST, _UNDER_WAY_MOST, _UNDER_WAY_BYTES = 2, 4, 1 << 17
+"""Groups that a process has at a time, so that it need not wait for the next one; more than two where they are small,
+as its thread may wait longer for the interpreter lock than such a group takes."""
 _AHEAD_BYTES = 1 << 26
 _GROUPS_LEAST, _GROUPS_MOST = 2, 16
 """Groups for each core that are decoded ahead of the caller: as many as fill ``_AHEAD_BYTES``, within these."""
@@ -111,8 +112,8 @@ def _attempt(file: ImageFile, size: tuple[int, int] | None, channels: int | None
 class _Task(Generic[_File]):
     """A group of files, and what becomes of it."""
 
-    def __init__(self, files: list[_File]) -> None:
-        self.files = files
+    def __init__(self, files: list[_File], size_bytes: int) -> None:
+        self.files, self.size_bytes = files, size_bytes
         self.results: Future[list[DecodedImage | str]] = Future()
 
 
@@ -132,7 +133,7 @@ def _in_processes(
             if largest_bytes:
                 ahead = min(max(ahead, _AHEAD_BYTES // largest_bytes), (count + 1) * _GROUPS_MOST)
             while len(pending) < ahead and (group := next(coming, None)):
-                pending.append(_Task(group[0]))
+                pending.append(_Task(*group))
                 waiting.put(pending[-1])
             if not pending:
                 return
@@ -162,6 +163,13 @@ def _left(waiting: SimpleQueue[_Task[_File] | None], task: _Task[_File] | None) 
     if task is None:
         waiting.put(None)
     return task
+
+
+def _has_room(asked: deque[_Task[_File]]) -> bool:
+    """Whether a process with these tasks should get another one."""
+    if len(asked) < _UNDER_WAY_LEAST:
+        return True
+    return len(asked) < _UNDER_WAY_MOST and sum(task.size_bytes for task in asked) < _UNDER_WAY_BYTES
 
 
 class _Process(Generic[_File]):
@@ -224,7 +232,7 @@ class _Process(Generic[_File]):
                 asked.append(task)
                 raise self._ended(task)
             while True:
-                while len(asked) < _UNDER_WAY and (task := _next(self._waiting) if asked else self._wait()):
+                while _has_room(asked) and (task := _next(self._waiting) if asked else self._wait()):
                     asked.append(task)
                     self._ask(task)
                 if not asked:
