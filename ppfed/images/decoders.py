@@ -261,13 +261,18 @@ class _Process(Generic[_File]):
     def _answer(self, task: _Task[_File]) -> list[DecodedImage | str]:
         length = bytes(self._read(LENGTH_BYTES, task))
         heads = json.loads(self._read(int.from_bytes(length, "big"), task).tobytes())
-        lengths = [0 if isinstance(head, str) else math.prod(head[:3]) for head in heads]
-        pixels = self._read(sum(lengths), task)
-        parts = np.split(pixels, np.cumsum(lengths)[:-1])
-        return [
-            head if isinstance(head, str) else DecodedImage(part.reshape(head[:3]), tuple(head[3]))
-            for head, part in zip(heads, parts, strict=True)
-        ]
+        pixels = self._read(sum(math.prod(head[:3]) for head in heads if not isinstance(head, str)), task)
+        results: list[DecodedImage | str] = []
+        start = 0
+        for head in heads:
+            if isinstance(head, str):
+                results.append(head)
+                continue
+            height, width, channels, notes = head
+            end = start + height * width * channels
+            results.append(DecodedImage(pixels[start:end].reshape(height, width, channels), tuple(notes)))
+            start = end
+        return results
 
     def _read(self, size_bytes: int, task: _Task[_File]) -> UInt8Array:
         content = np.empty(size_bytes, dtype=np.uint8)
