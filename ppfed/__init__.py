@@ -8,10 +8,7 @@ from __future__ import annotations
 
 import os
 from importlib import import_module
-from importlib.metadata import version
 from typing import Any
-
-__version__ = version("ppfed")
 
 # Flower reads this once, when it is first imported, which happens after this package is: an owner's messages were cut
 # into Flower's own 5 MiB otherwise.
@@ -31,6 +28,9 @@ __all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        # Reading it takes longer than starting Python does, and processes that decode are started for each folder.
+        return import_module("importlib.metadata").version("ppfed")
     if name not in _HOMES:
         raise AttributeError(f"module 'ppfed' has no attribute {name!r}")
     return getattr(import_module(_HOMES[name]), name)

@@ -7,8 +7,9 @@ from typing import TypeVar
 
 _Item = TypeVar("_Item")
 
-_BATCH_BYTES = 1 << 26
-"""A batch ends early here, so that 512 photographs at full size do not fill the memory."""
+_BATCH_BYTES = 1 << 22
+"""A batch ends early here, so that large images do not fill the memory, and that whoever decodes the next ones does not
+come to a stop while this one is encrypted and written."""
 
 
 def join_equal(

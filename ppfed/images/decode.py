@@ -1,19 +1,27 @@
-"""One image file to one array: the only place where ppfed lets Pillow look at an owner's files."""
+"""One image file to one array: the only place where ppfed lets Pillow look at an owner's files.
+
+NumPy, and those parts of Pillow that few files need, are imported on first use: the processes of
+``ppfed/images/decoder_process.py`` take half as long to start without them.
+"""
+
+# ruff: noqa: PLC0415 -- as said above
 
 from __future__ import annotations
 
 import os
 import stat
-from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
-from PIL import Image, ImageCms, TiffImagePlugin, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
 from ppfed.errors import DataError
-from ppfed.images.types import UInt8Array
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    from ppfed.images.types import UInt8Array
 
 SUPPORTED = "PNG, JPEG, WebP, BMP or TIFF"
 SUFFIXES = frozenset({".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".bmp", ".dib", ".tif", ".tiff"})
@@ -28,6 +36,7 @@ MAX_PIXELS = 1 << 27
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _HEADER_BYTES = 32
 _PNG_DEPTH_AT = 24
+_BITS_TAG, _PHOTOMETRIC_TAG = 258, 262  # TIFF 6.0
 _WHITE_IS_ZERO = 0
 _WIDE_GREY = "I;16"
 _CONVERTED = {"1": "L", "P": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "RGBX": "RGB", "HSV": "RGB"}
@@ -45,8 +54,22 @@ _UPRIGHT = {
 }
 
 
-@dataclass(frozen=True)
-class DecodedImage:
+class LoadedImage(NamedTuple):
+    """One image as Pillow holds it, and what was lost on the way.
+
+    Attributes
+    ----------
+    image : PIL.Image.Image
+        Of mode L or RGB.
+    notes : tuple of str
+        Lossy conversions, such as ``16-bit reduced to 8 bits``.
+    """
+
+    image: Image.Image
+    notes: tuple[str, ...]
+
+
+class DecodedImage(NamedTuple):
     """One image and what was lost on the way.
 
     Attributes
@@ -61,6 +84,18 @@ class DecodedImage:
 
 
 def decode_image(path: Path, *, size: tuple[int, int] | None = None, channels: int | None = None) -> DecodedImage:
+    """Decode an image file to an array. Parameters and errors are those of `load_image`."""
+    import numpy as np
+
+    loaded = load_image(path, size=size, channels=channels)
+    try:
+        pixels = np.array(loaded.image)
+    except MemoryError as error:
+        raise DataError(reason_for(error, b"")) from error
+    return DecodedImage(pixels if pixels.ndim == 3 else pixels[:, :, None], loaded.notes)
+
+
+def load_image(path: Path, *, size: tuple[int, int] | None = None, channels: int | None = None) -> LoadedImage:
     """Decode an image file: EXIF orientation applied, transparency laid on white, 8 bits for each value.
 
     Parameters
@@ -83,7 +118,7 @@ def decode_image(path: Path, *, size: tuple[int, int] | None = None, channels: i
             with Image.open(file, formats=FORMATS) as image:
                 _refuse_unusable(image)
                 image.load()
-                return _to_array(image, header, size, channels)
+                return _prepared(image, header, size, channels)
         except DataError:
             raise
         # Pillow raises nearly anything on a damaged file: struct.error, SyntaxError, KeyError, zlib.error, ...
@@ -145,7 +180,7 @@ def _refuse_unusable(image: Image.Image) -> None:
         raise DataError("32-bit integers or signed values" if image.mode == "I" else "32-bit floating point")
 
 
-def _to_array(image: Image.Image, header: bytes, size: tuple[int, int] | None, channels: int | None) -> DecodedImage:
+def _prepared(image: Image.Image, header: bytes, size: tuple[int, int] | None, channels: int | None) -> LoadedImage:
     # After load(), since the chunk may stand behind the pixels.
     if image.format == "PNG" and "ppfed-cipher" in image.info:
         raise DataError("already encrypted by ppfed")
@@ -171,17 +206,23 @@ def _to_array(image: Image.Image, header: bytes, size: tuple[int, int] | None, c
         upright = upright.convert("RGB")
     if size is not None:
         upright = resize_image(upright, size)
-    pixels = np.array(upright)
-    return DecodedImage(pixels if pixels.ndim == 3 else pixels[:, :, None], tuple(notes))
+    return LoadedImage(upright, tuple(notes))
 
 
 def _bits(image: Image.Image, header: bytes) -> int:
     """Bits of each value in the file; Pillow's mode does not tell for colour, which it reduces by itself."""
     if image.format == "PNG":
         return header[_PNG_DEPTH_AT]
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        return int(max(image.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (1,))))
+    if image.format == "TIFF":
+        bits: tuple[int, ...] = _tiff_tag(image, _BITS_TAG, (1,))
+        return max(bits)
     return 8
+
+
+def _tiff_tag(image: Image.Image, tag: int, default: Any) -> Any:
+    from PIL import TiffImagePlugin
+
+    return image.tag_v2.get(tag, default) if isinstance(image, TiffImagePlugin.TiffImageFile) else default
 
 
 def _orientation(image: Image.Image) -> tuple[int, bool]:
@@ -209,6 +250,8 @@ def _grey_or_rgb(image: Image.Image, bits: int) -> tuple[Image.Image, list[str]]
 
 
 def _from_lab(image: Image.Image) -> Image.Image:
+    from PIL import ImageCms
+
     transform = ImageCms.buildTransform(ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB"), "LAB", "RGB")
     converted = ImageCms.applyTransform(image, transform)
     if converted is None:
@@ -218,14 +261,14 @@ def _from_lab(image: Image.Image) -> Image.Image:
 
 def _reduce_grey(image: Image.Image, bits: int) -> Image.Image:
     """Scale 9- to 16-bit grey so that white stays white: divide by 257 and round, where there are 16 bits."""
+    import numpy as np
+
     values: npt.NDArray[np.uint32] = np.array(image).astype(np.uint32)
     white = (1 << bits) - 1
     reduced = ((values * 255 + white // 2) // white).astype(np.uint8)
     # Pillow turns white-is-zero into black-is-zero for up to 8 bits only.
-    if isinstance(image, TiffImagePlugin.TiffImageFile):
-        photometric = image.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION)
-        if photometric == _WHITE_IS_ZERO:
-            reduced = 255 - reduced
+    if image.format == "TIFF" and _tiff_tag(image, _PHOTOMETRIC_TAG, None) == _WHITE_IS_ZERO:
+        reduced = 255 - reduced
     return Image.fromarray(reduced)
 
 

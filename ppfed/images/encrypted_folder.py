@@ -29,7 +29,8 @@ from ppfed.keys.master import MasterKey
 
 _Image = TypeVar("_Image")
 
-_BATCH_SIZE = 512
+_BATCH_SIZE = 64
+"""Small, so that little is left to be written after the last images are decoded, which other cores cannot help with."""
 
 
 @dataclass(frozen=True)
@@ -105,10 +106,12 @@ def encrypt_folder(
             folders = [staging / section / name for name in source.classes]
             for folder in folders:
                 folder.mkdir(parents=True)
-            targets = _targets(source.listing(section))
+            targets: dict[tuple[int, str], str] = {}
             for batch in source.read_section(
                 section, size=size, channels=None, report=load, batch_size=_BATCH_SIZE, progress=progress
             ):
+                # Here rather than above: other processes decode in the meantime.
+                targets = targets or _targets(source.listing(section))
                 if load.bad and not skip_bad:
                     continue  # only to find the other bad ones
                 images = cipher.encrypt(batch.images)

@@ -14,8 +14,8 @@ import numpy as np
 
 from ppfed.errors import DataError
 from ppfed.images.batching import join_equal
-from ppfed.images.decode import SUFFIXES, DecodedImage, decode_image, shown
-from ppfed.images.pool import map_ahead
+from ppfed.images.decode import SUFFIXES, DecodedImage, shown
+from ppfed.images.decoders import decode_files
 from ppfed.images.sections import UNDIVIDED, SectionedSource
 from ppfed.images.source import LabelledImages, LoadReport, Split, no_progress
 from ppfed.images.types import PlainImages, UInt8Array
@@ -109,13 +109,7 @@ class FolderSource(SectionedSource):
         else:
             files = [scan.files[position] for position in positions]
 
-        def attempt(file: _File) -> tuple[_File, DecodedImage | str]:
-            try:
-                return file, decode_image(Path(file.path), size=size, channels=channels)
-            except DataError as error:
-                return file, error.message
-
-        sound = self._sift(map_ahead(attempt, files, _file_bytes), report, progress)
+        sound = self._sift(decode_files(files, size=size, channels=channels), report, progress)
         for run in join_equal(sound, lambda image: image[1].shape, lambda image: image[1].nbytes, batch_size):
             yield _batch(run, report)
 
@@ -143,10 +137,6 @@ def _batch(images: list[tuple[_File, UInt8Array]], report: LoadReport) -> Labell
         np.array([file.label for file, _ in images], dtype=np.int64),
         tuple(file.name for file, _ in images),
     )
-
-
-def _file_bytes(file: _File) -> int:
-    return file.size_bytes
 
 
 def _below(root: Path, path: str) -> str:

@@ -39,7 +39,7 @@ def map_ahead(
     executor = ThreadPoolExecutor(workers)
     pending: deque[Future[list[_Result]]] = deque()
     try:
-        for group, group_bytes in _groups(items, size_bytes):
+        for group, group_bytes in groups(items, size_bytes):
             if group_bytes < _TINY_BYTES * len(group):
                 while pending:
                     yield pending.popleft().result()
@@ -54,11 +54,15 @@ def map_ahead(
         executor.shutdown(cancel_futures=True)
 
 
-def _apply(function: Callable[[_Item], _Result], group: list[_Item]) -> list[_Result]:
-    return [function(item) for item in group]
+def groups(items: Iterable[_Item], size_bytes: Callable[[_Item], int]) -> Iterator[tuple[list[_Item], int]]:
+    """Cut items into groups that are worth handing over, and yield each with its size in bytes.
 
-
-def _groups(items: Iterable[_Item], size_bytes: Callable[[_Item], int]) -> Iterator[tuple[list[_Item], int]]:
+    Parameters
+    ----------
+    items : iterable
+    size_bytes : callable
+        Size of an item's file.
+    """
     group: list[_Item] = []
     group_bytes = 0
     for item in items:
@@ -69,3 +73,7 @@ def _groups(items: Iterable[_Item], size_bytes: Callable[[_Item], int]) -> Itera
             group, group_bytes = [], 0
     if group:
         yield group, group_bytes
+
+
+def _apply(function: Callable[[_Item], _Result], group: list[_Item]) -> list[_Result]:
+    return [function(item) for item in group]

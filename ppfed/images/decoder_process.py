@@ -1,0 +1,84 @@
+"""What runs in a process that decodes: paths of image files come in, pixels go out.
+
+It is started by ``ppfed/images/decoders.py`` and knows nothing else: no key, no cipher, none of the caller's modules. A
+message is the length of a JSON text (4 bytes, big-endian) and the text:
+
+- to the process: ``[paths, size, channels]``, the last two as in `load_image`;
+- from it, first of all: ``READY``;
+- then, as answers: for each path ``[height, width, channels, notes]``, or the reason why the file cannot be used. The
+  pixels of all images follow, without anything between them.
+
+When its input ends, it ends: also when the process that started it is killed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import warnings
+from pathlib import Path
+from typing import BinaryIO
+
+from PIL import Image
+
+from ppfed.errors import DataError
+from ppfed.images.decode import load_image, reason_for
+
+LENGTH_BYTES = 4
+READY = b"ready"
+"""Says that it has loaded all that it needs."""
+_BUFFER_BYTES = 1 << 20
+"""Answers up to this size are written at once."""
+
+
+def main() -> None:
+    """Answer requests from standard input on standard output until the input ends."""
+    # As `ppfed encrypt` does: what Pillow warns of is in the answer, as a reason or a note, or harms nothing.
+    warnings.filterwarnings("ignore", module="PIL")
+    with os.fdopen(os.dup(1), "wb", _BUFFER_BYTES) as answers, os.fdopen(os.dup(0), "rb") as requests:
+        # A library that prints something must not end up between the pixels.
+        os.dup2(2, 1)
+        try:
+            # What Pillow loads with the first image otherwise, which somebody would have to wait for.
+            Image.preinit()
+            answers.write(READY)
+            answers.flush()
+            serve(requests, answers)
+            answers.flush()
+        except BrokenPipeError:
+            # Whoever asked is gone. At once: closing the file would try to write again.
+            os._exit(1)
+
+
+def serve(requests: BinaryIO, answers: BinaryIO) -> None:
+    """Answer requests until there are no more.
+
+    Parameters
+    ----------
+    requests, answers : binary files
+    """
+    while len(length := requests.read(LENGTH_BYTES)) == LENGTH_BYTES:
+        paths, size, channels = json.loads(requests.read(int.from_bytes(length, "big")))
+        heads: list[list[object] | str] = []
+        images: list[bytes] = []
+        for path in paths:
+            try:
+                loaded = load_image(Path(path), size=size and tuple(size), channels=channels)
+                images.append(loaded.image.tobytes())
+            except DataError as error:
+                heads.append(error.message)
+            except MemoryError as error:
+                heads.append(reason_for(error, b""))
+            else:
+                width, height = loaded.image.size
+                heads.append([height, width, len(loaded.image.getbands()), loaded.notes])
+        answers.write(framed(heads))
+        for image in images:
+            answers.write(image)
+        answers.flush()
+
+
+def framed(content: object) -> bytes:
+    """Encode a message. File names that are not UTF-8 pass through JSON as lone surrogates."""
+    text = json.dumps(content).encode("ascii")
+    return len(text).to_bytes(LENGTH_BYTES, "big") + text
