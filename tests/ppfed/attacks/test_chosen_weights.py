@@ -57,7 +57,7 @@ def test_images_with_labels_of_their_own_are_read_exactly(
 ) -> None:
     images = np.ascontiguousarray(pieces(count)[:, :height, :width])
     labels = torch.arange(count)
-    found = read(chosen_network(config(height, width, **others), 0), images, labels, mode, smoothing)
+    found = read(chosen_network(config(height, width, **others), len(images), 0), images, labels, mode, smoothing)
     assert found.labels.tolist() == labels.tolist()
     # Float32 adds up to far less than half a grey level; a dark spot 4 deviations below the mean is cut off.
     assert np.mean(np.abs(found.images.astype(int) - images) <= 1) > 0.99
@@ -65,7 +65,7 @@ def test_images_with_labels_of_their_own_are_read_exactly(
 
 def test_noise_is_read_as_well_as_pictures() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    found = read(chosen_network(config(32, 32), 1), images, torch.tensor([2, 7]))
+    found = read(chosen_network(config(32, 32), len(images), 1), images, torch.tensor([2, 7]))
     assert np.array_equal(found.images, images)
 
 
@@ -80,7 +80,7 @@ def test_of_folded_features_the_fold_is_read() -> None:
 
 def test_images_that_share_a_label_come_out_as_their_mean() -> None:
     images = pieces(3, side=16)
-    found = read(chosen_network(config(16, 16), 0), images, torch.tensor([5, 5, 1]))
+    found = read(chosen_network(config(16, 16), len(images), 0), images, torch.tensor([5, 5, 1]))
     assert found.labels.tolist() == [1, 5, 5]
     mean = images[:2].mean(0)
     assert np.abs(found.images[0].astype(int) - images[2]).mean() < 0.1
