@@ -1,18 +1,19 @@
-"""Images of one class are told apart: gates open for those whose brightness is above a threshold, each at its own.
+"""Images of one class are told apart: gates open for those that are brighter than a threshold, each from its own.
 
-The attack of Fowl et al. (Robbing the Fed, ICLR 2022, "imprint"), built from what a wide ResNet-18 has. The image is
-carried to the second convolution of the fourth stage, where 8x8 neighbouring pixels lie in as many maps, and its 3x3
-window sees 24x24 pixels. Every map of that convolution's output is made a gate. All of one window compute the same
-measure of the image, at one position alone, which zero padding tells from others, and ReLU opens each from a threshold
-of its own on. Behind it nothing but the last layer follows, with weights so small that predictions stay as they are.
-So the gradient of a gate's weights is the sum of the images that opened it, times factors that depend on labels alone;
-the gradient of its batch norm's bias is the sum of these factors; and what two neighbouring gates differ by is what lies
-in between: in one bin. One image in a bin is read by division.
+The attack of Fowl et al. (Robbing the Fed, ICLR 2022), built from what a wide ResNet-18 has. The image is carried to
+the second convolution of the fourth stage, where 8x8 neighbouring pixels lie in as many maps and a 3x3 window sees
+24x24 pixels. Every map of that convolution's output is made a gate. All gates of one window compute the same measure of
+the image, at one position alone, which zero padding tells from others, and ReLU opens each from a threshold of its own
+on. Behind it nothing but the last layer follows, with weights so small that predictions stay as they are. So the
+gradient of a gate's weights is the sum of the images that opened it, times factors that depend on labels alone; the
+gradient of its bias is the sum of these factors; and what two neighbouring gates differ by is what lies in between: in
+one bin. One image in a bin is read by division.
 
-There are three measures for each window, brightness and its slope both ways, and each has bins of its own. An image that
-is alone in a bin of one is subtracted from its bins of the others, which may leave another alone there (as in
-Goodrich and Mitzenmacher, Invertible Bloom lookup tables, Allerton 2011). So nearly every image comes out while there
-are less than about 0.8 for each bin of a window, whatever the labels. More images need fewer windows, which see less of each.
+There are three measures for each window, brightness and its slope both ways, and each has bins of its own. An image
+that is alone in a bin of one is subtracted from its bins of the others, which may leave another alone there (as in
+Goodrich and Mitzenmacher, Invertible Bloom lookup tables, Allerton 2011). So nearly every image comes out, whatever the
+labels, while there are fewer than about 0.8 for each bin of a window. More images need fewer windows, which see less of
+each.
 
 Batch norm with a batch's own statistics takes from each image's part the mean over all positions and images. Gates in
 two corners, where the window hangs over, read that mean by itself.
@@ -47,7 +48,10 @@ from ppfed.networks.config import NetworkConfig
 from ppfed.training.gradients import Moments
 from ppfed.training.settings import BatchNormMode
 
-_TRAP = "resnet.layer4.0"
+_TRAP = "resnet.layer4.0.conv2.weight"
+_FACTORS = "resnet.layer4.0.downsample.1.bias"
+"""The shortcut's batch norm adds its bias to the gates. It is zero at first, as the trap's weights for the image are: what
+an update shows of them has every digit of float32."""
 _STEP = 8
 """Pixels from one position of the trap to the next, both ways."""
 _MOST_POSITIONS = 4
@@ -68,12 +72,16 @@ _POSITION = 16.0
 """By so much, in deviations of a measure, is a gate shut at any other row or column than its own."""
 _ALWAYS = -LIFT - 1
 """A threshold below all: what carries a measure is cut off at ``LIFT`` deviations."""
+_GAIN = 5e-3
+"""From the trap's convolution to its gates. Small, so that what an owner's step adds to the trap's weights hardly moves
+the gates in the steps that follow."""
 _TINY = 1e-6
 """Of the trap's weights. What comes out of it varies far less than the constant that batch norm adds to a variance, so
 that batch norm takes a mean from it and leaves it as it is otherwise."""
-_DRIVE = 1e3
-"""Weights of the last layer in units of those of the trap: an update must be large beside the bias that it changes,
-as float32 keeps 7 digits of their sum."""
+_UNIT = _TINY * _GAIN
+"""A standard deviation of a measure, at a gate."""
+_DRIVE = 0.05
+"""Weights of the last layer in such units."""
 _LOAD = 0.7
 """Images for each bin up to which nearly all come out."""
 _SURE = 2e-3
@@ -189,9 +197,14 @@ def network_with_bins(config: NetworkConfig, bins: Bins, seed: int) -> ImageClas
         blocks_of(network)[5].bn2.bias[carried] = 1.0
         _set_measures(block, config.channels, bins)
         _set_gates(block, config.channels, bins)
+        # Else an owner's step would teach the shortcut's convolution, too, and move the gates much farther.
+        for norm in (_shortcut_norm(block), blocks_of(network)[7].bn2):
+            nn.init.zeros_(norm.weight)
+        # Whatever steps take from it, it stays open behind the gates.
+        nn.init.constant_(blocks_of(network)[7].bn2.bias, _UNIT / 10)
         last = network.resnet.fc
         nn.init.zeros_(last.bias)
-        last.weight.copy_((_TINY * _DRIVE * _factors(config.classes)).unsqueeze(1).expand_as(last.weight))
+        last.weight.copy_((_UNIT * _DRIVE * _factors(config.classes)).unsqueeze(1).expand_as(last.weight))
     return network
 
 
@@ -305,7 +318,7 @@ def _set_gates(block: BasicBlock, channels: int, bins: Bins) -> None:
     mean, variance = running_statistics(norm)
     # In the mean over positions, a row's code is 1 at one row of all.
     codes = 1 / bins.rows + 1 / bins.columns
-    nn.init.constant_(norm.weight, math.sqrt(norm.eps))
+    nn.init.constant_(norm.weight, _GAIN * math.sqrt(norm.eps))
     nn.init.constant_(norm.bias, -1.0)
     variance.zero_()
     for number, ((row, column), measure, threshold) in enumerate(bins.gates):
@@ -315,7 +328,14 @@ def _set_gates(block: BasicBlock, channels: int, bins: Bins) -> None:
         for which, tap, value in _code(column, bins.columns, norm.eps):
             layer.weight[number, constant + 2 * which, 1, tap] += _TINY * _POSITION * value
         mean[number] = _TINY * (LIFT + _POSITION * codes)
-        norm.bias[number] = -_TINY * (threshold + _POSITION * (2 - codes))
+        norm.bias[number] = -_UNIT * (threshold + _POSITION * (2 - codes))
+
+
+def _shortcut_norm(block: BasicBlock) -> nn.BatchNorm2d:
+    """Find the batch norm on the shortcut of a stage's first block."""
+    if block.downsample is None or not isinstance(norm := block.downsample[-1], nn.BatchNorm2d):
+        raise AssertionError("the first block of a stage has a shortcut with batch norm")
+    return norm
 
 
 def _code(place: int, places: int, eps: float) -> list[tuple[int, int, float]]:
@@ -336,7 +356,7 @@ def _code(place: int, places: int, eps: float) -> list[tuple[int, int, float]]:
 
 
 def _factors(classes: int) -> Tensor:
-    """Choose what each class weighs in the last layer: 1 to 2 either way, so that two images rarely weigh what one does."""
+    """Choose what each class weighs in the last layer: 1 to 2 either way, so that two images rarely weigh as one."""
     number = torch.arange(classes, dtype=torch.float64)
     golden = (math.sqrt(5) - 1) / 2
     return (1 + number * golden % 1) * (-1) ** number
@@ -353,8 +373,8 @@ def _sums(block: BasicBlock, gradient: Mapping[str, Tensor], seen: Seen, channel
     """Sum up what opened each gate: factor times (window less mean), (gates, 64 C, 3, 3), and factors, (gates,)."""
     norm = block.bn2
     scale = norm.weight.detach().double() / (seen[norm][1].double() + norm.eps).sqrt()
-    weights = gradient[f"{_TRAP}.conv2.weight"][:, : 64 * channels].cpu().double()
-    return weights / scale[:, None, None, None], gradient[f"{_TRAP}.bn2.bias"].cpu().double()
+    weights = gradient[_TRAP][:, : 64 * channels].cpu().double()
+    return weights / scale[:, None, None, None], gradient[_FACTORS].cpu().double()
 
 
 def _mean_window(bins: Bins, sums: Tensor, factors: Tensor) -> Tensor:

@@ -71,7 +71,7 @@ def test_noise_is_read_as_well_as_pictures() -> None:
 
 def test_of_folded_features_the_fold_is_read() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-    network = chosen_network(config(16, 16, features=InputFeatures.SORTED_FOLD), 0)
+    network = chosen_network(config(16, 16, features=InputFeatures.SORTED_FOLD), len(images), 0)
     found = read(network, images, torch.tensor([2, 7]))
     assert found.images.min() >= 127
     # Sorted from far to near mid-grey on one side, the other way on the other.
@@ -105,4 +105,4 @@ def test_networks_without_such_weights_are_refused() -> None:
     ):
         assert not can_choose(other)
         with pytest.raises(ValueError, match="no weights"):
-            chosen_network(other, 0)
+            chosen_network(other, 2, 0)
