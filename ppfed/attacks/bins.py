@@ -25,6 +25,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +44,7 @@ from ppfed.attacks.carried import (
     unpacked,
     unshuffle,
 )
+from ppfed.images.types import UInt8Array
 from ppfed.networks.classifier import BasicBlock, ImageClassifier, build_network
 from ppfed.networks.config import NetworkConfig
 from ppfed.training.gradients import Moments
@@ -50,8 +52,8 @@ from ppfed.training.settings import BatchNormMode
 
 _TRAP = "resnet.layer4.0.conv2.weight"
 _FACTORS = "resnet.layer4.0.downsample.1.bias"
-"""The shortcut's batch norm adds its bias to the gates. It is zero at first, as the trap's weights for the image are: what
-an update shows of them has every digit of float32."""
+"""The shortcut's batch norm adds its bias to the gates. It is zero at first, as the trap's weights for the image are:
+an update shows both with every digit of float32."""
 _STEP = 8
 """Pixels from one position of the trap to the next, both ways."""
 _MOST_POSITIONS = 4
@@ -80,7 +82,7 @@ _TINY = 1e-6
 that batch norm takes a mean from it and leaves it as it is otherwise."""
 _UNIT = _TINY * _GAIN
 """A standard deviation of a measure, at a gate."""
-_DRIVE = 0.05
+_DRIVE = 0.2
 """Weights of the last layer in such units."""
 _LOAD = 0.7
 """Images for each bin up to which nearly all come out."""
@@ -166,12 +168,37 @@ def bins_for(config: NetworkConfig, images: int) -> Bins | None:
     ):
         return None
     for windows in _coverings(rows, columns):
-        thresholds = (maps - 2 * (1 + len(_MEASURES)) - len(windows)) // (len(windows) * len(_MEASURES))
+        thresholds = _thresholds(maps, len(windows))
         quantiles = torch.arange(1, thresholds + 1, dtype=torch.float64) / (thresholds + 1)
         found = Bins(rows, columns, windows, tuple(torch.special.ndtri(quantiles).tolist()))
         if images <= found.most:
             return found
     return None
+
+
+def bins_of_brightest(config: NetworkConfig, part: float) -> Bins:
+    """Choose gates of one window for the brightest images of very many, and for the steepest of both slopes.
+
+    An owner that adds up a whole pass has too many images for a bin each. But thresholds may lie anywhere.
+
+    Parameters
+    ----------
+    config : NetworkConfig
+        One for which ``bins_for`` finds any.
+    part : float
+        Of all images that lie above the lowest threshold of each measure, 0 to 1.
+
+    Raises
+    ------
+    ValueError
+        If it finds none.
+    """
+    every = bins_for(config, 1)
+    if every is None:
+        raise ValueError("no gates are known for this network")
+    thresholds = _thresholds(8 * config.base_maps, 1)
+    quantiles = 1 - part * torch.arange(thresholds, 0, -1, dtype=torch.float64) / (thresholds + 1)
+    return Bins(every.rows, every.columns, every.windows[:1], tuple(torch.special.ndtri(quantiles).tolist()))
 
 
 def network_with_bins(config: NetworkConfig, bins: Bins, seed: int) -> ImageClassifier:
@@ -272,6 +299,62 @@ def read_bins(
     carriers = [*carriers_to_third_stage(network), (block.bn1, _STEP**2 * shape[3])]
     features = unpacked(carriers, deviations, seen, (shape[1], shape[2]))
     return ReadImages(pixels_of(network.config.features, features), labels.cpu().numpy())
+
+
+def windows_of_pass(
+    network: ImageClassifier,
+    bins: Bins,
+    change: Mapping[str, Tensor],
+    moments: Moments,
+    shape: tuple[int, int, int],
+) -> UInt8Array:
+    """Read each bin of an update over many steps as if one image lay in it.
+
+    How much an image weighs depends on the step it was in, but what it adds to a gate's weights and to its bias it adds
+    in the same proportion. Where two lay in a bin, they come out one over the other.
+
+    Parameters
+    ----------
+    network : ImageClassifier
+        From ``network_with_bins``, on the CPU.
+    bins : Bins
+        From ``bins_of_brightest``.
+    change : mapping of str to float tensor
+        Weights that the owner got less those that it sent back.
+    moments : Moments
+        ``moments_of_update``: batches differ little in them.
+    shape : (height, width, channels)
+
+    Returns
+    -------
+    uint8 array, (n, 24, 24, C) or less where images are smaller
+        What the upper left window showed, of every bin with anything in it.
+    """
+    height, width, channels = shape
+    block = blocks_of(network)[6]
+    seen = seen_by_layers(network, moments, BatchNormMode.LOCAL)
+    sums, factors = _sums(block, change, seen, channels)
+    mean = _mean_window(bins, sums, factors)
+    own = slice(bins.first, bins.first + bins.per_window)
+    sums, factors = _bins(bins, sums[own], factors[own])
+    # All that is below the lowest threshold is in the first.
+    sums, factors = sums[:, 1:].flatten(0, 1), factors[:, 1:].flatten()
+    full = factors.abs() > _SURE * factors.abs().max()
+    (window,) = bins.windows
+    placed = [
+        _placed(bins, window, piece / factor + mean - LIFT).nan_to_num()
+        for piece, factor in zip(sums[full], factors[full], strict=True)
+    ]
+    if not placed:
+        return np.zeros((0, min(height, 24), min(width, 24), channels), np.uint8)
+    carriers = [*carriers_to_third_stage(network), (block.bn1, _STEP**2 * channels)]
+    features = unpacked(carriers, torch.stack(placed), seen, (height, width))
+    return pixels_of(network.config.features, features)[:, :24, :24]
+
+
+def _thresholds(maps: int, windows: int) -> int:
+    """Count the thresholds of each measure, of so many maps."""
+    return (maps - 2 * (1 + len(_MEASURES)) - windows) // (windows * len(_MEASURES))
 
 
 def _coverings(rows: int, columns: int) -> Iterator[tuple[tuple[int, int], ...]]:

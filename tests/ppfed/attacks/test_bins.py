@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from scipy.spatial.distance import cdist
 from torch import Tensor, nn
 
-from ppfed.attacks.bins import bins_for
+from ppfed.attacks.bins import bins_for, bins_of_brightest, network_with_bins, windows_of_pass
 from ppfed.attacks.chosen_weights import ToldApartBy, chosen_network, read_images, told_apart_by
 from ppfed.attacks.fold import fold
-from ppfed.attacks.gradient_inversion import gradient_by_name
+from ppfed.attacks.gradient_inversion import gradient_by_name, moments_of_update
 from ppfed.federation import Exchange
 from ppfed.images.types import UInt8Array
 from ppfed.leakage.gradients import paired, sent_by_owner
 from ppfed.networks.classifier import ImageClassifier, build_network
 from ppfed.networks.config import Backbone, InputFeatures, NetworkConfig
+from ppfed.networks.state import network_state
+from ppfed.training.augment import Augmentation
 from ppfed.training.gradients import partial_gradient
+from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig
 from ppfed.training.settings import BatchNormMode
 
 from ..photographs import pieces
@@ -36,7 +41,8 @@ def config(height: int = 32, width: int = 32, channels: int = 1, **others: Any) 
 def pictures(count: int) -> UInt8Array:
     """Photographs without those of the rocket, every fourth: pieces of clear sky measure alike."""
     some = pieces(2 * count)
-    return some[np.arange(len(some)) % 4 != 3][:count]
+    kept: UInt8Array = some[np.arange(len(some)) % 4 != 3][:count]
+    return kept
 
 
 def read(
@@ -53,7 +59,8 @@ def read(
 
 def errors(found: UInt8Array, images: UInt8Array) -> NDArray[np.float64]:
     """Mean error of each image in grey levels."""
-    return np.abs(found.astype(float) - images).reshape(len(images), -1).mean(1)
+    wrong: NDArray[np.float64] = np.abs(found.astype(float) - images).reshape(len(images), -1).mean(1)
+    return wrong
 
 
 @pytest.mark.parametrize(
@@ -126,3 +133,21 @@ def test_where_there_are_no_bins_labels_tell_apart() -> None:
         (config(backbone=Backbone.CONVMIXER), 2),
     ):
         assert told_apart_by(other, images) is ToldApartBy.LABEL
+
+
+def test_a_whole_pass_gives_away_the_brightest_images() -> None:
+    images = np.ascontiguousarray(pictures(48)[..., :1])
+    network = network_with_bins(config(), bins := bins_of_brightest(config(), 0.3), 0)
+    training = TrainingConfig(epochs=10, batch_size=24, augmentation=Augmentation(0, False, False))
+    before = network_state(network)
+    own = copy.deepcopy(network)
+    data = ImageTensors.from_numpy(images, np.arange(48) % 10, CPU)
+    # Two steps with momentum, of the last pass.
+    list(Trainer(own, training, CPU).train_epochs(data, 9, 1))
+    after = network_state(own)
+    change = {name: before[name] - after[name] for name in before}
+    moments = moments_of_update(own, before, after, (24, *images.shape[1:]), 2)
+    found = windows_of_pass(network, bins, change, moments, images.shape[1:])
+    wrong = cdist(*(some.reshape(len(some), -1).astype(float) for some in (images[:, :24, :24], found)), "cityblock")
+    # Batches differ in mean and variance, by which each was normalised: by some grey levels.
+    assert np.sum(wrong.min(1) / 24**2 < 8) >= 15
