@@ -87,7 +87,9 @@ _DRIVE = 0.2
 _LOAD = 0.7
 """Images for each bin up to which nearly all come out."""
 _SURE = 2e-3
-"""Part of the largest factor by which the factors of a bin may differ from those of one image."""
+_SLACK = ((_SURE, 0.0), (0.1, 0.05))
+"""Parts of the largest factor by which the factors of a bin may differ from those of one image, and deviations by which
+its measure may lie outside the bin: in float32, and then for owners whose numbers have 8 bits."""
 _SAME = 0.1
 """Deviations by which two windows' views of one image may differ on average."""
 _SPREAD, _REACH = 0.45, 6.0
@@ -410,7 +412,9 @@ def _set_gates(block: BasicBlock, channels: int, bins: Bins) -> None:
             layer.weight[number, constant + which, tap, 1] += _TINY * _POSITION * value
         for which, tap, value in _code(column, bins.columns, norm.eps):
             layer.weight[number, constant + 2 * which, 1, tap] += _TINY * _POSITION * value
-        mean[number] = _TINY * (LIFT + _POSITION * codes)
+        # At its own position a gate sees a small number: one that computes in bfloat16 would lose a large one's digits.
+        layer.weight[number, constant, 1, 1] -= _TINY * (LIFT + 2 * _POSITION)
+        mean[number] = _TINY * _POSITION * (codes - 2)
         norm.bias[number] = -_UNIT * (threshold + _POSITION * (2 - codes))
 
 
@@ -550,26 +554,39 @@ def _told_apart(
         What the window showed, less the lift.
     """
     edges = torch.tensor(thresholds, dtype=torch.float64)
-    every = torch.arange(len(sums))
-    slack = _SURE * max(float(factor.abs()) for factor in known.values())
-    going = True
-    while going:
-        going = False
-        for which, number in torch.nonzero(factors.abs() > slack).tolist():
-            for label, factor in known.items():
-                if not counts[label] or abs(float(factors[which, number] - factor)) > slack:
+    largest = max(float(factor.abs()) for factor in known.values())
+    for sure, near in _SLACK:
+        going = True
+        while going:
+            going = False
+            for which, number in torch.nonzero(factors.abs() > largest * sure).tolist():
+                label = min(known, key=lambda one: abs(float(factors[which, number] - known[one])))
+                factor = known[label]
+                if not counts[label] or abs(float(factors[which, number] - factor)) > largest * sure:
                     continue
-                piece = sums[which, number] / factors[which, number] + mean - LIFT
-                own = torch.searchsorted(edges, measure(piece))
+                piece = sums[which, number] / factor + mean - LIFT
+                found = measure(piece)
+                low, likely, high = (torch.searchsorted(edges, found + step) for step in (-near, 0.0, near))
                 # Several that weigh as much as one would look like an image of some other bin.
-                if own[which] == number:
-                    taken = factor * (piece + LIFT - mean)
-                    sums[every, own] -= taken
-                    factors[every, own] -= factor
-                    counts[label] -= 1
-                    going = True
-                    yield label, piece
-                    break
+                if not low[which] <= number <= high[which]:
+                    continue
+                for one in range(len(sums)):
+                    own = number
+                    if one != which:
+                        own = _fuller(factors[one], int(low[one]), int(likely[one]), int(high[one]), factor)
+                    sums[one, own] -= factor * (piece + LIFT - mean)
+                    factors[one, own] -= factor
+                counts[label] -= 1
+                going = True
+                yield label, piece
+
+
+def _fuller(factors: Tensor, low: int, likely: int, high: int, factor: Tensor) -> int:
+    """Choose a bin from low to high, near whose edges an image is: the likely one, unless another has more of it."""
+    some = factors[low : high + 1]
+    shrunk = some.abs() - (some - factor).abs()
+    shrunk[likely - low] += factor.abs() / 2
+    return low + int(shrunk.argmax())
 
 
 def _put_together(bins: Bins, pieces: Sequence[Sequence[tuple[int, Tensor]]], labels: Tensor, maps: int) -> Tensor:
