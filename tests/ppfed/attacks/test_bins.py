@@ -151,3 +151,12 @@ def test_a_whole_pass_gives_away_the_brightest_images() -> None:
     wrong = cdist(*(some.reshape(len(some), -1).astype(float) for some in (images[:, :24, :24], found)), "cityblock")
     # Batches differ in mean and variance, by which each was normalised: by some grey levels.
     assert np.sum(wrong.min(1) / 24**2 < 8) >= 15
+
+
+def test_gradients_rounded_to_eight_bits_are_read_with_some_error() -> None:
+    images = np.ascontiguousarray(pictures(6)[..., :1])
+    network, labels = chosen_network(config(), 6, 0), torch.full((6,), 7)
+    sent = partial_gradient(network, torch.from_numpy(images), labels, nn.CrossEntropyLoss(), micro_batch=64)
+    gradient = gradient_by_name(network, sent.gradient.bfloat16().float())
+    found = read_images(network, gradient, sent.moments, labels, images.shape)
+    assert np.median(errors(paired(found.images, images), images)) < 3
