@@ -23,7 +23,7 @@ from torch import nn
 
 from ppfed.attacks.alone import Solver
 from ppfed.attacks.sent import gradient_inversion
-from ppfed.attacks.sent.chosen_weights import can_choose, chosen_network, read_images
+from ppfed.attacks.sent.chosen_weights import ToldApartBy, can_choose, chosen_network, read_images, told_apart_by
 from ppfed.attacks.sent.gradient_inversion import GradientInversionConfig, invert_gradient, smooth_view
 from ppfed.attacks.values.fold import fold, folded_view, folds
 from ppfed.ciphers.spec import CipherSpec
@@ -190,8 +190,10 @@ def audit_gradients(
         started = time.monotonic()
         count = _count(batch, most[attack], len(owner.fed))
         tell = partial(_tell_part, on_progress, _WORDS[exchange], number, len(wanted))
+        needs = f"{_WORDS[exchange]} over {_images_in_words(batch)}, and the labels, which such a gradient tells"
         if attack is AttackName.CHOSEN_WEIGHTS:
-            found = _read(owner, chosen_network(network.config, seed).to(device), batch, count, tell)
+            needs = f"{needs}, for weights that tell images apart by {told_apart_by(network.config, batch)}"
+            found = _read(owner, chosen_network(network.config, batch, seed).to(device), batch, count, tell)
         else:
             config = replace(search.config, smooth=smooth_view(spec), batch_norm=batch_norm)
             found = _inverted(owner, network, batch, count, config, seed, tell)
@@ -200,7 +202,7 @@ def audit_gradients(
             outcome = AttackOutcome(
                 attack=attack,
                 setting=f"{_images_in_words(batch)}{how}",
-                needs=f"{_WORDS[exchange]} over {_images_in_words(batch)}, and the labels, which such a gradient tells",
+                needs=needs,
                 resemblance=measured(view, images, judge),
                 seconds=seconds,
             )
@@ -292,13 +294,17 @@ def _count(batch: int, most: int, targets: int) -> int:
 def _read(
     owner: _Owner, network: ImageClassifier, batch: int, count: int, on_progress: Callable[[float], None]
 ) -> UInt8Array:
-    """Read batch after batch with chosen weights; images are in the owner's order, as the labels tell it."""
+    """Read batch after batch with chosen weights; images are in the owner's order.
+
+    The labels tell it, or, where images of one label were told apart, whoever measures pairs them.
+    """
+    pairs = told_apart_by(network.config, batch) is ToldApartBy.BRIGHTNESS
     results = []
     for rows, sent in owner.answers(network, batch, count):
         labels = torch.from_numpy(owner.labels[rows])
         shape = (batch, *owner.fed.shape[1:])
         found = read_images(network, sent.gradient, sent.moments, labels, shape, batch_norm=owner.batch_norm)
-        results.append(found.images)
+        results.append(paired(found.images, owner.fed[rows]) if pairs else found.images)
         on_progress(rows.stop / count)
     return np.concatenate(results)
 

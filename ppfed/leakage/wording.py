@@ -20,7 +20,8 @@ NOT_CONFIDENTIAL = "Visual obfuscation, not confidentiality: it hides images fro
 
 VERDICT = (
     "No visual cipher that ppfed has measured is worth calling protection: where the coordinator must not see the "
-    "images, use exchange 'updates' with many images of each class (a step over few images gives them away)."
+    "images, use exchange 'updates', which sends none, and with a coordinator that you trust to train as agreed: one "
+    "that chooses the weights reads images off single steps and off whole passes (docs/leakage.md)."
 )
 
 _ERRORS = 2.0
@@ -128,7 +129,8 @@ ATTACKS: Mapping[AttackName, AttackWords] = MappingProxyType(
         AttackName.CHOSEN_WEIGHTS: AttackWords(
             "Chosen weights",
             "sends weights that turn what an owner sends back into equations in its pixels",
-            ", and solves them; it finds encrypted images, and of those that share a label in a batch the mean",
+            ", and solves them; it finds encrypted images, told apart by brightness, or in narrow networks by label: "
+            "then of those that share one the mean",
             "ours (docs/leakage.md), after Fowl et al., ICLR 2022, arXiv 2110.13057",
         ),
         AttackName.GRADIENTS: AttackWords(

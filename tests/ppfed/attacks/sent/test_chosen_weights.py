@@ -57,7 +57,7 @@ def test_images_with_labels_of_their_own_are_read_exactly(
 ) -> None:
     images = np.ascontiguousarray(pieces(count)[:, :height, :width])
     labels = torch.arange(count)
-    found = read(chosen_network(config(height, width, **others), 0), images, labels, mode, smoothing)
+    found = read(chosen_network(config(height, width, **others), len(images), 0), images, labels, mode, smoothing)
     assert found.labels.tolist() == labels.tolist()
     # Float32 adds up to far less than half a grey level; a dark spot 4 deviations below the mean is cut off.
     assert np.mean(np.abs(found.images.astype(int) - images) <= 1) > 0.99
@@ -65,13 +65,13 @@ def test_images_with_labels_of_their_own_are_read_exactly(
 
 def test_noise_is_read_as_well_as_pictures() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
-    found = read(chosen_network(config(32, 32), 1), images, torch.tensor([2, 7]))
+    found = read(chosen_network(config(32, 32), len(images), 1), images, torch.tensor([2, 7]))
     assert np.array_equal(found.images, images)
 
 
 def test_of_folded_features_the_fold_is_read() -> None:
     images = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
-    network = chosen_network(config(16, 16, features=InputFeatures.SORTED_FOLD), 0)
+    network = chosen_network(config(16, 16, features=InputFeatures.SORTED_FOLD), len(images), 0)
     found = read(network, images, torch.tensor([2, 7]))
     assert found.images.min() >= 127
     # Sorted from far to near mid-grey on one side, the other way on the other.
@@ -80,7 +80,7 @@ def test_of_folded_features_the_fold_is_read() -> None:
 
 def test_images_that_share_a_label_come_out_as_their_mean() -> None:
     images = pieces(3, side=16)
-    found = read(chosen_network(config(16, 16), 0), images, torch.tensor([5, 5, 1]))
+    found = read(chosen_network(config(16, 16), len(images), 0), images, torch.tensor([5, 5, 1]))
     assert found.labels.tolist() == [1, 5, 5]
     mean = images[:2].mean(0)
     assert np.abs(found.images[0].astype(int) - images[2]).mean() < 0.1
@@ -105,4 +105,4 @@ def test_networks_without_such_weights_are_refused() -> None:
     ):
         assert not can_choose(other)
         with pytest.raises(ValueError, match="no weights"):
-            chosen_network(other, 0)
+            chosen_network(other, 2, 0)

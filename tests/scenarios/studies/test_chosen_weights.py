@@ -1,0 +1,46 @@
+"""Reading what owners send, with chosen weights, on a few handwritten digits."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ppfed.errors import UsageError
+from scenarios.material import digits
+from scenarios.studies.chosen_weights import (
+    ONE_CLASS,
+    RANDOM,
+    PassRow,
+    ReadingBudget,
+    StepRow,
+    main,
+    measure_passes,
+    measure_steps,
+)
+from scenarios.studies.rows import RowsFile
+
+CPU = torch.device("cpu")
+FEW = ReadingBudget(base_maps=26, targets=40, batches=(8,), passes=((40, 40, 9),), part=0.5)
+
+
+def test_every_setting_is_measured_once(tmp_path: Path) -> None:
+    material = digits(16, 60, 150)
+    steps, passes = RowsFile(tmp_path / "steps.jsonl", StepRow), RowsFile(tmp_path / "passes.jsonl", PassRow)
+    for _ in range(2):
+        measure_steps(material, FEW, steps, CPU)
+        measure_passes(material, FEW, passes, CPU)
+    rows = steps.read()
+    assert {(row.cipher, row.labels) for row in rows} == {
+        (cipher, labels) for cipher in ("plain", "np-v1") for labels in (RANDOM, ONE_CLASS)
+    }
+    assert len(rows) == 2 + 2 * 3
+    assert all(row.resemblance.ssim.mean > 0.9 for row in rows if row.cipher == "plain")
+    (row,) = passes.read()
+    assert 0 < row.close[0] <= row.close[1] <= row.images
+
+
+def test_it_says_what_it_needs() -> None:
+    with pytest.raises(UsageError, match="two folders"):
+        main(["only-one"])
