@@ -20,6 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -266,7 +267,7 @@ def _darkest(pictures: UInt8Array, constants: tuple[int, ...]) -> UInt8Array:
 
 def _masks(
     pictures: UInt8Array, plain: UInt8Array, constants: tuple[int, ...]
-) -> tuple[IndexArray, np.typing.NDArray[np.float32]]:
+) -> tuple[IndexArray, npt.NDArray[np.float32]]:
     """Find what each pixel of pictures has to be XORed with, and how much that matters.
 
     Lightness decides: a solver may have guessed another order of the colours.
