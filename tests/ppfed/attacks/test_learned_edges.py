@@ -64,12 +64,12 @@ def likeness(restored: UInt8Array) -> float:
     return float(upright(restored, TARGETS[: len(restored)])[1].mean())
 
 
-# Measured: 0.96 and the solver's 0.92; 0.59 and the solver's 0.22.
-@pytest.mark.parametrize(("name", "least"), [("np-v1", 0.945), ("np2-v1", 0.48)])
+# Measured: 0.976, and the solver's 0.90 to 0.93, which differs a little from mask to mask; 0.59 and the solver's 0.22.
+@pytest.mark.parametrize(("name", "least"), [("np-v1", 0.95), ("np2-v1", 0.48)])
 def test_it_restores_more_than_the_solver(name: str, least: float) -> None:
     hidden = encrypt(name, 0, TARGETS)
     restored = trained(name).restore(hidden)
-    assert likeness(restored) > least > likeness(solver(name, hidden)) + 0.015
+    assert likeness(restored) > max(least, likeness(solver(name, hidden)) + 0.02)
     allowed = np.stack([hidden ^ np.uint8(one) for one in CONSTANTS[name]])
     assert (allowed == restored).any(axis=0).all(), "a choice among what the cipher allows, nothing else"
 
