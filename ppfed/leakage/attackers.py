@@ -16,11 +16,11 @@ from typing import cast
 import numpy as np
 import torch
 
-from ppfed.attacks.alone import PUZZLES, XOR_CONSTANTS, fits, puzzle
+from ppfed.attacks.alone import PUZZLES, XOR_CONSTANTS, Solver, fits, puzzle, solver
 from ppfed.attacks.blocks import bit_planes, template
 from ppfed.attacks.blocks.edges import Variants
 from ppfed.attacks.blocks.views import likeliest_view, views
-from ppfed.attacks.learned import inversion, unpaired
+from ppfed.attacks.learned import inversion, learned_edges, unpaired
 from ppfed.attacks.values import known_plaintext, same_mask, stream, unfold
 from ppfed.attacks.values.fold import folded_view
 from ppfed.ciphers.negative_positive import NegativePositiveCipher
@@ -56,6 +56,11 @@ class AuditPreset(StrEnum):
     def inversion(self) -> inversion.InversionPreset:
         """What is spent on a learned inversion."""
         return {"quick": inversion.QUICK, "cpu": inversion.CPU, "gpu": inversion.GPU}[self.value]
+
+    @property
+    def edges(self) -> learned_edges.EdgesPreset:
+        """What is spent on learned edges."""
+        return {"quick": learned_edges.QUICK, "cpu": learned_edges.CPU, "gpu": learned_edges.GPU}[self.value]
 
     @property
     def unpaired(self) -> unpaired.UnpairedPreset:
@@ -303,6 +308,30 @@ def _inversion(session: Session, tell: Tell) -> Iterator[Restored]:
     yield Restored(trained.restore(session.encrypted.pixels), f"{count:,} pictures of its own, and time to train")
 
 
+def _learned_edges(session: Session, tell: Tell) -> Iterator[Restored]:
+    grey = session.images.shape[2] == 1
+    preset = session.preset.edges
+    if grey:
+        # Nothing has to be solved first.
+        preset = replace(preset, images=session.preset.own_images)
+    solve = cast(Solver, solver(session.spec, device=session.device))
+    trained = learned_edges.train_edges(
+        session.images.own.pixels,
+        lambda plain: session.under_own_keys(plain, 0),
+        # Of a grey value the mask is all that is unknown.
+        (lambda hidden: hidden) if grey else solve,
+        preset,
+        constants=session.constants if grey else stream.NP_CONSTANTS,
+        any_order=session.spec.colour_shuffle and not grey,
+        device=session.device,
+        seed=session.seed,
+        on_progress=tell,
+    )
+    count = min(preset.images, len(session.images.own))
+    restored = trained.restore(session.encrypted.pixels[: session.preset.searched])
+    yield Restored(restored, f"{count:,} pictures of its own, and time to train")
+
+
 def _leaked_pairs(session: Session, tell: Tell) -> Iterator[Restored]:
     plain, hidden = session.leaked(_LEAKED_PAIRS)
     trained = inversion.train_inversion(
@@ -361,6 +390,7 @@ ATTACKERS: Mapping[AttackName, Attacker] = MappingProxyType(
         AttackName.JIGSAW: Attacker(_only(*PUZZLES), _jigsaw),
         AttackName.TEMPLATE: Attacker(_only(*_TEMPLATES, scope=Scope.FIXED), _template),
         AttackName.INVERSION: Attacker(lambda spec, _channels: spec.scope is Scope.IMAGE, _inversion),
+        AttackName.LEARNED_EDGES: Attacker(_only(*_NP, scope=Scope.IMAGE), _learned_edges),
         AttackName.LEAKED_PAIRS: Attacker(lambda spec, _channels: spec.scope is Scope.FIXED, _leaked_pairs),
         AttackName.UNPAIRED: Attacker(_only("np-v1", scope=Scope.FIXED), _unpaired),
         AttackName.COLLUSION: Attacker(lambda _spec, _channels: True, _collusion),

@@ -37,6 +37,8 @@ class AttackName(StrEnum):
     """Block ciphers with one key stream: the map of a block, from pairs."""
     INVERSION = "inversion"
     """A network trained on the attacker's own images under its own keys."""
+    LEARNED_EDGES = "learned-edges"
+    """Fresh masks: the classical solver with evidence from a network trained on the attacker's own images."""
     LEAKED_PAIRS = "leaked-pairs"
     """One key stream for all: the same network trained on leaked pairs."""
     UNPAIRED = "unpaired"

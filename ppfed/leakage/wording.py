@@ -114,6 +114,12 @@ ATTACKS: Mapping[AttackName, AttackWords] = MappingProxyType(
             ", encrypted under keys of its own, to restore them",
             _INVERSE_TRANSFORMATION,
         ),
+        AttackName.LEARNED_EDGES: AttackWords(
+            "Solver with learned edges",
+            "trains a network on pictures of its own to tell which pixels of an image have like masks",
+            ", and settles all at once; in colour after the classical solver",
+            _OURS,
+        ),
         AttackName.LEAKED_PAIRS: AttackWords(
             "Trained on leaked pairs",
             "trains a network on leaked images and their ciphertexts",

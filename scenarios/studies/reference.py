@@ -6,7 +6,8 @@ already are kept, so that it can be stopped and gone on with, or run for some ci
 cipher stands for the exchanges that send no image: with plain images, which are the control, with the default cipher,
 and with one mask for all images. ``grey`` stands for grey images under NP and NP twice. At the end the records of all
 cards in OUT go into ``ppfed/leakage/reference.json``, which ``ppfed client join`` and model cards quote; records
-without a card stay.
+without a card stay. ``missing`` before the ciphers runs only those attacks that their records in ``reference.json``
+lack, adds what came of them there, and writes no cards.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from scenarios.attacking import mixed, rows_without
 from scenarios.material import read_images
 
 DATA = "CIFAR-10 (JPEG 75)"
-_TRAINED = (AttackName.INVERSION, AttackName.LEAKED_PAIRS, AttackName.UNPAIRED)
+_TRAINED = (AttackName.INVERSION, AttackName.LEARNED_EDGES, AttackName.LEAKED_PAIRS, AttackName.UNPAIRED)
 _EXACT = 0.995
 """SSIM from which on nothing is left to be gained by training."""
 _SIZE = 32
@@ -51,6 +52,8 @@ GREY_SPECS = tuple(
     for name in ("np-v1", "np2-v1")
     for scope in (Scope.IMAGE, Scope.FIXED)
 )
+MISSING = "missing"
+"""Asks for what records lack, and nothing else."""
 SENT = "sent"
 """Names what is sent instead of images, among the ciphers."""
 _SENT_MAPS = 16
@@ -66,16 +69,70 @@ def main(arguments: list[str]) -> int:
         raise UsageError("two folders are needed", hint="python -m scenarios.studies.reference DATA OUT [CIPHER ...]")
     out = Path(arguments[1])
     names = arguments[2:] or [*cipher_names(), GREY, SENT]
+    if names[0] == MISSING:
+        add_missing(Path(arguments[0]), names[1:] or [*cipher_names(), GREY])
+        return 0
     _measure(Path(arguments[0]), out, [spec for spec in every_cipher() if spec.name in names])
     if GREY in names:
         _measure(Path(arguments[0]), out, GREY_SPECS, channels=1)
     if SENT in names:
         _measure_sent(Path(arguments[0]), out)
     records = merged(references(), records_of(out))
-    target = resources.files("ppfed.leakage").joinpath(REFERENCE_FILE)
-    write_atomic(Path(str(target)), RECORDS.dump_json(records, indent=1).decode() + "\n")
+    _write(records)
     sys.stdout.write(f"{len(records)} records\n")
     return 0
+
+
+def _write(records: tuple[LeakageRecord, ...]) -> None:
+    target = resources.files("ppfed.leakage").joinpath(REFERENCE_FILE)
+    write_atomic(Path(str(target)), RECORDS.dump_json(records, indent=1).decode() + "\n")
+
+
+def lacking(record: LeakageRecord) -> list[AttackName]:
+    """Name the attacks on encrypted images that a record should have and does not."""
+    if record.cipher is None or record.exchange is not Exchange.IMAGES:
+        return []
+    known = {outcome.attack for outcome in record.attacks}
+    possible = applicable(record.cipher.spec, record.channels)
+    return [name for name in possible if name not in known and (name not in _TRAINED or _worth_training(record))]
+
+
+def _worth_training(record: LeakageRecord) -> bool:
+    return record.strongest is None or record.strongest.resemblance.ssim.mean < _EXACT
+
+
+def add_missing(data: Path, names: Sequence[str]) -> None:
+    """Add what records lack to ``reference.json``, one record after the other.
+
+    No judge is asked: another than that of a record's other numbers might judge otherwise.
+
+    Parameters
+    ----------
+    data : Path
+    names : sequence of str
+        Of ciphers, or ``grey``.
+    """
+    records = references()
+    images: dict[int, AuditImages] = {}
+    for record in records:
+        name = GREY if record.channels == 1 else record.cipher and record.cipher.name
+        if record.cipher is None or name not in names or not (attacks := lacking(record)):
+            continue
+        if record.channels not in images:
+            images[record.channels] = _images(data, channels=record.channels)
+        sys.stdout.write(f"{record.cipher}, {record.channels} channels: {', '.join(attacks)}\n")
+        sys.stdout.flush()
+        found = audit(
+            record.cipher.spec,
+            images[record.channels],
+            attacks,
+            AuditPreset.CPU,
+            device=pick_device(),
+            seed=0,
+            on_progress=_silent,
+        )
+        records = merged(records, (_joined(record, found.record),))
+        _write(records)
 
 
 def every_cipher() -> list[CipherSpec]:
@@ -128,8 +185,7 @@ def _measure(data: Path, out: Path, specs: Sequence[CipherSpec], channels: int =
             audit, spec, images, preset=AuditPreset.CPU, device=device, seed=0, on_progress=_silent, judge=judge
         )
         found = run([name for name in possible if name not in _TRAINED])
-        strongest = found.record.strongest
-        if strongest is None or strongest.resemblance.ssim.mean < _EXACT:
+        if _worth_training(found.record):
             found = joined(found, run([name for name in possible if name in _TRAINED]))
         found.write(_folder(out, spec, channels=channels))
 
@@ -171,10 +227,13 @@ def _measure_sent(data: Path, out: Path) -> None:
 
 def joined(first: Audit, second: Audit) -> Audit:
     """Put two audits of the same images and cipher on one card."""
+    return Audit(_joined(first.record, second.record), {**first.pictures, **second.pictures})
+
+
+def _joined(first: LeakageRecord, second: LeakageRecord) -> LeakageRecord:
     order = list(AttackName)
-    outcomes = sorted((*first.record.attacks, *second.record.attacks), key=lambda one: order.index(one.attack))
-    record = LeakageRecord.model_validate({**dict(first.record), "attacks": tuple(outcomes)})
-    return Audit(record, {**first.pictures, **second.pictures})
+    outcomes = sorted((*first.attacks, *second.attacks), key=lambda one: order.index(one.attack))
+    return LeakageRecord.model_validate({**dict(first), "attacks": tuple(outcomes)})
 
 
 def _silent(_what: str, _part: float) -> None:

@@ -12,12 +12,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppfed.attacks.learned.unet import UNet, padded, unet_multiple
 from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info
 from ppfed.images.types import UInt8Array
 from ppfed.networks.adaptation import adaptation_network, features_of
@@ -145,25 +145,17 @@ class InversionConfig:
     @property
     def multiple(self) -> int:
         """Height and width must be multiples of this many pixels; images are padded to it."""
-        return max(1 << (len(self.widths) - 1), 1 if self.front in (Front.PIXEL, Front.POSITION) else BLOCK_SIDE)
+        return max(unet_multiple(self.widths), 1 if self.front in (Front.PIXEL, Front.POSITION) else BLOCK_SIDE)
 
 
 class InversionNetwork(nn.Module):
-    """A front, and a U-Net (Ronneberger et al., MICCAI 2015) with batch norm, max pooling and nearest upsampling.
-
-    Its upward path adds what the downward path kept instead of appending it, which saves two fifths of the time.
-    """
+    """A front, and a U-Net."""
 
     def __init__(self, config: InversionConfig) -> None:
         super().__init__()
         self.config = config
         self.front = _front(config)
-        widths = config.widths
-        self.down = nn.ModuleList(_pair(old, new) for old, new in pairwise((config.front_maps[-1], *widths)))
-        upward = list(pairwise(reversed(widths)))
-        self.narrow = nn.ModuleList(nn.Sequential(*_convolution(old, new, 1)) for old, new in upward)
-        self.up = nn.ModuleList(_pair(new, new) for _, new in upward)
-        self.last = nn.Conv2d(widths[0], config.channels, 1)
+        self.unet = UNet(config.front_maps[-1], config.widths, config.channels)
 
     def forward(self, ciphertexts: Tensor) -> Tensor:
         """Restore.
@@ -178,17 +170,7 @@ class InversionNetwork(nn.Module):
         float tensor, (N, C, H, W)
             Values over 255; not clipped.
         """
-        maps = self.front(features_of(ciphertexts, self.config.features))
-        kept: list[Tensor] = []
-        for level, pair in enumerate(self.down):
-            if level:
-                maps = nn.functional.max_pool2d(maps, 2)
-            maps = pair(maps)
-            kept.append(maps)
-        kept.pop()
-        for narrow, pair in zip(self.narrow, self.up, strict=True):
-            maps = pair(nn.functional.interpolate(narrow(maps), scale_factor=2.0) + kept.pop())
-        restored: Tensor = self.last(maps) + 0.5
+        restored: Tensor = self.unet(self.front(features_of(ciphertexts, self.config.features))) + 0.5
         return restored
 
 
@@ -239,17 +221,17 @@ class Inversion:
         count, height, width, channels = ciphertexts.shape
         if channels != config.channels:
             raise ValueError(f"this network restores {config.channels} channels, not {channels}")
-        padded = _padded(ciphertexts, config.multiple)
-        size = padded.shape[1:3]
+        enlarged = padded(ciphertexts, config.multiple)
+        size = enlarged.shape[1:3]
         if config.front in (Front.POSITION, Front.BLOCK_WISE) and size != (config.height, config.width):
             raise ValueError(f"this network restores images of {config.height}x{config.width}, not {size[0]}x{size[1]}")
         device = next(self.network.parameters()).device
-        restored = np.empty_like(padded)
+        restored = np.empty_like(enlarged)
         batch = max(1, _RESTORED_PIXELS // (size[0] * size[1]))
         for start in range(0, count, batch):
             rows = slice(start, start + batch)
             with autocast(device):
-                values = self.network(torch.from_numpy(padded[rows]).to(device))
+                values = self.network(torch.from_numpy(enlarged[rows]).to(device))
             levels = (values.float() * 255).round().clamp(0, 255).to(torch.uint8)
             restored[rows] = levels.permute(0, 2, 3, 1).cpu().numpy()
         return np.ascontiguousarray(restored[:, :height, :width])
@@ -311,7 +293,7 @@ def train_inversion(
         height=0,
         width=0,
     )
-    targets = torch.from_numpy(_padded(plain, config.multiple))
+    targets = torch.from_numpy(padded(plain, config.multiple))
     config = replace(config, height=targets.shape[1], width=targets.shape[2])
     network = build_inversion(config, seed).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=preset.learning_rate)
@@ -323,7 +305,7 @@ def train_inversion(
         hidden = encrypt(plain, epoch)
         if hidden.shape != plain.shape:
             raise ValueError(f"ciphertexts have shape {hidden.shape}, and the images {plain.shape}")
-        inputs = torch.from_numpy(_padded(hidden, config.multiple))
+        inputs = torch.from_numpy(padded(hidden, config.multiple))
         for rows in _batches(len(plain), per_epoch, seed, epoch):
             wanted = targets[rows].to(device).permute(0, 3, 1, 2).float() / 255
             with autocast(device):
@@ -354,22 +336,6 @@ def _front(config: InversionConfig) -> nn.Sequential:
     return adaptation_network(kind, channels, maps, config.height, config.width)
 
 
-def _pair(old: int, new: int) -> nn.Sequential:
-    return nn.Sequential(*_convolution(old, new, 3), *_convolution(new, new, 3))
-
-
-def _convolution(old: int, new: int, side: int) -> list[nn.Module]:
-    return [nn.Conv2d(old, new, side, padding=side // 2, bias=False), nn.BatchNorm2d(new), nn.ReLU(inplace=True)]
-
-
 def _batches(count: int, batches: int, seed: int, epoch: int) -> Iterator[Tensor]:
     """Rows in random order, in batches of nearly equal size: no small remainder that would upset batch norm."""
     yield from torch.randperm(count, generator=epoch_generator(seed, epoch)).tensor_split(batches)
-
-
-def _padded(pixels: UInt8Array, multiple: int) -> UInt8Array:
-    """Extend images to the right and below by their reflection, up to multiples of so many pixels."""
-    down, right = -pixels.shape[1] % multiple, -pixels.shape[2] % multiple
-    if not down and not right:
-        return np.ascontiguousarray(pixels)
-    return np.pad(pixels, ((0, 0), (0, down), (0, right), (0, 0)), mode="symmetric")

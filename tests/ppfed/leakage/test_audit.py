@@ -66,6 +66,7 @@ BOUNDS = [
     ("np-v1", IMAGE, True, AttackName.KNOWN_PLAINTEXT, 0.0, 0.15),
     ("np-v1", IMAGE, True, AttackName.CHOSEN_PLAINTEXT, 0.0, 0.15),
     ("np-v1", IMAGE, True, AttackName.INVERSION, 0.58, 0.78),  # 0.682
+    ("np-v1", IMAGE, False, AttackName.LEARNED_EDGES, 0.54, 0.75),  # 0.647
     ("np-v1", FIXED, True, AttackName.LEAKED_PAIRS, 0.62, 0.82),  # 0.725
     ("np2-v1", IMAGE, True, AttackName.INVERSION, 0.34, 0.54),  # 0.441
     ("le-v1", FIXED, False, AttackName.BIT_PLANES, 0.86, 1.0),  # 0.965

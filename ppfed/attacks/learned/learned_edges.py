@@ -1,0 +1,311 @@
+"""Learned edges: synchronisation of pixels by what a network says of pairs of them.
+
+The classical solver (``unfold.py``) weighs two or three pixels at a time, by costs that were fitted by hand, and where
+it errs whole regions come out as negatives. A network that paints pictures (``inversion.py``) would have to guess which
+of an image and its negative is meant, which nothing tells, and blurs what it cannot know. Here a U-Net looks at what
+the cipher leaves and says of pairs of pixels, up to a few pixels apart, how likely their masks are to be alike;
+synchronisation (``synchronisation.py``) then settles all pixels at once. Values stay ones that the ciphertext allows.
+The attacker trains it on images of its own, encrypted under its own keys.
+
+Of a grey pixel the mask is all that is unknown. In colour the classical solver settles first what the colours of a
+pixel are to each other; that it is shown as dark as a negative can make it keeps the network from learning that the
+solver is right: trained on the solver's pictures as they are, it changed nothing in them.
+
+Ours. Whoever measures with it must train on other images than it restores; nothing here can check that.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from ppfed.attacks.alone import Solver
+from ppfed.attacks.learned.unet import UNet, padded, unet_multiple
+from ppfed.attacks.values.synchronisation import Group, IndexArray, synchronise
+from ppfed.attacks.values.upright import likely_reading
+from ppfed.images.types import UInt8Array
+from ppfed.training.loop import autocast, epoch_generator
+
+OFFSETS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (0, 4), (4, 0))
+"""Down and to the right, in pixels, from one end of an edge to the other."""
+
+_SOLVED = 100
+"""Images at once, so that progress is told."""
+_LEAST_WEIGHT = 0.1
+"""Of an edge in the loss, where it hardly matters how a pixel is read: near mid-grey a value is its own negative."""
+
+
+@dataclass(frozen=True)
+class EdgesPreset:
+    """What is spent on learned edges.
+
+    Attributes
+    ----------
+    name : str
+    images : int
+        Most images of the attacker's own that are used.
+    steps : int
+        Of the optimizer.
+    batch_size : int
+    learning_rate : float
+        Of AdamW, at the peak of its one cycle.
+    front_maps : int
+        Of a 1x1 convolution before the U-Net.
+    widths : tuple of int
+        Feature maps of the U-Net.
+    """
+
+    name: str
+    images: int
+    steps: int
+    batch_size: int = 64
+    learning_rate: float = 5e-3
+    front_maps: int = 32
+    widths: tuple[int, ...] = (24, 48)
+
+
+QUICK = EdgesPreset("quick", images=200, steps=60, batch_size=16)
+"""Seconds: shows that the attack works, not how well."""
+CPU = EdgesPreset("cpu", images=1000, steps=400)
+"""Minutes on one core with images of 32x32."""
+GPU = EdgesPreset("gpu", images=20_000, steps=10_000, batch_size=256, learning_rate=3e-3, widths=(64, 128, 256))
+"""Minutes on one GPU, and longer for the classical solver in colour."""
+
+
+class EdgeNetwork(nn.Module):
+    """From what is known of pixels to a score for each edge and relation."""
+
+    def __init__(self, channels: int, elements: int, preset: EdgesPreset) -> None:
+        super().__init__()
+        self.channels = channels
+        self.elements = elements
+        self.multiple = unet_multiple(preset.widths)
+        self.front = nn.Sequential(nn.Conv2d(channels, preset.front_maps, 1), nn.ReLU(inplace=True))
+        self.unet = UNet(preset.front_maps, preset.widths, len(OFFSETS) * elements)
+
+    def forward(self, darkest: Tensor) -> Tensor:
+        """Score.
+
+        Parameters
+        ----------
+        darkest : uint8 tensor, (N, H, W, C)
+            Height and width are multiples of ``multiple``.
+
+        Returns
+        -------
+        float tensor, (N, offsets, elements, H, W)
+            At the first end of each edge; those whose second end lies outside mean nothing.
+        """
+        # A grey value is at most 127 then, and of NP twice 63.
+        scores: Tensor = self.unet(self.front(darkest.permute(0, 3, 1, 2).float() / 63.75 - 1))
+        return scores.reshape(-1, len(OFFSETS), self.elements, *scores.shape[2:])
+
+
+@dataclass(frozen=True, eq=False)
+class LearnedEdges:
+    """A trained attack.
+
+    Attributes
+    ----------
+    network : EdgeNetwork
+        In evaluation mode, on its device.
+    prepare : callable
+        Settles all of a pixel but what all its values have to be XORed with: the classical solver, or for grey images
+        nothing.
+    constants : tuple of int
+        What that may be, in the order of ``Group.of_xor``.
+    any_order : bool
+        Whether the order of the colours is in doubt.
+    """
+
+    network: EdgeNetwork
+    prepare: Solver
+    constants: tuple[int, ...]
+    any_order: bool
+
+    @torch.no_grad()
+    def restore(self, ciphertexts: UInt8Array) -> UInt8Array:
+        """Restore pictures of any size, each by itself.
+
+        Parameters
+        ----------
+        ciphertexts : uint8 array, (N, H, W, C)
+
+        Returns
+        -------
+        uint8 array, (N, H, W, C)
+            Each image perhaps as its negative or in another order of the colours, which is a guess, as the solver's is.
+
+        Raises
+        ------
+        ValueError
+            If the number of channels is not the one trained on.
+        """
+        if ciphertexts.shape[3] != self.network.channels:
+            raise ValueError(f"trained on {self.network.channels} channels, not {ciphertexts.shape[3]}")
+        parts = [self._restore(ciphertexts[at : at + _SOLVED]) for at in range(0, len(ciphertexts), _SOLVED)]
+        return np.concatenate(parts) if parts else ciphertexts.copy()
+
+    def _restore(self, ciphertexts: UInt8Array) -> UInt8Array:
+        pictures = _darkest(self.prepare(ciphertexts), self.constants)
+        count, height, width, _ = pictures.shape
+        device = next(self.network.parameters()).device
+        with autocast(device):
+            scores = self.network(torch.from_numpy(padded(pictures, self.network.multiple)).to(device))
+        scores = scores[..., :height, :width].float().cpu()
+        nodes = torch.arange(count * height * width).reshape(count, height, width)
+        edges = [(*_ends(nodes, offset), _ends(scores[:, number], offset)[0]) for number, offset in _fitting(nodes)]
+        chosen = synchronise(
+            Group.of_xor(len(self.constants).bit_length() - 1),
+            nodes.numel(),
+            torch.cat([first.reshape(-1) for first, _, _ in edges]).numpy(),
+            torch.cat([second.reshape(-1) for _, second, _ in edges]).numpy(),
+            torch.cat([score.movedim(1, -1).reshape(-1, len(self.constants)) for _, _, score in edges]).numpy(),
+        )
+        corrections = np.array(self.constants, dtype=np.uint8)[chosen].reshape(count, height, width, 1)
+        restored: UInt8Array = pictures ^ corrections
+        return likely_reading(restored, any_order=self.any_order, together=False).of(restored)
+
+
+def _ignore_step(_part: float) -> None:
+    pass
+
+
+def train_edges(
+    plain: UInt8Array,
+    encrypt: Callable[[UInt8Array], UInt8Array],
+    prepare: Solver,
+    preset: EdgesPreset,
+    *,
+    constants: tuple[int, ...],
+    any_order: bool,
+    device: torch.device,
+    seed: int,
+    on_progress: Callable[[float], None] = _ignore_step,
+) -> LearnedEdges:
+    """Train a network to tell how the masks of two pixels are related: AdamW, one cycle, cross-entropy.
+
+    Parameters
+    ----------
+    plain : uint8 array, (N, H, W, C)
+        The attacker's own images; ``preset.images`` of them, drawn at random, are used.
+    encrypt : callable
+        As the attacker can: under keys of its own.
+    prepare : callable
+        As in ``LearnedEdges``.
+    preset : EdgesPreset
+    constants : tuple of int
+        As in ``LearnedEdges``.
+    any_order : bool
+        Whether the cipher shuffles colours.
+    device : torch.device
+    seed : int
+        Of the choice of images, the first weights and the order of training.
+    on_progress : callable
+        Called with the part done, 0 to 1.
+
+    Returns
+    -------
+    LearnedEdges
+
+    Raises
+    ------
+    ValueError
+        If there are no images, or the constants are no group under XOR in the order of ``Group.of_xor``.
+    """
+    if not len(plain):
+        raise ValueError("there are no images to learn from")
+    if any(constants[a] ^ constants[b] != constants[a ^ b] for a in range(len(constants)) for b in range(a)):
+        raise ValueError("the constants must be a group under XOR, numbered by its bits")
+    randomness = epoch_generator(seed, 0)
+    own = plain[torch.randperm(len(plain), generator=randomness)[: preset.images].numpy()]
+    hidden = encrypt(own)
+    prepared = []
+    for start in range(0, len(own), _SOLVED):
+        prepared.append(prepare(hidden[start : start + _SOLVED]))
+        on_progress(0.5 * min(1.0, (start + _SOLVED) / len(own)))
+    pictures = _darkest(np.concatenate(prepared), constants)
+    masks, margins = _masks(pictures, own, constants)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = EdgeNetwork(plain.shape[3], len(constants), preset)
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = torch.optim.AdamW(network.parameters(), lr=preset.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, preset.learning_rate, total_steps=preset.steps)
+    network.train()
+    height, width = pictures.shape[1:3]
+    for step in range(preset.steps):
+        rows = torch.randint(len(own), (preset.batch_size,), generator=randomness).numpy()
+        shown, wanted, weight = pictures[rows], torch.from_numpy(masks[rows]), torch.from_numpy(margins[rows])
+        # Mirror images are as good, and cost nothing.
+        if step % 2:
+            shown, wanted, weight = shown[:, :, ::-1], wanted.flip(2), weight.flip(2)
+        with autocast(device):
+            scores = network(torch.from_numpy(padded(shown, network.multiple)).to(device))
+        loss = _loss(scores[..., :height, :width].float(), wanted.to(device), weight.to(device))
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        on_progress(0.5 + 0.5 * (step + 1) / preset.steps)
+    network.eval()
+    return LearnedEdges(network, prepare, constants, any_order)
+
+
+def _darkest(pictures: UInt8Array, constants: tuple[int, ...]) -> UInt8Array:
+    """Of what each pixel may be, take the darkest: the same whatever its mask."""
+    readings = np.stack([pictures ^ np.uint8(one) for one in constants])
+    darkest = readings.sum(axis=4, dtype=np.int64).argmin(axis=0)
+    chosen: UInt8Array = np.take_along_axis(readings, darkest[None, ..., None], axis=0)[0]
+    return chosen
+
+
+def _masks(
+    pictures: UInt8Array, plain: UInt8Array, constants: tuple[int, ...]
+) -> tuple[IndexArray, npt.NDArray[np.float32]]:
+    """Find what each pixel of pictures has to be XORed with, and how much that matters.
+
+    Lightness decides: a solver may have guessed another order of the colours.
+
+    Returns
+    -------
+    intp array, (N, H, W)
+        Numbers of constants.
+    float32 array, (N, H, W)
+        How much nearer the best one comes than the next, in grey levels over 255.
+    """
+    light = plain.mean(axis=3, dtype=np.float32)
+    off = np.stack([np.abs((pictures ^ np.uint8(one)).mean(axis=3, dtype=np.float32) - light) for one in constants])
+    best = np.partition(off, 1, axis=0)
+    return off.argmin(axis=0), (best[1] - best[0]) / 255
+
+
+def _loss(scores: Tensor, masks: Tensor, margins: Tensor) -> Tensor:
+    fitting = _fitting(masks)
+    total = scores.new_zeros(())
+    for number, offset in fitting:
+        first, second = _ends(masks, offset)
+        weight = torch.minimum(*_ends(margins, offset)) + _LEAST_WEIGHT
+        told = _ends(scores[:, number], offset)[0]
+        total = total + (nn.functional.cross_entropy(told, first ^ second, reduction="none") * weight).mean()
+    return total / len(fitting)
+
+
+def _fitting(images: Tensor) -> list[tuple[int, tuple[int, int]]]:
+    """List number and offset of those edges that fit into images, (..., H, W)."""
+    height, width = images.shape[-2:]
+    return [(number, (down, right)) for number, (down, right) in enumerate(OFFSETS) if down < height and right < width]
+
+
+def _ends(values: Tensor, offset: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Cut out what belongs to the first and to the second end of all edges of an offset: (..., H, W)."""
+    down, right = offset
+    height, width = values.shape[-2:]
+    first = values[..., : height - down, max(0, -right) : width - max(0, right)]
+    second = values[..., down:, max(0, right) : width - max(0, -right)]
+    return first, second
