@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppfed.attacks.learned_edges import QUICK, EdgesPreset, LearnedEdges, train_edges
+from ppfed.attacks.learned.learned_edges import QUICK, EdgesPreset, LearnedEdges, train_edges
 from ppfed.attacks.values.fold import fold
 from ppfed.attacks.values.stream import NP_CONSTANTS, NP_TWICE_CONSTANTS
 from ppfed.attacks.values.unfold import unfold
