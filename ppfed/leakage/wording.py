@@ -20,8 +20,8 @@ NOT_CONFIDENTIAL = "Visual obfuscation, not confidentiality: it hides images fro
 
 VERDICT = (
     "No visual cipher that ppfed has measured is worth calling protection: where the coordinator must not see the "
-    "images, use exchange 'updates', which sends none, and with a coordinator that you trust to train as agreed: one "
-    "that chooses the weights reads images off single steps and off whole passes (docs/leakage.md)."
+    "images, use exchange 'updates', which sends none, with a coordinator that you trust to train as agreed: one that "
+    "chooses the weights reads images off single steps and off whole passes (docs/leakage.md)."
 )
 
 _ERRORS = 2.0
