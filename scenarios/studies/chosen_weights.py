@@ -28,10 +28,9 @@ from ppfed.attacks.sent.gradient_inversion import moments_of_update
 from ppfed.ciphers.spec import CipherSpec
 from ppfed.errors import UsageError
 from ppfed.federation import Exchange
-from ppfed.images.types import PlainImages, UInt8Array
+from ppfed.images.types import UInt8Array
 from ppfed.leakage.attackers import AuditPreset
 from ppfed.leakage.gradients import audit_gradients
-from ppfed.leakage.images import AuditImages
 from ppfed.leakage.record import AttackName, Resemblance
 from ppfed.networks.classifier import build_network
 from ppfed.networks.config import InputFeatures, NetworkConfig, best_features
@@ -42,6 +41,7 @@ from ppfed.training.settings import TrainingSettings
 from scenarios.attacking import mixed
 from scenarios.material import Material, read_images
 from scenarios.studies.rows import RowsFile
+from scenarios.studies.targets import targets_of
 
 STEPS_FILE, PASSES_FILE = "steps.jsonl", "passes.jsonl"
 _SIZE = 32
@@ -157,14 +157,7 @@ def measure_steps(material: Material, budget: ReadingBudget, measured: RowsFile[
         if (cipher, labels, batch) in known:
             continue
         own = rows if labels == RANDOM else np.flatnonzero(material.held_out_labels == _CLASS)[: budget.targets]
-        images = AuditImages(
-            PlainImages(material.held_out.pixels[own]),
-            material.held_out_labels[own],
-            material.train,
-            material.train_labels,
-            len(material.classes),
-            "",
-        )
+        images = targets_of(material, own)
         network = build_network(
             _described(material, budget, InputFeatures.VALUES if spec is None else best_features(spec)), 0
         )
@@ -190,14 +183,15 @@ def measure_passes(
 ) -> None:
     """Read whole passes over plain images, and append a row for each setting that was not measured."""
     known = {(row.images, row.batch, row.number) for row in measured.read()}
+    left = [one for one in budget.passes if one not in known]
+    if not left:
+        return
     config = _described(material, budget, InputFeatures.VALUES)
     bins = bins_of_brightest(config, budget.part)
     network = network_with_bins(config, bins, 0)
     before = network_state(network)
     shape = material.train.pixels.shape[1:]
-    for images, batch, number in budget.passes:
-        if (images, batch, number) in known:
-            continue
+    for images, batch, number in left:
         training = TrainingConfig.of(TrainingSettings(batch_size=batch))
         spy = _Spy(training.augmentation)
         data = ImageTensors.from_numpy(material.train.pixels[:images], material.train_labels[:images], device)

@@ -18,10 +18,8 @@ import torch
 from ppfed.attacks.sent import gradient_inversion
 from ppfed.errors import UsageError
 from ppfed.federation import Exchange
-from ppfed.images.types import PlainImages
 from ppfed.leakage.attackers import AuditPreset
 from ppfed.leakage.gradients import GradientSearch, audit_gradients
-from ppfed.leakage.images import AuditImages
 from ppfed.leakage.record import AttackName, Resemblance
 from ppfed.networks.classifier import ImageClassifier, build_network
 from ppfed.networks.config import NetworkConfig
@@ -31,6 +29,7 @@ from ppfed.training.settings import BatchNormMode, Padding
 from scenarios.attacking import mixed
 from scenarios.material import Material, read_images
 from scenarios.studies.rows import RowsFile
+from scenarios.studies.targets import targets_of
 
 ROWS_FILE = "gradients.jsonl"
 _SIZE = 32
@@ -115,15 +114,7 @@ def measure(material: Material, budget: SearchBudget, measured: RowsFile[SearchR
     device : torch.device
     """
     known = {(row.weights, row.batch_norm, row.batch) for row in measured.read()}
-    rows = mixed(len(material.held_out), budget.targets, 0)
-    images = AuditImages(
-        PlainImages(material.held_out.pixels[rows]),
-        material.held_out_labels[rows],
-        material.train,
-        material.train_labels,
-        len(material.classes),
-        "",
-    )
+    images = targets_of(material, mixed(len(material.held_out), budget.targets, 0))
     held_out = ImageTensors.from_numpy(material.held_out.pixels, material.held_out_labels, device)
     for weights in (INITIAL, TRAINED):
         left = [pair for pair in product(BatchNormMode, budget.batches) if (weights, *pair) not in known]

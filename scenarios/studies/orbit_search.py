@@ -112,14 +112,15 @@ def main(arguments: list[str]) -> int:
     out = Path(arguments[1])
     out.mkdir(parents=True, exist_ok=True)
     wanted = arguments[2:] or names
-    known = read_rows(out / ROWS_FILE)
+    measured = RowsFile(out / ROWS_FILE, OrbitRow)
+    known = {row.name for row in measured.read()}
     left = [orbit for orbit in ORBITS if orbit.name in wanted and orbit.name not in known]
     if left:
         budget = SearchBudget()
         material = read_images(Path(arguments[0]), _SIZE, budget.images, None, attacker_images=budget.attacker_images)
         for orbit in left:
             row = measure(orbit, material, budget, pick_device(), seed=0)
-            RowsFile(out / ROWS_FILE, OrbitRow).append(row)
+            measured.append(row)
             sys.stdout.write(in_table([row]))
             sys.stdout.flush()
     sys.stdout.write(in_table(list(read_rows(out / ROWS_FILE).values())))

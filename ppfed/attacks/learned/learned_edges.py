@@ -172,7 +172,7 @@ class LearnedEdges:
         return likely_reading(restored, any_order=self.any_order, together=False).of(restored)
 
 
-def _ignore_step(_part: float) -> None:
+def _ignore_progress(_part: float) -> None:
     pass
 
 
@@ -186,7 +186,7 @@ def train_edges(
     any_order: bool,
     device: torch.device,
     seed: int,
-    on_progress: Callable[[float], None] = _ignore_step,
+    on_progress: Callable[[float], None] = _ignore_progress,
 ) -> LearnedEdges:
     """Train a network to tell how the masks of two pixels are related: AdamW, one cycle, cross-entropy.
 
