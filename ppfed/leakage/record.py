@@ -170,6 +170,11 @@ class LeakageRecord(_Frozen):
 
     @property
     def strongest(self) -> AttackOutcome | None:
-        """The attack without the key that restored most, by SSIM; None where there is none."""
+        """The attack without the key that restored most, by SSIM; None where there is none.
+
+        Where no image is sent, of those that restored as much to two digits, the last: it reads most images at once.
+        """
         others = [outcome for outcome in self.attacks if outcome.attack is not AttackName.COLLUSION]
-        return max(others, key=lambda outcome: outcome.resemblance.ssim.mean, default=None)
+        if self.exchange is Exchange.IMAGES:
+            return max(others, key=lambda outcome: outcome.resemblance.ssim.mean, default=None)
+        return max(reversed(others), key=lambda outcome: round(outcome.resemblance.ssim.mean, 2), default=None)

@@ -1,10 +1,10 @@
-"""Measure what chosen weights read off the whole ResNet-18: ``python -m scenarios.studies.chosen_weights DATA OUT``.
+"""Measure what chosen weights read off a ResNet-18: ``python -m scenarios.studies.chosen_weights DATA OUT``.
 
-``ppfed/leakage/reference.json`` has a network of a quarter of its width, off which images are told apart by their
-labels alone. Here it has the product's width, and they are told apart by brightness
-(``ppfed/attacks/sent/bins.py``): over one step, of images drawn at random and of images of one class; and over a whole
-pass of many steps, with the learning rates and the augmentation of a federation's default. OUT gets ``steps.jsonl`` and
-``passes.jsonl``, a line for each setting; those that are there already are kept.
+At the product's width images are told apart by brightness (``ppfed/attacks/sent/bins.py``): over one step, of images
+drawn at random and of images of one class; and over a whole pass of many steps, with the learning rates and the
+augmentation of a federation's default. At a quarter of that width they are told apart by label alone
+(``ppfed/attacks/sent/chosen_weights.py``), over one step. OUT gets ``steps.jsonl`` and ``passes.jsonl``, a line for
+each setting; those that are there already are kept.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from torch import Tensor
 from ppfed.attacks.alone import solver
 from ppfed.attacks.sent.bins import bins_of_brightest, network_with_bins, windows_of_pass
 from ppfed.attacks.sent.gradient_inversion import moments_of_update
-from ppfed.ciphers.spec import CipherSpec
+from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import UsageError
 from ppfed.federation import Exchange
 from ppfed.images.types import UInt8Array
@@ -50,6 +50,30 @@ RANDOM, ONE_CLASS = "random", "one class"
 _CLASS = 3
 CLOSE = (3.0, 8.0)
 """Mean error in grey levels up to which a window is counted as read."""
+_FIXED = CipherSpec(scope=Scope.FIXED, colour_shuffle=False)
+
+
+@dataclass(frozen=True)
+class StepBudget:
+    """What is measured of networks of one width.
+
+    Attributes
+    ----------
+    base_maps : int
+    batches : tuple of int
+    ciphers : tuple of CipherSpec or None
+        None for plain images.
+    labels : tuple of str
+        ``RANDOM`` and ``ONE_CLASS``.
+    preset : AuditPreset
+        Says how many images are read.
+    """
+
+    base_maps: int
+    batches: tuple[int, ...]
+    ciphers: tuple[CipherSpec | None, ...]
+    labels: tuple[str, ...]
+    preset: AuditPreset
 
 
 @dataclass(frozen=True)
@@ -58,20 +82,23 @@ class ReadingBudget:
 
     Attributes
     ----------
-    base_maps : int
+    steps : tuple of StepBudget
     targets : int
         Held-out images among which the right one has to be found.
-    batches : tuple of int
-        Of one step.
+    base_maps : int
+        Of the network in passes.
     passes : tuple of (images, batch size, pass)
         The pass is one of the ten of a default training, counted from 0.
     part : float
         Of a pass's images, so many are above the lowest threshold of each measure.
     """
 
-    base_maps: int = 64
+    steps: tuple[StepBudget, ...] = (
+        StepBudget(64, (8, 32, 128), (None, CipherSpec()), (RANDOM, ONE_CLASS), AuditPreset.QUICK),
+        StepBudget(16, (1, 2, 8, 32), (None, CipherSpec(), _FIXED), (RANDOM,), AuditPreset.CPU),
+    )
     targets: int = 1000
-    batches: tuple[int, ...] = (8, 32, 128)
+    base_maps: int = 64
     passes: tuple[tuple[int, int, int], ...] = ((512, 128, 9), (1024, 128, 2))
     part: float = 0.15
 
@@ -82,6 +109,7 @@ class StepRow:
 
     Attributes
     ----------
+    base_maps : int
     cipher : str
         ``plain`` for none.
     labels : str
@@ -92,6 +120,7 @@ class StepRow:
     resemblance : Resemblance
     """
 
+    base_maps: int
     cipher: str
     labels: str
     batch: int
@@ -137,7 +166,7 @@ def main(arguments: list[str]) -> int:
     for step in steps.read():
         found = step.resemblance
         sys.stdout.write(
-            f"{step.cipher:6} {step.labels:9} {step.setting:28} SSIM {found.ssim.mean:.3f} "
+            f"{step.base_maps:2} maps  {step.cipher:38} {step.labels:9} {step.setting:28} SSIM {found.ssim.mean:.3f} "
             f"\N{PLUS-MINUS SIGN} {found.ssim.spread:.3f}  right one {found.reidentified:.1%}\n"
         )
     for one in passes.read():
@@ -150,32 +179,30 @@ def main(arguments: list[str]) -> int:
 
 def measure_steps(material: Material, budget: ReadingBudget, measured: RowsFile[StepRow], device: torch.device) -> None:
     """Read batches of one local step, and append a row for each setting that was not measured."""
-    known = {(row.cipher, row.labels, row.batch) for row in measured.read()}
+    known = {(row.base_maps, row.cipher, row.labels, row.batch) for row in measured.read()}
     rows = mixed(len(material.held_out), budget.targets, 0)
-    for spec, labels, batch in product((None, CipherSpec()), (RANDOM, ONE_CLASS), budget.batches):
-        cipher = "plain" if spec is None else spec.name
-        if (cipher, labels, batch) in known:
-            continue
-        own = rows if labels == RANDOM else np.flatnonzero(material.held_out_labels == _CLASS)[: budget.targets]
-        images = targets_of(material, own)
-        network = build_network(
-            _described(material, budget, InputFeatures.VALUES if spec is None else best_features(spec)), 0
-        )
-        found = audit_gradients(
-            spec,
-            images,
-            network.to(device),
-            Exchange.UPDATES,
-            (batch,),
-            AuditPreset.QUICK,
-            device=device,
-            seed=0,
-            on_progress=lambda _what, _part: None,
-            restore=None if spec is None else solver(spec, device=device),
-            attacks=(AttackName.CHOSEN_WEIGHTS,),
-        )
-        for outcome in found.record.attacks:
-            measured.append(StepRow(cipher, labels, batch, outcome.setting, outcome.resemblance))
+    for wanted in budget.steps:
+        for spec, labels, batch in product(wanted.ciphers, wanted.labels, wanted.batches):
+            cipher = "plain" if spec is None else str(spec)
+            if (wanted.base_maps, cipher, labels, batch) in known:
+                continue
+            own = rows if labels == RANDOM else np.flatnonzero(material.held_out_labels == _CLASS)[: budget.targets]
+            features = InputFeatures.VALUES if spec is None else best_features(spec)
+            found = audit_gradients(
+                spec,
+                targets_of(material, own),
+                build_network(_described(material, wanted.base_maps, features), 0).to(device),
+                Exchange.UPDATES,
+                (batch,),
+                wanted.preset,
+                device=device,
+                seed=0,
+                on_progress=lambda _what, _part: None,
+                restore=None if spec is None else solver(spec, device=device),
+                attacks=(AttackName.CHOSEN_WEIGHTS,),
+            )
+            for one in found.record.attacks:
+                measured.append(StepRow(wanted.base_maps, cipher, labels, batch, one.setting, one.resemblance))
 
 
 def measure_passes(
@@ -186,7 +213,7 @@ def measure_passes(
     left = [one for one in budget.passes if one not in known]
     if not left:
         return
-    config = _described(material, budget, InputFeatures.VALUES)
+    config = _described(material, budget.base_maps, InputFeatures.VALUES)
     bins = bins_of_brightest(config, budget.part)
     network = network_with_bins(config, bins, 0)
     before = network_state(network)
@@ -229,9 +256,9 @@ class _Spy:
         return augmented
 
 
-def _described(material: Material, budget: ReadingBudget, features: InputFeatures) -> NetworkConfig:
+def _described(material: Material, base_maps: int, features: InputFeatures) -> NetworkConfig:
     height, width, channels = material.train.pixels.shape[1:]
-    return NetworkConfig(len(material.classes), height, width, channels, base_maps=budget.base_maps, features=features)
+    return NetworkConfig(len(material.classes), height, width, channels, base_maps=base_maps, features=features)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from ppfed.federation import Exchange
 from ppfed.images.types import PlainImages
 from ppfed.leakage.attackers import AuditPreset
 from ppfed.leakage.audit import RECORD_FILE, Audit, applicable, audit, judge_of
-from ppfed.leakage.gradients import SENT_ATTACKS, audit_gradients, sent_batches
+from ppfed.leakage.gradients import audit_gradients, sent_batches
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.record import AttackName, LeakageRecord
 from ppfed.leakage.reference import RECORDS, REFERENCE_FILE, references
@@ -56,8 +56,7 @@ MISSING = "missing"
 """Asks for what records lack, and nothing else."""
 SENT = "sent"
 """Names what is sent instead of images, among the ciphers."""
-_SENT_MAPS = 16
-_SENT_DATA = f"{DATA}, a ResNet-18 of a quarter of its width"
+_SENT_DATA = f"{DATA}, a ResNet-18 of the default width"
 _SENT_OWN = 100
 """Nothing is trained on them."""
 _SENT_SPECS = (CipherSpec(), CipherSpec(scope=Scope.FIXED, colour_shuffle=False), None)
@@ -199,16 +198,8 @@ def _measure_sent(data: Path, out: Path) -> None:
     for spec, exchange in left:
         sys.stdout.write(f"{exchange}, {spec or 'plain'}\n")
         sys.stdout.flush()
-        network = build_network(
-            NetworkConfig(
-                images.classes,
-                _SIZE,
-                _SIZE,
-                base_maps=_SENT_MAPS,
-                features=InputFeatures.VALUES if spec is None else best_features(spec),
-            ),
-            0,
-        )
+        features = InputFeatures.VALUES if spec is None else best_features(spec)
+        network = build_network(NetworkConfig(images.classes, _SIZE, _SIZE, features=features), 0)
         audit_gradients(
             spec,
             images,
@@ -220,8 +211,8 @@ def _measure_sent(data: Path, out: Path) -> None:
             seed=0,
             on_progress=_silent,
             restore=None if spec is None else solver(spec, device=device),
-            # The search is slow and gets nothing of the control (docs/leakage.md): encrypted images are read only.
-            attacks=SENT_ATTACKS if spec is None else (AttackName.CHOSEN_WEIGHTS,),
+            # The search is slow and gets nothing even of the control (scenarios/studies/gradient_search.py).
+            attacks=(AttackName.CHOSEN_WEIGHTS,),
         ).write(_folder(out, spec, exchange))
 
 

@@ -69,6 +69,19 @@ def test_the_strongest_attack_speaks(make_record: MakeRecord, make_resemblance: 
     )
 
 
+def test_what_reads_many_images_speaks_where_it_reads_as_much_of_them(
+    make_record: MakeRecord, make_resemblance: MakeResemblance
+) -> None:
+    sent = [
+        (AttackName.CHOSEN_WEIGHTS, f"{batch} images", make_resemblance(ssim, 0.7))
+        for batch, ssim in ((2, 0.8202), (8, 0.8176), (32, 0.8049))
+    ]
+    # The last reads 0.80 to two digits. Where images are sent, more ciphertexts are no merit.
+    for exchange, words in ((Exchange.UPDATES, "8 images"), (Exchange.IMAGES, "2 images")):
+        found = make_record(*sent).model_copy(update={"exchange": exchange})
+        assert f"equations in its pixels ({words}) restores" in sentence(found)
+
+
 def test_another_attack_that_tells_images_apart_better_is_named(
     make_record: MakeRecord, make_resemblance: MakeResemblance
 ) -> None:

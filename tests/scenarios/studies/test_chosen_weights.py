@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from ppfed.ciphers.spec import CipherSpec
 from ppfed.errors import UsageError
+from ppfed.leakage.attackers import AuditPreset
 from scenarios.material import digits
 from scenarios.studies.chosen_weights import (
     ONE_CLASS,
     RANDOM,
     PassRow,
     ReadingBudget,
+    StepBudget,
     StepRow,
     main,
     measure_passes,
@@ -22,7 +25,17 @@ from scenarios.studies.chosen_weights import (
 from scenarios.studies.rows import RowsFile
 
 CPU = torch.device("cpu")
-FEW = ReadingBudget(base_maps=26, targets=40, batches=(8,), passes=((40, 40, 9),), part=0.5)
+DEFAULT = CipherSpec()
+FEW = ReadingBudget(
+    steps=(
+        StepBudget(26, (8,), (None, DEFAULT), (RANDOM, ONE_CLASS), AuditPreset.QUICK),
+        StepBudget(14, (1,), (None,), (RANDOM,), AuditPreset.QUICK),
+    ),
+    targets=40,
+    base_maps=26,
+    passes=((40, 40, 9),),
+    part=0.5,
+)
 
 
 def test_every_setting_is_measured_once(tmp_path: Path) -> None:
@@ -32,10 +45,13 @@ def test_every_setting_is_measured_once(tmp_path: Path) -> None:
         measure_steps(material, FEW, steps, CPU)
         measure_passes(material, FEW, passes, CPU)
     rows = steps.read()
-    assert {(row.cipher, row.labels) for row in rows} == {
-        (cipher, labels) for cipher in ("plain", "np-v1") for labels in (RANDOM, ONE_CLASS)
+    wide = [row for row in rows if row.base_maps == 26]
+    assert {(row.cipher, row.labels) for row in wide} == {
+        (cipher, labels) for cipher in ("plain", str(DEFAULT)) for labels in (RANDOM, ONE_CLASS)
     }
-    assert len(rows) == 2 + 2 * 3
+    assert len(wide) == 2 + 2 * 3
+    (narrow,) = (row for row in rows if row.base_maps == 14)
+    assert (narrow.cipher, narrow.labels, narrow.batch) == ("plain", RANDOM, 1)
     assert all(row.resemblance.ssim.mean > 0.9 for row in rows if row.cipher == "plain")
     (row,) = passes.read()
     assert 0 < row.close[0] <= row.close[1] <= row.images
