@@ -101,6 +101,8 @@ class ArmRun:
         Called with the progress.
     data_title : str
         The data in words, without a path.
+    compiled : bool
+        In modes ``centralized`` and ``alone``: as ``Trainer`` takes it.
     """
 
     def __init__(
@@ -114,6 +116,7 @@ class ArmRun:
         tell: Callable[[Progress], None],
         *,
         data_title: str = "a scenario",
+        compiled: bool = False,
     ) -> None:
         self._arm = arm
         self._budget = budget
@@ -123,6 +126,7 @@ class ArmRun:
         self._device = device
         self._tell = tell
         self._data_title = data_title
+        self._compiled = compiled
         self._accuracy: float | None = None
         self._epochs = arm.epochs(budget)
 
@@ -257,7 +261,15 @@ class ArmRun:
 
         held_out = self._held_out(experiment_key(self._seed))
         for record in train_pooled(
-            network, images_of, held_out, settings, folder / "checkpoint", self._device, on_step, 1
+            network,
+            images_of,
+            held_out,
+            settings,
+            folder / "checkpoint",
+            self._device,
+            on_step,
+            1,
+            compiled=self._compiled,
         ):
             row = _curve_row(record, 1)
             curve[row.passes] = row

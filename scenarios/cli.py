@@ -110,6 +110,10 @@ def run_scenario(
         ),
     ] = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda or mps.")] = "auto",
+    compiled: Annotated[
+        bool,
+        typer.Option("--compile", help="Train networks that torch.compile has compiled (docs/performance.md)."),
+    ] = False,
     jobs: Annotated[int, typer.Option("--jobs", min=1, help="Arms side by side; they share the cores.")] = 1,
     out: Annotated[
         Path | None, typer.Option("--out", help="Folder of the run; default: runs/NAME-SCALE.", metavar="DIR")
@@ -121,7 +125,7 @@ def run_scenario(
     from scenarios import declaration, results
     from scenarios.display import RunDisplay
     from scenarios.report import write_report
-    from scenarios.run import RunFolder, Runner, jobs_of, open_run
+    from scenarios.run import RunFolder, Runner, jobs_of, open_run, require_compilable
 
     declared = declaration.load(name)
     try:
@@ -129,11 +133,15 @@ def run_scenario(
     except ValueError:
         raise UsageError(f"there is no scale {scale!r}", hint="Choose smoke, small or paper.") from None
     wanted_arms = declared.choose(arms or [])
+    if compiled:
+        require_compilable(wanted_arms)
     folder = RunFolder(out or Path("runs") / f"{declared.name}-{chosen}")
     console = stderr()
     with folder.locked():
         with progress_bar("reading images", None) as advance:
-            record = open_run(declared, chosen, data, folder.folder, device, jobs, advance, data_name)
+            record = open_run(
+                declared, chosen, data, folder.folder, device, jobs, advance, data_name, compiled=compiled
+            )
         wanted = jobs_of(record, seeds, wanted_arms)
         done = {(one.arm, one.seed) for one in results.read(folder.folder)}
         known = sum((job.arm, job.seed) in done for job in wanted)

@@ -34,12 +34,20 @@ class Identity(_Record):
         SHA-256 of ppfed's source.
     device : str
         Kind and name of the device that trains.
+    compilation : bool
+        Whether ``torch.compile`` compiled the networks, which rounds differently.
     """
 
     settings: str
     data: str
     code: str
     device: str
+    compilation: bool = False
+
+    @property
+    def trained_on(self) -> str:
+        """The device in words, and whether networks were compiled."""
+        return f"{self.device}, networks compiled" if self.compilation else self.device
 
 
 class RunRecord(_Record):

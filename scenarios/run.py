@@ -6,6 +6,7 @@ Everything lies in one folder::
     results.jsonl   one line for each finished arm and seed
     arms/           checkpoints and logs of arms at work
     images/         the images, while there is work left
+    compiled/       what torch.compile made, while there is work left
     pictures/       of each attacked arm: some images, and what attackers restored of them
     report.html     made at the end, and by 'ppfed scenario report'
 """
@@ -16,6 +17,7 @@ import datetime
 import fcntl
 import hashlib
 import json
+import os
 import platform
 import queue
 import shutil
@@ -31,6 +33,7 @@ from pathlib import Path
 
 import torch
 
+from coordinator.machine import require_compiler
 from ppfed.atomic import write_atomic
 from ppfed.cores import cores
 from ppfed.errors import UsageError
@@ -40,7 +43,7 @@ from ppfed.training.loop import pick_device
 from scenarios import results
 from scenarios.arms import Progress
 from scenarios.attacking import PICTURES_FILE
-from scenarios.declaration import Arm, Scale, Scenario
+from scenarios.declaration import Arm, Mode, Scale, Scenario
 from scenarios.material import DIGITS, Material, digits, read_images
 from scenarios.results import Identity, Result, RunRecord
 
@@ -101,6 +104,11 @@ class RunFolder:
         """Delete the copies of images; they are made again when they are needed."""
         shutil.rmtree(self.folder / "images", ignore_errors=True)
 
+    @property
+    def compiled(self) -> Path:
+        """Folder of compiled code; deleted when all arms are done."""
+        return self.folder / "compiled"
+
     def arm(self, slug: str, seed: int) -> Path:
         """Return the folder of checkpoints of an arm at work."""
         return self.folder / "arms" / f"{slug}-seed-{seed}"
@@ -146,6 +154,8 @@ def open_run(
     jobs: int,
     progress: Callable[[int], None],
     data_name: str | None = None,
+    *,
+    compiled: bool = False,
 ) -> RunRecord:
     """Begin a run in a folder, or go on with the one that is there.
 
@@ -164,11 +174,13 @@ def open_run(
         Called with the number of images read.
     data_name : str or None
         What reports call the data; None takes the name of its folder.
+    compiled : bool
+        Whether arms train networks that ``torch.compile`` has compiled.
 
     Raises
     ------
     UsageError
-        If the folder holds another run: its results must not be mixed with these.
+        If the folder holds another run: its results must not be mixed with these; or if nothing can be compiled here.
     DataError
         If the images cannot be used.
     """
@@ -183,7 +195,11 @@ def open_run(
     first = next(iter(materials.values()))
     content = hashlib.sha256("".join(materials[shape].digest() for shape in sorted(materials)).encode()).hexdigest()
     identity = Identity(
-        settings=scenario.digest(scale), data=content, code=code_digest(), device=_device_name(pick_device(device))
+        settings=scenario.digest(scale),
+        data=content,
+        code=code_digest(),
+        device=_device_name(pick_device(device)),
+        compilation=compiled,
     )
     if known is not None:
         try:
@@ -191,6 +207,9 @@ def open_run(
         except UsageError:
             RunFolder(folder).forget_images()
             raise
+    if compiled:
+        require_compiler(device, RunFolder(folder).compiled, os.environ)
+    if known is not None:
         return known
     record = RunRecord(
         scenario=scenario,
@@ -223,6 +242,27 @@ def jobs_of(record: RunRecord, seeds: int | None, arms: Sequence[Arm] | None = N
     count = record.scenario.budget(record.scale).seeds if seeds is None else seeds
     wanted = record.scenario.arms if arms is None else arms
     return [Job(arm.name, arm.slug, seed) for seed in range(count) for arm in wanted]
+
+
+def require_compilable(arms: Sequence[Arm]) -> None:
+    """Refuse to compile the networks of arms which cannot be: none would be trained otherwise without a word.
+
+    Raises
+    ------
+    UsageError
+    """
+    others = [arm for arm in arms if arm.mode not in (Mode.CENTRALIZED, Mode.ALONE)]
+    if others:
+        raise UsageError(
+            f"no compiled network is trained in mode '{others[0].mode}' (arm {others[0].name!r})",
+            hint="Leave --compile out, or name arms of modes 'centralized' and 'alone' with --arm.",
+        )
+    growing = [arm for arm in arms if arm.first_crop < 1]
+    if growing:
+        raise UsageError(
+            f"a network is compiled for one size of images, and arm {growing[0].name!r} trains on crops that grow",
+            hint="Leave --compile out, or name other arms with --arm.",
+        )
 
 
 class Runner:
@@ -287,6 +327,7 @@ class Runner:
                 worker.end()
         if not failed:
             self._folder.forget_images()
+            shutil.rmtree(self._folder.compiled, ignore_errors=True)
         return failed
 
     def _keep(self, job: Job, result: Result) -> None:

@@ -14,6 +14,7 @@ import sys
 import threading
 import traceback
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import Any, TextIO
 import torch
 
 from ppfed.errors import PPFedError
+from ppfed.training.compilation import compiler_cache
 from ppfed.training.loop import pick_device
 from scenarios.arms import ArmRun
 from scenarios.material import Material
@@ -65,8 +67,10 @@ def _run(
             device,
             lambda done: say(asdict(done)),
             data_title=record.data_title,
+            compiled=record.identity.compilation,
         )
-        return "result", run.run().model_dump(mode="json")
+        with compiler_cache(folder.compiled) if record.identity.compilation else nullcontext():
+            return "result", run.run().model_dump(mode="json")
     except PPFedError as error:
         traceback.print_exc()
         return "error", str(error)

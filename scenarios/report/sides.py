@@ -160,7 +160,7 @@ def _facts(outcome: Outcome) -> tuple[str, ...]:
         f"{record.train_images:,}",
         f"{record.held_out_images:,}",
         f"{outcome.seeds}",
-        record.identity.device,
+        record.identity.trained_on,
         f"{record.threads}",
         ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items())),
         record.created,

@@ -69,6 +69,7 @@ def settings(outcome: Outcome) -> list[tuple[str, str]]:
     command = [
         *("ppfed", "scenario", "run", _name_of(outcome.scenario), *data, "--scale", str(record.scale)),
         *("--seeds", str(outcome.seeds), "--device", kind),
+        *(["--compile"] if record.identity.compilation else []),
     ]
     return [
         ("Scale", str(record.scale)),
@@ -82,7 +83,7 @@ def settings(outcome: Outcome) -> list[tuple[str, str]]:
         ("Network", f"ResNet-18 with {budget.base_maps} feature maps in its first stage (64 is the full width)"),
         *_attacker(outcome),
         ("Seeds", f"{outcome.seeds}; the scale asks for {budget.seeds}"),
-        ("Device", record.identity.device),
+        ("Device", record.identity.trained_on),
         ("Threads of each arm", f"{record.threads}: the processor's cores, divided by --jobs"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in sorted(record.versions.items()))),
         ("Begun", record.created),

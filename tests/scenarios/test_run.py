@@ -19,9 +19,9 @@ from PIL import Image
 from ppfed.errors import DataError, UsageError
 from scenarios import results
 from scenarios.attacking import load_pictures
-from scenarios.declaration import Scale, Scenario, load
+from scenarios.declaration import Mode, Scale, Scenario, load
 from scenarios.results import Result, RunRecord
-from scenarios.run import RunFolder, Runner, Watcher, code_digest, jobs_of, open_run
+from scenarios.run import RunFolder, Runner, Watcher, code_digest, jobs_of, open_run, require_compilable
 
 KILLS = int(os.environ.get("PPFED_TEST_KILLS", "4"))
 """How often the run is killed; 'PPFED_TEST_KILLS=20' is the full proof."""
@@ -69,8 +69,10 @@ def tiny(scenario_file: Path) -> Scenario:
     return load(str(scenario_file))
 
 
-def begin(scenario: Scenario, folder: Path, scale: Scale = Scale.SMOKE, data: Path | None = None) -> RunRecord:
-    return open_run(scenario, scale, data, folder, "cpu", 2, lambda _count: None)
+def begin(
+    scenario: Scenario, folder: Path, scale: Scale = Scale.SMOKE, data: Path | None = None, *, compiled: bool = False
+) -> RunRecord:
+    return open_run(scenario, scale, data, folder, "cpu", 2, lambda _count: None, compiled=compiled)
 
 
 def run(scenario: Scenario, folder: Path, watcher: Watcher | None = None) -> list[str]:
@@ -123,6 +125,44 @@ def test_finished_arms_are_not_run_again(undisturbed: Path, tiny: Scenario) -> N
     assert run(tiny, undisturbed, Watcher(started=lambda job: started.append(job.slug))) == []
     assert started == []
     assert (undisturbed / results.RESULTS_FILE).read_bytes() == before
+
+
+def test_compiled_networks_learn_the_same_and_leave_no_code_behind(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whether anything can be compiled here is asked by compiling (tests/coordinator/test_machine.py).
+    asked: list[tuple[str, Path]] = []
+    monkeypatch.setattr("scenarios.run.require_compiler", lambda device, place, _env: asked.append((device, place)))
+    # The network that is compiled most quickly, and batches of one size.
+    budget = BUDGET.replace("batch_size = 16", "batch_size = 100").replace(
+        "epochs = 4", "epochs = 2\nlearning_rate = 0.01"
+    )
+    arm = '[[arms]]\nname = "a"\nbackbone = "convmixer"\nadaptation = []\n'
+    path = tmp_path / "one.toml"
+    path.write_text('title = "t"\nquestion = "q"\n' + "".join(f"[{scale}]\n{budget}" for scale in Scale) + arm)
+    scenario = load(str(path))
+    assert run(scenario, tmp_path / "eager") == []
+    folder = RunFolder(tmp_path / "compiled")
+    record = begin(scenario, folder.folder, compiled=True)
+    assert asked == [("cpu", folder.compiled)]
+    made: list[Path] = []
+    watcher = Watcher(finished=lambda _job, _result: made.extend(folder.compiled.rglob("*.so")))
+    assert Runner(folder, "cpu", 1, watcher).run(jobs_of(record, None)) == []
+    assert made
+    assert not folder.compiled.exists()
+    (found,), (eager,) = results.read(folder.folder), results.read(tmp_path / "eager")
+    assert [row.train_loss for row in found.curve] == pytest.approx([row.train_loss for row in eager.curve], rel=1e-5)
+    with pytest.raises(UsageError, match="compilation differ"):
+        begin(scenario, folder.folder)
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"), [({"mode": Mode.POOLED}, "mode 'pooled'"), ({"first_crop": 0.5}, "crops that grow")]
+)
+def test_what_cannot_be_compiled_is_named(tiny: Scenario, change: dict[str, object], complaint: str) -> None:
+    require_compilable(tiny.arms)
+    with pytest.raises(UsageError, match=complaint):
+        require_compilable([*tiny.arms, tiny.arms[1].model_copy(update=change)])
 
 
 def test_more_seeds_are_added_to_what_is_there(tiny: Scenario, tmp_path: Path) -> None:
