@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import pickle
 from pathlib import Path
 from typing import Any
@@ -23,32 +24,55 @@ _SIDE = 32
 _VALUES = 3 * _SIDE * _SIDE
 _HINT = "Unpack the CIFAR-10 'python version' archive afresh."
 
-# All that a pickled dictionary of lists and arrays refers to; a pickle that may name anything can run anything.
-_ADMITTED = frozenset(
-    {
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy.core.numeric", "_frombuffer"),
-        ("numpy._core.numeric", "_frombuffer"),
-    }
-)
+_BYTE_TYPES = ("u1", "uint8", "B")
 
 
-_HAS_PRIVATE_CORE = int(np.__version__.split(".")[0]) >= 2
+class _Dtype:
+    """Stands in for ``numpy.dtype``: of the types of values, bytes alone."""
+
+    def __init__(self, name: object, *_aligned_copied: object) -> None:
+        if (name.decode("latin1") if isinstance(name, bytes) else name) not in _BYTE_TYPES:
+            raise DataError("it holds an array of something else than bytes")
+
+    def __setstate__(self, _state: object) -> None:
+        """Take the byte order, which means nothing for bytes."""
 
 
-class _DataUnpickler(pickle.Unpickler):
-    """Reads arrays and builtin containers, and nothing that could run code."""
+class _Array:
+    """Stands in for ``numpy.ndarray``, whose own constructor takes bytes for pointers where a pickle wants it to."""
 
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) == ("_codecs", "encode"):
-            return _latin1_bytes
-        if (module, name) not in _ADMITTED:
-            raise DataError(f"it refers to {module}.{name}, which CIFAR-10 does not")
-        # Old files name numpy.core, which numpy 2 keeps under another name.
-        return super().find_class(module.replace("numpy.core.", "numpy._core.") if _HAS_PRIVATE_CORE else module, name)
+    values: UInt8Array = np.empty(0, dtype=np.uint8)
+
+    def __setstate__(self, state: tuple[object, ...]) -> None:
+        """Take what ``ndarray.__reduce__`` gives: version, shape, type, whether columns come first, and the values."""
+        _version, shape, dtype, by_columns, content = state
+        self._fill(content, dtype, shape, "F" if by_columns else "C")
+
+    def _fill(self, content: object, dtype: object, shape: object, order: object) -> None:
+        if isinstance(content, str):
+            content = content.encode("latin1")
+        if not (
+            isinstance(content, bytes | bytearray)
+            and isinstance(dtype, _Dtype)
+            and isinstance(shape, tuple)
+            and all(isinstance(length, int) and length >= 0 for length in shape)
+            and math.prod(shape) == len(content)
+            and order in ("C", "F")
+        ):
+            raise DataError("it holds an array whose type, shape and content do not agree")
+        self.values = np.frombuffer(bytes(content), dtype=np.uint8).reshape(shape, order=order)
+
+
+def _reconstruct(*_kind_shape_type: object) -> _Array:
+    """Stand in for what protocols up to 4 call: an array without content, which comes next."""
+    return _Array()
+
+
+def _from_buffer(content: object, dtype: object, shape: object, order: object, *_axes: object) -> _Array:
+    """Stand in for what protocol 5 calls."""
+    array = _Array()
+    array._fill(content, dtype, shape, order)
+    return array
 
 
 def _latin1_bytes(text: str, encoding: str) -> bytes:
@@ -56,6 +80,28 @@ def _latin1_bytes(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
         raise DataError(f"it holds text in {encoding}, which CIFAR-10 does not")
     return text.encode("latin1")
+
+
+# All that a pickled dictionary of lists and arrays refers to; a pickle that may name anything can run anything. numpy 2
+# keeps under another name what old files name numpy.core.
+_STAND_INS = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Dtype,
+    ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
+    ("numpy.core.numeric", "_frombuffer"): _from_buffer,
+    ("numpy._core.numeric", "_frombuffer"): _from_buffer,
+    ("_codecs", "encode"): _latin1_bytes,
+}
+
+
+class _DataUnpickler(pickle.Unpickler):
+    """Reads arrays of bytes and builtin containers; nothing that a pickle can call is anyone else's code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _STAND_INS:
+            raise DataError(f"it refers to {module}.{name}, which CIFAR-10 does not")
+        return _STAND_INS[module, name]
 
 
 def find_cifar(root: Path) -> Path | None:
@@ -125,12 +171,13 @@ def _class_names(path: Path) -> list[str]:
 
 def _batch(path: Path, classes: int) -> ArraySection:
     content = _load(path)
-    data, labels = content.get("data"), content.get("labels")
-    if not isinstance(data, np.ndarray) or data.dtype != np.uint8 or data.ndim != 2 or data.shape[1] != _VALUES:
+    stored, labels = content.get("data"), content.get("labels")
+    data = stored.values if isinstance(stored, _Array) else None
+    if data is None or data.ndim != 2 or data.shape[1] != _VALUES:
         raise DataError(f"{path}: 'data' is not an array of N x {_VALUES} bytes.", hint=_HINT)
     if not isinstance(labels, list) or len(labels) != len(data):
         raise DataError(f"{path}: there is not one label for each image.", hint=_HINT)
-    if not all(isinstance(label, int | np.integer) and 0 <= label < classes for label in labels):
+    if not all(isinstance(label, int) and 0 <= label < classes for label in labels):
         raise DataError(f"{path}: a label is not the number of a class.", hint=_HINT)
     pixels: UInt8Array = data.reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
     numbers: Int64Array = np.array(labels, dtype=np.int64)

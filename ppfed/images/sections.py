@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from ppfed.errors import DataError
 from ppfed.images.source import LabelledImages, LoadReport, Split, no_progress
 
 UNDIVIDED = ""
@@ -23,12 +24,22 @@ class SectionedSource(ABC):
     classes : sequence of str
     sections : mapping of str to Split
         Sections in their order, and what each is used for.
+
+    Raises
+    ------
+    DataError
+        If a class is called what no folder in another can be: its name becomes one where images are encrypted.
     """
 
     def __init__(self, root: Path, classes: Sequence[str], sections: Mapping[str, Split]) -> None:
         self.root = root
         self.sections = dict(sections)
         self._classes = tuple(classes)
+        for name in self._classes:
+            if name in ("", ".", "..") or not {"/", "\0"}.isdisjoint(name):
+                raise DataError(
+                    f"{root} has a class called {name!r}, which no folder can be.", hint="Rename the class."
+                )
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy._core.numeric import _frombuffer
 
 from ppfed.errors import DataError
 from ppfed.images.cifar import FOLDER, TEST_BATCH, TRAIN_BATCHES, find_cifar, open_cifar
@@ -118,6 +119,49 @@ def test_a_pickle_runs_nothing(tmp_path: Path, file: str) -> None:
     with pytest.raises(DataError, match=r"mkdir, which CIFAR-10 does not"):
         open_cifar(tmp_path)
     assert not (tmp_path / "made").exists()
+
+
+class Made:
+    """Makes a pickle that calls something that is admitted, with arguments of its choice."""
+
+    def __init__(self, what: object, *given: object) -> None:
+        self.made = what, given
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.made
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        # Bytes for pointers to objects, followed where an array is made of that array: it ended the process.
+        Made(np.ndarray, Made(np.ndarray, (1,), Made(np.dtype, "O"), b"A" * 8)),
+        Made(np.ndarray, (1,), Made(np.dtype, "u1"), b"A"),
+        Made(np.dtype, "O"),
+        np.array([object()], dtype="O"),
+    ],
+    ids=["pointers", "constructor", "type", "objects"],
+)
+def test_a_pickle_makes_no_arrays_but_of_bytes(tmp_path: Path, stored: object) -> None:
+    (write(tmp_path) / TEST_BATCH).write_bytes(pickle.dumps({"data": stored, "labels": [0]}, protocol=2))
+    with pytest.raises(DataError, match=TEST_BATCH):
+        open_cifar(tmp_path)
+
+
+@pytest.mark.parametrize("shape", [(2, 3072), (-1, -3072), (1, 3071), ("a",), 3072])
+def test_an_array_is_as_large_as_what_it_holds(tmp_path: Path, shape: object) -> None:
+    array = Made(_frombuffer, bytes(3072), Made(np.dtype, "u1"), shape, "C")
+    (write(tmp_path) / TEST_BATCH).write_bytes(pickle.dumps({"data": array, "labels": [0]}))
+    with pytest.raises(DataError, match="do not agree"):
+        open_cifar(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "../../elsewhere", "/elsewhere", "a/b", "a\0"])
+def test_a_class_is_no_path(tmp_path: Path, name: str) -> None:
+    folder = write(tmp_path)
+    (folder / "batches.meta").write_bytes(pickle.dumps({"label_names": [*NAMES[:-1], name]}))
+    with pytest.raises(DataError, match="which no folder can be"):
+        open_cifar(tmp_path)
 
 
 def bad_contents() -> dict[str, Any]:
