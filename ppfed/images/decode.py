@@ -33,6 +33,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
 MAX_PIXELS = 1 << 27
 """Larger images are refused: a small file can claim any size, and 134 megapixels are 400 MB in memory."""
 
+LARGE_PIXELS = 1 << 25
+"""Images above it are decoded one at a time (`ppfed/images/decoders.py`): 33 megapixels are 100 MB, and several times
+that while they are converted."""
+
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _HEADER_BYTES = 32
 _PNG_DEPTH_AT = 24
@@ -52,6 +56,10 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+
+
+class LargeImageError(DataError):
+    """An image that is larger than was asked for, and may be asked for again."""
 
 
 class LoadedImage(NamedTuple):
@@ -83,11 +91,13 @@ class DecodedImage(NamedTuple):
     notes: tuple[str, ...]
 
 
-def decode_image(path: Path, *, size: tuple[int, int] | None = None, channels: int | None = None) -> DecodedImage:
+def decode_image(
+    path: Path, *, size: tuple[int, int] | None = None, channels: int | None = None, most_pixels: int = MAX_PIXELS
+) -> DecodedImage:
     """Decode an image file to an array. Parameters and errors are those of `load_image`."""
     import numpy as np
 
-    loaded = load_image(path, size=size, channels=channels)
+    loaded = load_image(path, size=size, channels=channels, most_pixels=most_pixels)
     try:
         pixels = np.array(loaded.image)
     except MemoryError as error:
@@ -95,7 +105,9 @@ def decode_image(path: Path, *, size: tuple[int, int] | None = None, channels: i
     return DecodedImage(pixels if pixels.ndim == 3 else pixels[:, :, None], loaded.notes)
 
 
-def load_image(path: Path, *, size: tuple[int, int] | None = None, channels: int | None = None) -> LoadedImage:
+def load_image(
+    path: Path, *, size: tuple[int, int] | None = None, channels: int | None = None, most_pixels: int = MAX_PIXELS
+) -> LoadedImage:
     """Decode an image file: EXIF orientation applied, transparency laid on white, 8 bits for each value.
 
     Parameters
@@ -105,9 +117,13 @@ def load_image(path: Path, *, size: tuple[int, int] | None = None, channels: int
         Stretch to it, without cropping, as ``torchvision.transforms.Resize((height, width))`` does.
     channels : 1, 3 or None
         None keeps grey images at one channel and gives all others three.
+    most_pixels : int
+        Images above ``MAX_PIXELS`` are refused anyway.
 
     Raises
     ------
+    LargeImageError
+        If the image is larger.
     DataError
         If the file cannot be used. The message is the reason alone, without the path.
     """
@@ -116,7 +132,7 @@ def load_image(path: Path, *, size: tuple[int, int] | None = None, channels: int
         file.seek(0)
         try:
             with Image.open(file, formats=FORMATS) as image:
-                _refuse_unusable(image)
+                _refuse_unusable(image, most_pixels)
                 image.load()
                 return _prepared(image, header, size, channels)
         except DataError:
@@ -170,9 +186,12 @@ def resize_image(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.resize((width, height), Image.Resampling.BILINEAR)
 
 
-def _refuse_unusable(image: Image.Image) -> None:
-    if image.width * image.height > MAX_PIXELS:
+def _refuse_unusable(image: Image.Image, most_pixels: int) -> None:
+    pixels = image.width * image.height
+    if pixels > MAX_PIXELS:
         raise DataError(f"claims to have more than {MAX_PIXELS} pixels")
+    if pixels > most_pixels:
+        raise LargeImageError(f"has more than {most_pixels} pixels")
     frames = int(getattr(image, "n_frames", 1))
     if frames > 1 and image.format != "MPO":
         raise DataError(f"{frames} pages" if image.format == "TIFF" else f"animated, {frames} frames")

@@ -5,8 +5,9 @@ message is the length of a JSON text (4 bytes, big-endian) and the text:
 
 - to the process: ``[paths, size, channels]``, the last two as in `load_image`;
 - from it, first of all: ``READY``;
-- then, as answers: for each path ``[height, width, channels, notes]``, or the reason why the file cannot be used. The
-  pixels of all images follow, without anything between them.
+- then, as answers: for each path ``[height, width, channels, notes]``, or the reason why the file cannot be used, or
+  null where it was not read because it, or what came before it, is large. The pixels of all images follow, without
+  anything between them.
 
 When its input ends, it ends: also when the process that started it is killed.
 """
@@ -22,11 +23,13 @@ from typing import BinaryIO
 from PIL import Image
 
 from ppfed.errors import DataError
-from ppfed.images.decode import load_image, reason_for
+from ppfed.images.decode import LARGE_PIXELS, LargeImageError, load_image, reason_for
 
 LENGTH_BYTES = 4
 READY = b"ready"
 """Says that it has loaded all that it needs."""
+MOST_HELD_BYTES = 1 << 26
+"""Once a group's pixels are more than this, the rest of it is not read: a small file can hold megabytes of them."""
 _BUFFER_BYTES = 1 << 20
 """Answers up to this size are written at once."""
 
@@ -59,12 +62,19 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     """
     while len(length := requests.read(LENGTH_BYTES)) == LENGTH_BYTES:
         paths, size, channels = json.loads(requests.read(int.from_bytes(length, "big")))
-        heads: list[list[object] | str] = []
+        heads: list[list[object] | str | None] = []
         images: list[bytes] = []
+        held_bytes = 0
         for path in paths:
+            if held_bytes > MOST_HELD_BYTES:
+                heads.append(None)
+                continue
             try:
-                loaded = load_image(Path(path), size=size and tuple(size), channels=channels)
+                loaded = load_image(Path(path), size=size and tuple(size), channels=channels, most_pixels=LARGE_PIXELS)
                 images.append(loaded.image.tobytes())
+                held_bytes += len(images[-1])
+            except LargeImageError:
+                heads.append(None)
             except DataError as error:
                 heads.append(error.message)
             except MemoryError as error:

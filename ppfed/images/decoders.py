@@ -30,8 +30,8 @@ import PIL
 import ppfed
 from ppfed.cores import cores
 from ppfed.errors import DataError, PPFedError
-from ppfed.images.decode import DecodedImage, decode_image, shown
-from ppfed.images.decoder_process import LENGTH_BYTES, READY, framed
+from ppfed.images.decode import LARGE_PIXELS, DecodedImage, LargeImageError, decode_image, shown
+from ppfed.images.decoder_process import LENGTH_BYTES, MOST_HELD_BYTES, READY, framed
 from ppfed.images.pool import groups, map_ahead
 from ppfed.images.types import UInt8Array
 from ppfed.services import child_environment
@@ -77,6 +77,10 @@ def decode_files(
 
     Processes have Pillow's own settings, whatever the caller's program made of them in its process.
 
+    Memory is bounded whatever the files hold. What is decoded ahead is at most 160 MB for each group: 64 MiB, and one
+    image of ``LARGE_PIXELS``; there are about two groups for each core. Larger images, and what comes after so much in
+    a group, are decoded when their turn comes, one at a time.
+
     Parameters
     ----------
     files : sequence
@@ -90,10 +94,27 @@ def decode_files(
         If a process cannot be started, or ends before its time: usually killed by the system for want of memory.
     """
     count = _processes(files)
-    if count:
-        yield from _in_processes(files, count, size, channels)
-    else:
-        yield from map_ahead(lambda file: (file, _attempt(file, size, channels)), files, lambda file: file.size_bytes)
+    decoded = (
+        _in_processes(files, count, size, channels)
+        if count
+        else map_ahead(
+            lambda group: list(zip(group, _attempt_group(group, size, channels), strict=True)),
+            files,
+            lambda file: file.size_bytes,
+        )
+    )
+    for group in decoded:
+        part: list[tuple[_File, DecodedImage | str]] = []
+        for file, result in group:
+            if result is not None:
+                part.append((file, result))
+                continue
+            if part:
+                yield part
+            part = []
+            yield [(file, _attempt(file, size, channels))]
+        if part:
+            yield part
 
 
 def _processes(files: Sequence[ImageFile]) -> int:
@@ -109,17 +130,39 @@ def _attempt(file: ImageFile, size: tuple[int, int] | None, channels: int | None
         return error.message
 
 
+def _attempt_group(
+    files: Sequence[ImageFile], size: tuple[int, int] | None, channels: int | None
+) -> list[DecodedImage | str | None]:
+    """Decode a group, but for large images and what follows ``MOST_HELD_BYTES`` of pixels: None stands for these."""
+    results: list[DecodedImage | str | None] = []
+    held_bytes = 0
+    for file in files:
+        if held_bytes > MOST_HELD_BYTES:
+            results.append(None)
+            continue
+        try:
+            decoded = decode_image(Path(file.path), size=size, channels=channels, most_pixels=LARGE_PIXELS)
+        except LargeImageError:
+            results.append(None)
+        except DataError as error:
+            results.append(error.message)
+        else:
+            results.append(decoded)
+            held_bytes += decoded.pixels.nbytes
+    return results
+
+
 class _Task(Generic[_File]):
     """A group of files, and what becomes of it."""
 
     def __init__(self, files: list[_File], size_bytes: int) -> None:
         self.files, self.size_bytes = files, size_bytes
-        self.results: Future[list[DecodedImage | str]] = Future()
+        self.results: Future[list[DecodedImage | str | None]] = Future()
 
 
 def _in_processes(
     files: Sequence[_File], count: int, size: tuple[int, int] | None, channels: int | None
-) -> Iterator[list[tuple[_File, DecodedImage | str]]]:
+) -> Iterator[list[tuple[_File, DecodedImage | str | None]]]:
     waiting: SimpleQueue[_Task[_File] | None] = SimpleQueue()
     pending: deque[_Task[_File]] = deque()
     coming = groups(files, lambda file: file.size_bytes)
@@ -138,10 +181,12 @@ def _in_processes(
             if not pending:
                 return
             while not pending[0].results.done() and (task := _next(waiting)):
-                task.results.set_result([_attempt(file, size, channels) for file in task.files])
+                task.results.set_result(_attempt_group(task.files, size, channels))
             first = pending.popleft()
             results = first.results.result()
-            largest_bytes = max(largest_bytes, sum(one.pixels.nbytes for one in results if not isinstance(one, str)))
+            largest_bytes = max(
+                largest_bytes, sum(one.pixels.nbytes for one in results if isinstance(one, DecodedImage))
+            )
             yield list(zip(first.files, results, strict=True))
     finally:
         for process in processes:
@@ -258,14 +303,14 @@ class _Process(Generic[_File]):
         except BrokenPipeError as error:
             raise self._ended(task) from error
 
-    def _answer(self, task: _Task[_File]) -> list[DecodedImage | str]:
+    def _answer(self, task: _Task[_File]) -> list[DecodedImage | str | None]:
         length = bytes(self._read(LENGTH_BYTES, task))
         heads = json.loads(self._read(int.from_bytes(length, "big"), task).tobytes())
-        pixels = self._read(sum(math.prod(head[:3]) for head in heads if not isinstance(head, str)), task)
-        results: list[DecodedImage | str] = []
+        pixels = self._read(sum(math.prod(head[:3]) for head in heads if isinstance(head, list)), task)
+        results: list[DecodedImage | str | None] = []
         start = 0
         for head in heads:
-            if isinstance(head, str):
+            if not isinstance(head, list):
                 results.append(head)
                 continue
             height, width, channels, notes = head

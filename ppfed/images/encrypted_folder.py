@@ -21,7 +21,7 @@ from ppfed.images.decode import shown
 from ppfed.images.folder import is_ignored
 from ppfed.images.open import raise_if_bad
 from ppfed.images.png import encode_encrypted_png, encode_png, read_encrypted_png
-from ppfed.images.pool import map_ahead
+from ppfed.images.pool import each, map_ahead
 from ppfed.images.sections import SectionedSource
 from ppfed.images.source import LoadReport, no_progress
 from ppfed.images.types import EncryptedImages, UInt8Array
@@ -263,7 +263,7 @@ def _write_all(
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
 
-    for _ in map_ahead(write, images, lambda entry: size_bytes(entry[1])):
+    for _ in map_ahead(each(write), images, lambda entry: size_bytes(entry[1])):
         pass
 
 
@@ -306,7 +306,7 @@ def _read_all(
         except DataError as error:
             return name, error.message.removeprefix(f"{path}: ")
 
-    for group in map_ahead(attempt, names, lambda name: _size_bytes(source / name)):
+    for group in map_ahead(each(attempt), names, lambda name: _size_bytes(source / name)):
         for name, result in group:
             if isinstance(result, str):
                 report.bad.append((shown(name), result))

@@ -20,10 +20,15 @@ _TINY_BYTES = 1 << 12
 interpreter lock is most of the work, and two threads took 1.4 times as long as one (docs/performance.md)."""
 
 
+def each(function: Callable[[_Item], _Result]) -> Callable[[list[_Item]], list[_Result]]:
+    """Make a function of one item a function of a group, for `map_ahead`."""
+    return lambda group: [function(item) for item in group]
+
+
 def map_ahead(
-    function: Callable[[_Item], _Result], items: Iterable[_Item], size_bytes: Callable[[_Item], int]
+    function: Callable[[list[_Item]], list[_Result]], items: Iterable[_Item], size_bytes: Callable[[_Item], int]
 ) -> Iterator[list[_Result]]:
-    """Apply ``function`` in threads and yield the results in order, in groups.
+    """Apply ``function`` to groups of items in threads, and yield the results in order.
 
     Pillow and file access release the interpreter lock, so threads help as soon as images are more than tiny. Groups of
     tiny ones are worked on by the caller's thread.
@@ -43,9 +48,9 @@ def map_ahead(
             if group_bytes < _TINY_BYTES * len(group):
                 while pending:
                     yield pending.popleft().result()
-                yield _apply(function, group)
+                yield function(group)
                 continue
-            pending.append(executor.submit(_apply, function, group))
+            pending.append(executor.submit(function, group))
             if len(pending) > 2 * workers:
                 yield pending.popleft().result()
         while pending:
@@ -73,7 +78,3 @@ def groups(items: Iterable[_Item], size_bytes: Callable[[_Item], int]) -> Iterat
             group, group_bytes = [], 0
     if group:
         yield group, group_bytes
-
-
-def _apply(function: Callable[[_Item], _Result], group: list[_Item]) -> list[_Result]:
-    return [function(item) for item in group]

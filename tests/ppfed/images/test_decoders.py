@@ -65,6 +65,43 @@ def leave_all_to_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decoders, "_next", lambda _waiting: None)
 
 
+@pytest.mark.parametrize("cores", [1, 3])
+def test_what_is_large_waits_for_its_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, use_cores: Callable[[int], None], cores: int
+) -> None:
+    # 16.8 megapixels: four of them are more than a group may hold. 33.6 are too many for a group at all.
+    sides = [8, 4100, 4100, 4100, 5800, 4100, 4100, 8]
+    paths = []
+    for number, side in enumerate(sides):
+        paths.append(tmp_path / f"{number}.png")
+        Image.new("L", (side, side), 20 + number).save(paths[-1])
+    alone: list[str] = []
+    attempt = decoders._attempt
+
+    def record(file: File, *given: Any) -> Any:
+        alone.append(file.path)
+        return attempt(file, *given)
+
+    monkeypatch.setattr(decoders, "_attempt", record)
+    use_cores(cores)
+    if cores > 1:
+        leave_all_to_processes(monkeypatch)
+    # So small that all are one group.
+    files = [File(str(path), 1) for path in paths]
+    position = 0
+    for group in decode_files(files, size=None, channels=None):
+        for file, found in group:
+            assert file.path == str(paths[position])
+            assert not isinstance(found, str)
+            assert found.pixels.shape == (sides[position], sides[position], 1)
+            assert found.pixels[0, 0] == found.pixels[-1, -1] == 20 + position
+            position += 1
+        # What was decoded ahead, or one image.
+        assert len(group) == 1 or sum(found.pixels.nbytes for _, found in group if not isinstance(found, str)) < 1e8
+    assert position == len(sides)
+    assert alone == [str(paths[number]) for number in (4, 6, 7)]
+
+
 def fill(root: Path, count: int = 90) -> None:
     """Make a folder with images of several kinds, and with files of many kinds that cannot be used."""
     generator = np.random.default_rng(3)

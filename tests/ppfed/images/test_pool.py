@@ -7,7 +7,7 @@ from itertools import chain
 
 import pytest
 
-from ppfed.images.pool import map_ahead
+from ppfed.images.pool import each, map_ahead
 
 TINY, LARGE = 1_000, 100_000
 
@@ -16,7 +16,7 @@ def worked_on(sizes: list[int]) -> list[tuple[int, bool]]:
     """Number of each item in the order of the results, and whether the caller's thread worked on it."""
     caller = threading.get_ident()
     items = list(enumerate(sizes))
-    groups = map_ahead(lambda item: (item[0], threading.get_ident() == caller), items, lambda item: item[1])
+    groups = map_ahead(each(lambda item: (item[0], threading.get_ident() == caller)), items, lambda item: item[1])
     return list(chain.from_iterable(groups))
 
 
@@ -44,7 +44,7 @@ def test_an_error_comes_after_the_results_before_it(size: int) -> None:
             raise ValueError("bad")
         return item
 
-    groups = map_ahead(work, range(1000), lambda _item: size)
+    groups = map_ahead(each(work), range(1000), lambda _item: size)
     with pytest.raises(ValueError, match="bad"):
         done.extend(chain.from_iterable(groups))
     # Groups are of 32 or fewer.
