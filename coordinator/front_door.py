@@ -13,6 +13,7 @@ import re
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -22,10 +23,10 @@ import httpx
 import uvicorn
 from pydantic import ValidationError
 from starlette.applications import Starlette
-from starlette.background import BackgroundTask
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
 
 from coordinator.admission import admit, find_owner, public_key_pem
 from coordinator.pki import Certificates
@@ -46,6 +47,11 @@ _MOST_JSON_BYTES = 4 << 20
 _MOST_STATUS_BYTES = 4 << 10
 _MOST_FLEET_BYTES = 80 << 20
 _BODY_TIMEOUT_S = 30.0
+_FLEET_PAUSE_S = 30.0
+_FLEET_BODY_S = 3600.0
+"""The largest message takes eleven minutes on a line of 1 Mbit/s."""
+_MOST_UNDER_WAY = 64
+"""Calls of one owner at a time. A SuperNode makes a few: its questions, and the objects that it moves side by side."""
 _MOST_CONNECTIONS = 512
 _KEEP_ALIVE_S = 15
 """An idle node asks every 3 s."""
@@ -62,6 +68,28 @@ _FLEET_CALL = re.compile(r"[a-z]+(-[a-z]+)*")
 
 class _TooLargeError(Exception):
     """A request is larger than anything an owner has reason to send."""
+
+
+class _TooSlowError(Exception):
+    """A request does not go on, or does not end."""
+
+
+class _Relayed(StreamingResponse):
+    """The SuperLink's answer, passed on as it comes; its connection is given back whatever becomes of the owner's."""
+
+    def __init__(self, answer: httpx.Response, on_end: Callable[[], None]) -> None:
+        kept = {name: value for name, value in answer.headers.items() if name in _KEPT_HEADERS}
+        super().__init__(answer.aiter_raw(), answer.status_code, headers=kept)
+        self._answer = answer
+        self._on_end = on_end
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._on_end()
+            await self._answer.aclose()
 
 
 @dataclass
@@ -102,6 +130,7 @@ class FrontDoor:
         self._strangers = 0
         self._next_strangers_line = 0.0
         self._client: httpx.AsyncClient | None = None
+        self._under_way: Counter[str] = Counter()
         self.traffic = Traffic(received_bytes=state.traffic())
         self._owner_of_key = {public_key_pem(one.node_key): name for name, one in state.owners().enrolled().items()}
         self.app = Starlette(
@@ -117,7 +146,12 @@ class FrontDoor:
     async def _lifespan(self, _app: Starlette) -> AsyncIterator[None]:
         context = ssl.create_default_context(cafile=str(self._ca))
         async with httpx.AsyncClient(
-            base_url=self._superlink_url, verify=context, timeout=_UPSTREAM_TIMEOUT_S, trust_env=False
+            base_url=self._superlink_url,
+            verify=context,
+            timeout=_UPSTREAM_TIMEOUT_S,
+            # Calls are limited for each owner: one that waits for a connection would wait for others' owners.
+            limits=httpx.Limits(max_connections=None, max_keepalive_connections=_MOST_UNDER_WAY),
+            trust_env=False,
         ) as client:
             self._client = client
             yield
@@ -137,6 +171,8 @@ class FrontDoor:
         except TimeoutError:
             self._count_stranger()
             return PlainTextResponse("the request took too long", 408)
+        except ClientDisconnect:
+            return self._went_away()
         try:
             find_owner(self._state, asked.token)
         except InviteError as error:
@@ -163,6 +199,8 @@ class FrontDoor:
             find_owner(self._state, asked.token)
         except (ValidationError, _TooLargeError, TimeoutError, InviteError):
             return PlainTextResponse("forbidden", 403)
+        except ClientDisconnect:
+            return self._went_away()
         status = self._state.status()
         reply = StatusReply(
             phase=status.phase,
@@ -180,6 +218,26 @@ class FrontDoor:
         client = self._client
         if client is None:
             return PlainTextResponse("starting", 503)
+        if self._under_way[owner] >= _MOST_UNDER_WAY:
+            return PlainTextResponse("too many calls at a time", 429)
+        self._under_way[owner] += 1
+        answer: httpx.Response | Response | None = None
+        try:
+            answer = await self._forward(client, request, owner, call)
+        finally:
+            if not isinstance(answer, httpx.Response):
+                self._under_way[owner] -= 1
+        if isinstance(answer, Response):
+            return answer
+        if answer.is_success:
+            # The SuperLink checked the signature: a public key alone, which is no secret, makes nobody seem present.
+            self.traffic.last_seen[owner] = time.monotonic()
+        return _Relayed(answer, lambda: self._under_way.subtract([owner]))
+
+    async def _forward(
+        self, client: httpx.AsyncClient, request: Request, owner: str, call: str
+    ) -> httpx.Response | Response:
+        """Send a call on; returns the SuperLink's answer, or our own where there is none."""
         headers = {
             name: value for name, value in request.headers.items() if name in _KEPT_HEADERS or name.startswith("flwr-")
         }
@@ -188,21 +246,21 @@ class FrontDoor:
             "POST", FLEET_PREFIX + call, headers=headers, content=self._counted(request, owner)
         )
         try:
-            answer = await client.send(forwarded, stream=True)
+            return await client.send(forwarded, stream=True)
         except _TooLargeError:
             self._state.audit("refused", owner=owner, reason="request too large")
             return PlainTextResponse("too large", 413)
+        except _TooSlowError:
+            return PlainTextResponse("the request took too long", 408)
         except ClientDisconnect:
             return PlainTextResponse("the owner went away", 400)
         except httpx.TransportError:
             return PlainTextResponse("the SuperLink does not answer", 503)
-        if answer.is_success:
-            # The SuperLink checked the signature: a public key alone, which is no secret, makes nobody seem present.
-            self.traffic.last_seen[owner] = time.monotonic()
-        kept = {name: value for name, value in answer.headers.items() if name in _KEPT_HEADERS}
-        return StreamingResponse(
-            answer.aiter_raw(), answer.status_code, headers=kept, background=BackgroundTask(answer.aclose)
-        )
+
+    def _went_away(self) -> Response:
+        """Answer nobody: whoever hangs up within a request must not make a traceback in the log."""
+        self._count_stranger()
+        return PlainTextResponse("the request was not finished", 400)
 
     def _count_stranger(self) -> None:
         """Count a request without a valid invite; anyone may send them, so they must not fill the audit trail."""
@@ -218,7 +276,17 @@ class FrontDoor:
 
     async def _counted(self, request: Request, owner: str) -> AsyncIterator[bytes]:
         size = 0
-        async for chunk in request.stream():
+        stream = request.stream()
+        clock = asyncio.get_running_loop().time
+        end = clock() + _FLEET_BODY_S
+        while True:
+            try:
+                async with asyncio.timeout_at(min(end, clock() + _FLEET_PAUSE_S)):
+                    chunk = await anext(stream, None)
+            except TimeoutError:
+                raise _TooSlowError from None
+            if chunk is None:
+                return
             size += len(chunk)
             if size > _MOST_FLEET_BYTES:
                 raise _TooLargeError
@@ -238,7 +306,8 @@ class FrontDoorServer:
                 ssl_certfile=str(certificates.server),
                 ssl_keyfile=str(certificates.server_key),
                 access_log=False,
-                log_level="warning",
+                # Of requests that are no HTTP uvicorn warns with a line each, and strangers may send them.
+                log_level="error",
                 server_header=False,
                 date_header=False,
                 ws="none",

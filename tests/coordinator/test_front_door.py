@@ -469,6 +469,74 @@ def test_an_owner_that_is_killed_while_sending_leaves_no_error(
     assert upstream.requests == []
 
 
+@contextlib.contextmanager
+def half_sent(client: httpx.Client, path: str, headers: dict[str, str], count: int) -> Iterator[list[ssl.SSLSocket]]:
+    """Begin so many requests, and keep them waiting for the rest of their bodies."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    lines = [f"POST {path} HTTP/1.1", "Host: localhost", "Content-Length: 1000"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    with contextlib.ExitStack() as held:
+        sockets = []
+        for _ in range(count):
+            plain = held.enter_context(socket.create_connection((client.base_url.host, client.base_url.port), 20))
+            sockets.append(held.enter_context(context.wrap_socket(plain)))
+            sockets[-1].sendall(("\r\n".join(lines) + "\r\n\r\nx").encode())
+        yield sockets
+
+
+def eventually(check: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 10
+    while not check():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_one_owner_cannot_keep_others_waiting(
+    client: httpx.Client,
+    admitted: dict[str, str],
+    state: StateFolder,
+    door: FrontDoor,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # More than connections that a client of HTTP opens by itself.
+    monkeypatch.setattr(front_door, "_MOST_UNDER_WAY", 110)
+    other_key = openssh()
+    assert client.post(ENROL_PATH, json=request(make_invite(state, "bert"), node_key=other_key)).status_code == 200
+    with half_sent(client, PUSH, admitted, 110):
+        eventually(lambda: door._under_way["anna"] == 110)
+        assert client.post(PUSH, content=b"x", headers=presented(other_key), timeout=10).status_code == 200
+        assert client.post(PUSH, content=b"x", headers=admitted).status_code == 429
+    eventually(lambda: door._under_way["anna"] == 0)
+    assert client.post(PUSH, content=b"x", headers=admitted).status_code == 200
+    eventually(lambda: not +door._under_way)
+
+
+@pytest.mark.parametrize("limit", ["_FLEET_PAUSE_S", "_FLEET_BODY_S"])
+def test_a_call_that_does_not_go_on_or_does_not_end_is_given_up(
+    client: httpx.Client, admitted: dict[str, str], door: FrontDoor, monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    monkeypatch.setattr(front_door, limit, 0.3)
+    with half_sent(client, PUSH, admitted, 1) as (one,):
+        one.settimeout(10)
+        assert b" 408 " in one.recv(100)
+    eventually(lambda: not +door._under_way)
+
+
+@pytest.mark.parametrize("path", [ENROL_PATH, STATUS_PATH])
+def test_strangers_who_hang_up_leave_no_traceback(
+    client: httpx.Client, door: FrontDoor, capfd: pytest.CaptureFixture[str], path: str
+) -> None:
+    before = door._strangers + bool(door._next_strangers_line)
+    for _ in range(3):
+        with half_sent(client, path, {}, 1):
+            time.sleep(0.05)
+    eventually(lambda: door._strangers + bool(door._next_strangers_line) == before + 3)
+    with half_sent(client, path, {}, 0), socket.create_connection((client.base_url.host, client.base_url.port)) as one:
+        one.sendall(b"no TLS and no HTTP")
+    assert "Traceback" not in capfd.readouterr().err
+
+
 # Enrolment and status.
 
 
