@@ -5,12 +5,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from clients.consent import agrees
 from ppfed.cli.options import KeyOption
 
 if TYPE_CHECKING:
@@ -83,8 +83,7 @@ def join(
     make_private(folder)
     _announce(console, invitation, source, data, fingerprint)
     _show_leakage(console, settings, source, folder / LEAKAGE_PICTURE)
-    # Without a terminal nobody can be asked: whoever scripts this command has decided.
-    if not yes and _has_terminal() and not typer.confirm("Join?", default=True, err=True):
+    if not yes and not agrees("Join?"):
         raise typer.Exit(1)
     cipher = make_cipher(settings.cipher.spec, master)
     with progress_bar("checking and encrypting", sum(source.counts.values())) as progress:
@@ -111,10 +110,6 @@ def join(
     out.print(f"accuracy  {accuracy} on {summary.card.held_out_images} held-out images of all owners")
     print_line(out, f"leakage   {quoted(settings.cipher.spec, settings.exchange, settings.channels)}")
     out.print(f"sent      {summary.bytes_out / 1e6:.2f} MB in {summary.seconds:.0f} s")
-
-
-def _has_terminal() -> bool:
-    return sys.stdin.isatty()
 
 
 def _announce(console: Console, invite: Invite, source: ImageSource, data: Path, fingerprint: str) -> None:

@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from ppfed.ciphers.spec import DEFAULT_CIPHER, CipherSpec, Scope, cipher_info
-from ppfed.cli.console import progress_bar, stderr, stdout
+from ppfed.cli.console import printable, progress_bar, stderr, stdout
 from ppfed.cli.options import CipherOption, KeyOption, ScopeOption, ShuffleOption, load_key
 from ppfed.errors import UsageError
 
@@ -174,5 +174,5 @@ def _print_bad(bad: Sequence[tuple[str, str]]) -> None:
 
 
 def _print(line: str) -> None:
-    # Unwrapped and unstyled: scripts capture it, and names may look like markup.
-    stdout().out(line, highlight=False)
+    # Unwrapped and unstyled: scripts capture it. Names may look like markup, or hold what moves a terminal's cursor.
+    stdout().out(printable(line.replace("\n", "\N{REPLACEMENT CHARACTER}")), highlight=False)

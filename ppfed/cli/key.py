@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from ppfed.cli.console import stdout
+from ppfed.cli.console import printable, stdout
 from ppfed.cli.options import ask_new_passphrase, ask_passphrase
 
 app = typer.Typer(
@@ -133,4 +133,4 @@ def _recipients(given: str) -> list[str]:
 
 def _print(line: str) -> None:
     # Unwrapped and unstyled: scripts capture it.
-    stdout().out(line, highlight=False)
+    stdout().out(printable(line), highlight=False)

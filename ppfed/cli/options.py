@@ -110,6 +110,12 @@ def _passphrase_from_file() -> str | None:
     name = os.environ.get(_VARIABLE)
     if not name:
         return None
+    if not os.path.lexists(name):
+        # What it names is not repeated: it may be the passphrase.
+        raise PassphraseError(
+            f"There is no file of the name that {_VARIABLE} holds.",
+            hint="Let it hold the path of a file (mode 600) whose first line is the passphrase.",
+        )
     try:
         passphrase = read_private_file(Path(name)).decode("utf-8-sig").split("\n")[0].rstrip("\r")
     except UnicodeDecodeError:

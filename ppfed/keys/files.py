@@ -47,6 +47,8 @@ _LOCKED_VALUE = re.compile(
 )
 # A line that only a key file has: what remains of a truncated one is told from a file of another kind by it.
 _TRACE = re.compile(r"# fingerprint:|# ppfed secret key|PPFED-(SECRET|LOCKED)-KEY-")
+_SECRET = re.compile(r"PPFED-(SECRET|LOCKED)-KEY-|AGE-SECRET-KEY-")
+"""What no path holds; it is not repeated in messages."""
 _OTHER_VERSION = re.compile(r"PPFED-(SECRET|LOCKED)-KEY-[0-9]+ ")
 
 
@@ -298,6 +300,12 @@ class _Content:
 
 def _read(path: Path, missing_hint: str = "Check the path.") -> tuple[bytes, int]:
     """Return at most 64 KiB of a file, and its mode: both of the same open file, whatever happens to the path."""
+    if _SECRET.search(str(path)):
+        raise KeyFileError(
+            "What was given as the path of a key file is a key itself.",
+            hint="Name the file that holds it. The key may stand in your shell's history now, and in logs: if others "
+            "can read these, make a new one.",
+        )
     try:
         with path.open("rb") as file:
             status = os.fstat(file.fileno())

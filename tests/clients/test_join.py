@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
-from clients import cli, join
+from clients import cli, consent, join
 from clients.preparation import MARKER
 from ppfed.enrolment import Phase, StatusReply
 from ppfed.errors import BadImagesError, DataError, UsageError
@@ -38,7 +39,9 @@ def call(
             pixels = np.random.default_rng(number).integers(0, 256, (8, 8, 3), dtype=np.uint8)
             Image.fromarray(pixels).save(tmp_path / "data" / name / f"{number}.png")
 
-    def run(*options: str, answer: str | None = None, state: str = "state", **changes: Any) -> SimpleNamespace:
+    def run(
+        *options: str, answer: str | None = None, terminal: str = "", state: str = "state", **changes: Any
+    ) -> SimpleNamespace:
         invite = Invite(
             owner="anna",
             address="127.0.0.1:9443",
@@ -54,7 +57,9 @@ def call(
             return join.Summary(None, tmp_path, "no model came out", 0, 0.0)
 
         monkeypatch.setattr(join, "serve", serve)
-        monkeypatch.setattr(cli, "_has_terminal", lambda: answer is not None)
+        monkeypatch.setattr(consent, "_has_terminal", lambda: answer is not None)
+        # Nor is whoever runs the tests asked.
+        monkeypatch.setattr(consent, "TERMINAL", terminal or str(tmp_path / "none"))
         arguments = ["join", "--key", str(tmp_path / "our.key"), "--data", str(tmp_path / "data")]
         arguments += ["--invite", str(tmp_path / "anna.invite"), "--state", str(tmp_path / state), *options]
         result: Result = CliRunner().invoke(cli.app, arguments, input=answer)
@@ -66,11 +71,30 @@ def call(
 # The question.
 
 
-def test_a_script_is_not_asked_and_is_told_all_the_same(call: Callable[..., SimpleNamespace]) -> None:
+def test_a_script_has_to_say_yes(call: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
     done = call()
-    assert len(done.served) == 1
+    assert isinstance(done.error, UsageError)
+    assert "--yes" in done.error.hint
     assert "what leaves" in done.text
-    assert "Join?" not in done.text
+    assert done.served == []
+    assert not (tmp_path / "state" / "store").exists()
+
+
+@pytest.mark.parametrize(
+    ("typed", "joins"), [(b"\n", True), (b"perhaps\nyes\n", True), (b"n\n", False), (b"\x04", False)]
+)
+def test_who_pipes_the_key_is_asked_at_the_terminal(
+    call: Callable[..., SimpleNamespace], typed: bytes, *, joins: bool
+) -> None:
+    person, terminal = os.openpty()
+    try:
+        os.write(person, typed)
+        done = call(terminal=os.ttyname(terminal))
+        assert len(done.served) == joins
+        assert b"Join? [Y/n]" in os.read(person, 1000)
+    finally:
+        os.close(person)
+        os.close(terminal)
 
 
 def test_no_means_no_and_comes_before_the_work(call: Callable[..., SimpleNamespace], tmp_path: Path) -> None:

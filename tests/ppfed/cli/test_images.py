@@ -124,6 +124,15 @@ def test_bad_images(folder: Path) -> None:
     assert "encrypted 21 images" in result.stdout
 
 
+def test_names_do_not_steer_the_terminal(folder: Path) -> None:
+    (folder / "photos" / "cow\x1b]0;title\x07").mkdir()
+    (folder / "photos" / "cow\x1b]0;title\x07" / "a\x1b[2J\n100 images.png").touch()
+    result = run("encrypt", "photos", "--key", "owner.key", "--out", "out", "--skip-bad")
+    assert "\x1b" not in result.stdout
+    assert "\x07" not in result.stdout
+    assert "\N{REPLACEMENT CHARACTER}[2J\N{REPLACEMENT CHARACTER}100 images.png: empty file" in result.stdout
+
+
 def test_an_npz(folder: Path) -> None:
     np.savez("a.npz", train_images=np.zeros((2, 4, 4), np.uint8), train_labels=np.array([0, 1]))
     run("encrypt", "a.npz", "--key", "owner.key", "--out", "out")

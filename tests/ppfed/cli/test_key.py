@@ -280,6 +280,21 @@ def test_locked_key_from_standard_input(passphrase_file: Path, monkeypatch: pyte
     assert "Set PPFED_PASSPHRASE_FILE" in result.stderr
 
 
+def test_a_key_in_the_place_of_its_path_is_not_repeated(monkeypatch: pytest.MonkeyPatch) -> None:
+    key = MasterKey.generate()
+    for text in (key_text(key), key_text(key).splitlines()[-1], new_identity()[0]):
+        secret = text.splitlines()[-1].split(" ")[-1]
+        for given in (lambda text=text: load_key(text), lambda text=text: inspect_key_file(Path(text))):
+            with pytest.raises(KeyFileError, match="is a key itself") as failure:
+                given()
+            assert secret not in failure.value.message + failure.value.hint
+    write_key_file(Path("a.key"), key, PASSPHRASE)
+    monkeypatch.setenv("PPFED_PASSPHRASE_FILE", PASSPHRASE)
+    with pytest.raises(PassphraseError, match="PPFED_PASSPHRASE_FILE") as missing:
+        load_key("a.key")
+    assert PASSPHRASE not in missing.value.message + missing.value.hint
+
+
 def test_no_terminal_to_ask_at() -> None:
     result = python(KEY_APP, "new", "a.key", "--passphrase")
     assert result.returncode != 0
