@@ -78,6 +78,8 @@ class Gradients:
         }
         # Whoever missed a deadline is asked again in the next pass, not in each step: a step would take the deadline.
         self._absent: set[str] = set()
+        # Those for whose bad answers a step was passed over: where training diverges, everybody's are bad.
+        self._refused: set[str] = set()
 
     def run(self) -> Iterator[RoundRecord]:
         """Run all passes, going on from the last checkpoint; yields a record of each when its accuracy is known.
@@ -104,6 +106,7 @@ class Gradients:
         started = saved = time.monotonic()
         epochs = TrainingConfig.of(self._settings.training).epochs
         self._absent.clear()
+        self._refused.clear()
         for step in range(so_far.steps, self._steps):
             parts = self._parts(number, step)
             loss = 0.0
@@ -140,13 +143,19 @@ class Gradients:
         return record
 
     def _parts(self, number: int, step: int) -> list[PartialGradient]:
-        """Gather the gradients of the owners whose turn it is; empty where it is nobody's."""
+        """Gather the gradients of the owners whose turn it is; empty where it is nobody's, or nobody of them is there.
+
+        As many may be missing from a step as from the federation: all but the quorum. An owner that has steps to itself
+        would end the run for all otherwise, by leaving or by answering badly.
+        """
         turns = {name: one.count(step) for name, one in self._turns.items() if one.part(step) is not None}
         if not turns:
             return []
+        needed = max(0, len(turns) - (len(self._turns) - self._settings.quorum))
+        if not needed and set(turns) <= self._absent:
+            return []
         order = pack_gradient_order(GradientOrder(number, step, self._steps, network_state(self._network)))
-        # The agreed share of those whose turn it is.
-        needed = -(-len(turns) * self._settings.quorum // self._settings.owners)
+        group = f"round {number} step {step + 1}"
 
         def unpack(owner: str, message: Message) -> PartialGradient:
             return unpack_gradient(
@@ -158,7 +167,6 @@ class Gradients:
             )
 
         def attempt() -> dict[str, PartialGradient]:
-            group = f"round {number} step {step + 1}"
             answers = self._quorum.ask(GRADIENT, order, group, unpack, set(turns) - self._absent)
             self._absent |= self._quorum.late
             if len(answers) < needed:
@@ -166,8 +174,25 @@ class Gradients:
             return answers
 
         answers = self._quorum.gather(attempt, needed, _HINT)
+        if not answers:
+            self._pass_over(group, set(turns))
         # Sums depend on the order of their terms, and answers come in any.
         return [answers[owner] for owner in sorted(answers)]
+
+    def _pass_over(self, group: str, owners: set[str]) -> None:
+        """Do without these owners for the rest of the pass, if the quorum is there without them."""
+        self._refused |= self._quorum.refused
+        left = len(self._quorum.wait() - self._refused)
+        if left < self._settings.quorum:
+            raise FederationError(
+                f"nobody gave a usable answer in {group}, and {left} owners are left of a quorum of "
+                f"{self._settings.quorum}",
+                hint=f"See audit.jsonl for each owner's reason. {_HINT}",
+            )
+        for owner in sorted(owners - self._absent):
+            self._state.audit("left out of the pass", owner=owner, group=group)
+        self._absent |= owners
+        self._state.audit("step passed over", group=group)
 
     def _evaluated(self, record: RoundRecord) -> RoundRecord:
         group = f"evaluation of round {record.round}"

@@ -391,3 +391,88 @@ def test_a_step_that_is_nobodys_turn_is_passed_over(make_federation: MakeFederat
     # 10 images make 3 steps; each owner has enough for one.
     assert [kind for _, kind in federation.grid.asked].count(GRADIENT) == 2 * 2
     assert all(record.train_loss is not None for record in records)
+
+
+# Of 125 images in steps of 10, anna and bert fill 2 steps each with 8 or more images, and carl 11: most steps are his.
+UNEQUAL = {"anna": ((12, 7), (6,)), "bert": ((16,), (5,)), "carl": ((90,), ())}
+
+
+def unequal(make_federation: MakeFederation, **changes: Any) -> SimpleNamespace:
+    return make(make_federation, owners_=UNEQUAL, training={"min_local_batch": 8}, **{"quorum": 2, **changes})
+
+
+def test_an_owner_that_is_away_does_not_end_the_run_where_steps_are_its_own(
+    make_federation: MakeFederation, audit: Audit
+) -> None:
+    federation = unequal(make_federation)
+    federation.faults.offline.add("carl")
+    records, state = run(federation)
+    # Anna and bert take part in different steps; carl's are as if it were nobody's turn.
+    assert [(record.round, record.owners) for record in records] == [(1, 1), (2, 1)]
+    assert all(np.isfinite(record.train_loss) for record in records)
+    fresh = network_state(build_network(federation.settings.network_config(), federation.settings.training.seed))
+    assert not all(torch.equal(fresh[name], state[name]) for name in fresh)
+    away = [line["owner"] for line in audit(federation.state) if line["event"] == "left out of the pass"]
+    # Once in each pass, not in each step.
+    assert away == ["carl"] * 2
+
+
+def test_an_owner_that_announces_more_than_it_has_does_not_end_the_run_by_leaving(
+    make_federation: MakeFederation,
+) -> None:
+    federation = make(make_federation, quorum=2, enrolled={"carl": {"train_images": 2000}})
+    federation.faults.offline.add("carl")
+    records, _ = run(federation)
+    assert all(np.isfinite(record.train_loss) for record in records)
+
+
+@pytest.mark.parametrize("how", ["refused", "silence", "error"])
+def test_an_owner_without_a_usable_answer_does_not_end_the_run_where_steps_are_its_own(
+    make_federation: MakeFederation, rewrite: Rewrite, audit: Audit, how: str
+) -> None:
+    federation = unequal(make_federation, deadline_s=0.3 if how == "silence" else 60.0)
+
+    def spoil(owner: str, question: Message, answer: Message) -> Message:
+        if owner != "carl" or question.metadata.message_type != GRADIENT:
+            return answer
+        if how == "error":
+            return Message(Error(3, "node unavailable"), reply_to=question)
+        return rewrite(answer, **ANSWERS["not a number"])
+
+    if how == "silence":
+        federation.faults.drop = lambda owner, question: owner == "carl" and question.metadata.message_type == GRADIENT
+    else:
+        federation.faults.mutate = spoil
+    records, _ = run(federation)
+    assert [record.round for record in records] == [1, 2]
+    assert all(np.isfinite(record.train_loss) for record in records)
+    asked = [owner for owner, kind in federation.grid.asked if kind == GRADIENT]
+    events = [line["event"] for line in audit(federation.state)]
+    # Not in each of its steps: each could take the deadline.
+    assert events.count("step passed over") == asked.count("carl") == 2
+
+
+def test_where_only_the_absent_have_a_step_and_the_quorum_is_not_there_it_fails(
+    make_federation: MakeFederation,
+) -> None:
+    federation = unequal(make_federation, deadline_s=0.2)
+    federation.faults.offline |= {"bert", "carl"}
+    with pytest.raises(FederationError, match="1 owners are left of a quorum of 2"):
+        run(federation)
+
+
+def test_training_that_diverged_in_steps_of_single_owners_is_not_passed_over_for_ever(
+    make_federation: MakeFederation, rewrite: Rewrite
+) -> None:
+    # So few of them that no two owners have the same.
+    federation = make(make_federation, owners_=UNEQUAL, quorum=2, training={"min_local_batch": 16})
+
+    def diverged(_owner: str, question: Message, answer: Message) -> Message:
+        if question.metadata.message_type == GRADIENT:
+            return rewrite(answer, **ANSWERS["moments that are infinite"])
+        return answer
+
+    federation.faults.mutate = diverged
+    with pytest.raises(FederationError, match="owners are left of a quorum of 2") as caught:
+        run(federation)
+    assert "--learning-rate" in caught.value.hint
