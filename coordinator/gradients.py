@@ -9,6 +9,7 @@ import torch
 from flwr.app import Message
 
 from coordinator.checkpoint import Checkpoint, PassSoFar, load_checkpoint, save_checkpoint
+from coordinator.norm_bound import NormBound
 from coordinator.quorum import Quorum, with_evaluation
 from coordinator.state import RoundRecord, StateFolder
 from ppfed.errors import FederationError
@@ -76,6 +77,7 @@ class Gradients:
             name: Turns(count, self._steps, training.min_local_batch, owner_offset(name))
             for name, count in images.items()
         }
+        self._bound = NormBound()
         # Whoever missed a deadline is asked again in the next pass, not in each step: a step would take the deadline.
         self._absent: set[str] = set()
         # Those for whose bad answers a step was passed over: where training diverges, everybody's are bad.
@@ -95,6 +97,7 @@ class Gradients:
             done, so_far = checkpoint.rounds, checkpoint.so_far
             load_network_state(self._network, checkpoint.weights)
             self._trainer.load_momentum(checkpoint.momentum)
+            self._bound.longest = dict(checkpoint.longest)
             if checkpoint.record is not None and so_far.steps == 0:
                 yield self._evaluated(checkpoint.record)
         for number in range(done + 1, self._settings.training.rounds + 1):
@@ -176,6 +179,12 @@ class Gradients:
         answers = self._quorum.gather(attempt, needed, _HINT)
         if not answers:
             self._pass_over(group, set(turns))
+        for owner, one in self._bound.bound_parts(answers).items():
+            answers[owner] = one.answer
+            self._state.audit("bounded", owner=owner, group=group, reason=one.reason)
+            if one.far:
+                # A gradient that long in each step would carry the weights away, shortened or not.
+                self._leave_out(group, {owner})
         # Sums depend on the order of their terms, and answers come in any.
         return [answers[owner] for owner in sorted(answers)]
 
@@ -189,10 +198,13 @@ class Gradients:
                 f"{self._settings.quorum}",
                 hint=f"See audit.jsonl for each owner's reason. {_HINT}",
             )
+        self._leave_out(group, owners)
+        self._state.audit("step passed over", group=group)
+
+    def _leave_out(self, group: str, owners: set[str]) -> None:
         for owner in sorted(owners - self._absent):
             self._state.audit("left out of the pass", owner=owner, group=group)
         self._absent |= owners
-        self._state.audit("step passed over", group=group)
 
     def _evaluated(self, record: RoundRecord) -> RoundRecord:
         group = f"evaluation of round {record.round}"
@@ -201,5 +213,12 @@ class Gradients:
     def _save(self, rounds: int, record: RoundRecord | None, so_far: PassSoFar) -> None:
         save_checkpoint(
             self._state.checkpoint,
-            Checkpoint(rounds, network_state(self._network), self._trainer.momentum(), record, so_far),
+            Checkpoint(
+                rounds,
+                network_state(self._network),
+                self._trainer.momentum(),
+                record,
+                so_far,
+                longest=dict(self._bound.longest),
+            ),
         )
