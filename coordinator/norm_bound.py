@@ -10,8 +10,9 @@ fewer than half of them are hostile, it is no larger than what some honest owner
 alone will not do. Late in training an owner whose images are all classified rightly changes next to nothing, and one
 with a hard image a hundred times as much: honest answers would be cut, and a step of exchange ``gradients`` would no
 longer be that of one machine with all images. The factor of ten is there to leave honest owners alone that have more
-images or take more steps. An answer within the bound is not changed by a bit. Who once went beyond it is bounded by the
-median itself from then on: ten times the median, in every round in the same direction, would carry the weights away.
+images or take more steps. An answer within the bound is not changed by a bit. Who went beyond it twice is bounded by
+the median itself from then on: ten times the median, in every round in the same direction, would carry the weights
+away.
 
 Of two owners it cannot be told which is hostile: before three have answered, nothing is bounded.
 """
@@ -19,6 +20,7 @@ Of two owners it cannot be told which is hostile: before three have answered, no
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
@@ -33,6 +35,7 @@ FACTOR = 10.0
 """How many times as long as the median a change or a gradient may be."""
 
 _FEWEST = 3
+_MOST_BEYOND = 2
 _EPSILON = 1e-5
 """What batch norm adds to a variance before it divides by the root."""
 
@@ -51,7 +54,7 @@ class Bounded(Generic[Answer]):
     reason : str
         For the audit trail.
     far : bool
-        Whether its norm was beyond ten times the median, and not only beyond what is left to an owner that once was.
+        Whether its norm was beyond ten times the median, and not only beyond what is left to an owner that was before.
     """
 
     answer: Answer
@@ -70,7 +73,7 @@ class NormBound:
 
     def __init__(self) -> None:
         self.longest: dict[str, float] = {}
-        self._caught: set[str] = set()
+        self._beyond: Counter[str] = Counter()
 
     def bound_weights(
         self, base: Mapping[str, Tensor], answers: Mapping[str, Mapping[str, Tensor]]
@@ -161,8 +164,8 @@ class NormBound:
     def _limits(self, norms: Mapping[str, float]) -> dict[str, float]:
         """Longest norm of each owner's answer to this round or step."""
         self.longest |= {owner: max(norm, self.longest.get(owner, 0.0)) for owner, norm in norms.items()}
-        limits = {owner: self._median if owner in self._caught else FACTOR * self._median for owner in norms}
-        self._caught |= {owner for owner, norm in norms.items() if norm > FACTOR * self._median}
+        limits = {owner: self._median * (FACTOR if self._beyond[owner] < _MOST_BEYOND else 1.0) for owner in norms}
+        self._beyond.update(owner for owner, norm in norms.items() if norm > FACTOR * self._median)
         return limits
 
     @property

@@ -507,7 +507,7 @@ def test_weights_below_the_limit_do_not_end_the_run(
 def test_sixty_rounds_in_the_same_direction_do_not_end_the_run(
     make_federation: MakeFederation, rewrite: Rewrite
 ) -> None:
-    """At ten times the median in each of them honest answers exceeded the limits in round 53."""
+    """With ten times the median in each of them honest answers exceeded the limits in round 53."""
     federation = make_federation(THREE, quorum=2, training={"rounds": 60})
     hostile(federation, rewrite, everywhere(9e5), every_round=True)
     records, _ = run(federation)
