@@ -63,6 +63,8 @@ class Checkpoint:
     so_far : PassSoFar
     average : dict of str to tensor
         The averaged network that is measured and delivered; empty where none is kept.
+    longest : dict of str to float
+        As ``NormBound`` has it.
     """
 
     rounds: int
@@ -71,6 +73,7 @@ class Checkpoint:
     record: RoundRecord | None = None
     so_far: PassSoFar = field(default_factory=PassSoFar)
     average: dict[str, Tensor] = field(default_factory=dict)
+    longest: dict[str, float] = field(default_factory=dict)
 
     @property
     def delivered(self) -> dict[str, Tensor]:
@@ -90,7 +93,12 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
     _flush(fresh)
     _flush(folder)
     record = None if checkpoint.record is None else checkpoint.record.model_dump()
-    progress = {"rounds": checkpoint.rounds, "record": record, "so_far": checkpoint.so_far.model_dump()}
+    progress = {
+        "rounds": checkpoint.rounds,
+        "record": record,
+        "so_far": checkpoint.so_far.model_dump(),
+        "longest": checkpoint.longest,
+    }
     write_atomic(folder / _PROGRESS, json.dumps(progress))
     _flush(folder)
     for old in folder.iterdir():
@@ -116,7 +124,10 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         kept = folder / _name(rounds, so_far)
         # Federations from before averages have no such file.
         average = load_file(kept / _AVERAGE) if (kept / _AVERAGE).exists() else {}
-        return Checkpoint(rounds, load_file(kept / _WEIGHTS), load_file(kept / _MOMENTUM), record, so_far, average)
+        # Nor did those from before norms were bounded write this.
+        longest = {str(owner): float(norm) for owner, norm in dict(progress.get("longest", {})).items()}
+        weights, momentum = load_file(kept / _WEIGHTS), load_file(kept / _MOMENTUM)
+        return Checkpoint(rounds, weights, momentum, record, so_far, average, longest)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(
             f"the checkpoint in {folder} is damaged ({type(error).__name__})",

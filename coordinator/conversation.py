@@ -108,6 +108,21 @@ class Conversation:
             self.check_stop()
             time.sleep(_POLL_S)
 
+    def wait_for_most(self, owners: set[str], count: int, deadline: float) -> set[str]:
+        """Wait for these owners, after the deadline (``time.monotonic``) only until so many of them are online.
+
+        Returns
+        -------
+        set of str
+            Those that are missing.
+        """
+        while missing := owners - self.online():
+            if time.monotonic() > deadline and len(owners) - len(missing) >= count:
+                break
+            self.check_stop()
+            time.sleep(_POLL_S)
+        return missing
+
     def wait_for_number(self, count: int, deadline: float) -> None:
         """Wait until so many owners are online, or the deadline (``time.monotonic``) has passed."""
         while len(self.online()) < count and time.monotonic() < deadline:

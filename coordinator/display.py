@@ -26,6 +26,7 @@ class Watch:
         self._joined: set[str] = set()
         self._rounds = len(state.status().rounds)
         self._phase: Phase | None = None
+        self._message = ""
         self._bar = live_bar(console)
         self._task = self._bar.add_task("starting", total=None)
 
@@ -59,6 +60,11 @@ class Watch:
         if status.phase is not self._phase:
             self._phase = status.phase
             self._say(str(status.phase))
+        # How it ended is said by the command.
+        if status.phase in (Phase.INTAKE, Phase.TRAINING) and status.message != self._message:
+            self._message = status.message
+            if self._message:
+                self._say(self._message)
         for record in status.rounds[self._rounds :]:
             accuracy = "" if record.accuracy is None else f", accuracy {record.accuracy:.2%}"
             loss = "" if record.train_loss is None else f", loss {record.train_loss:.3f}"

@@ -9,6 +9,7 @@ import torch
 from flwr.app import Message
 
 from coordinator.checkpoint import Checkpoint, PassSoFar, load_checkpoint, save_checkpoint
+from coordinator.norm_bound import NormBound
 from coordinator.quorum import Quorum, with_evaluation
 from coordinator.state import RoundRecord, StateFolder
 from ppfed.errors import FederationError
@@ -76,8 +77,11 @@ class Gradients:
             name: Turns(count, self._steps, training.min_local_batch, owner_offset(name))
             for name, count in images.items()
         }
+        self._bound = NormBound()
         # Whoever missed a deadline is asked again in the next pass, not in each step: a step would take the deadline.
         self._absent: set[str] = set()
+        # Those for whose bad answers a step was passed over: where training diverges, everybody's are bad.
+        self._refused: set[str] = set()
 
     def run(self) -> Iterator[RoundRecord]:
         """Run all passes, going on from the last checkpoint; yields a record of each when its accuracy is known.
@@ -93,6 +97,7 @@ class Gradients:
             done, so_far = checkpoint.rounds, checkpoint.so_far
             load_network_state(self._network, checkpoint.weights)
             self._trainer.load_momentum(checkpoint.momentum)
+            self._bound.longest = dict(checkpoint.longest)
             if checkpoint.record is not None and so_far.steps == 0:
                 yield self._evaluated(checkpoint.record)
         for number in range(done + 1, self._settings.training.rounds + 1):
@@ -104,6 +109,7 @@ class Gradients:
         started = saved = time.monotonic()
         epochs = TrainingConfig.of(self._settings.training).epochs
         self._absent.clear()
+        self._refused.clear()
         for step in range(so_far.steps, self._steps):
             parts = self._parts(number, step)
             loss = 0.0
@@ -140,13 +146,19 @@ class Gradients:
         return record
 
     def _parts(self, number: int, step: int) -> list[PartialGradient]:
-        """Gather the gradients of the owners whose turn it is; empty where it is nobody's."""
+        """Gather the gradients of the owners whose turn it is; empty where it is nobody's, or nobody of them is there.
+
+        As many may be missing from a step as from the federation: all but the quorum. An owner that has steps to itself
+        would end the run for all otherwise, by leaving or by answering badly.
+        """
         turns = {name: one.count(step) for name, one in self._turns.items() if one.part(step) is not None}
         if not turns:
             return []
+        needed = max(0, len(turns) - (len(self._turns) - self._settings.quorum))
+        if not needed and set(turns) <= self._absent:
+            return []
         order = pack_gradient_order(GradientOrder(number, step, self._steps, network_state(self._network)))
-        # The agreed share of those whose turn it is.
-        needed = -(-len(turns) * self._settings.quorum // self._settings.owners)
+        group = f"round {number} step {step + 1}"
 
         def unpack(owner: str, message: Message) -> PartialGradient:
             return unpack_gradient(
@@ -158,7 +170,6 @@ class Gradients:
             )
 
         def attempt() -> dict[str, PartialGradient]:
-            group = f"round {number} step {step + 1}"
             answers = self._quorum.ask(GRADIENT, order, group, unpack, set(turns) - self._absent)
             self._absent |= self._quorum.late
             if len(answers) < needed:
@@ -166,8 +177,34 @@ class Gradients:
             return answers
 
         answers = self._quorum.gather(attempt, needed, _HINT)
+        if not answers:
+            self._pass_over(group, set(turns))
+        for owner, one in self._bound.bound_parts(answers).items():
+            answers[owner] = one.answer
+            self._state.audit("bounded", owner=owner, group=group, reason=one.reason)
+            if one.far:
+                # A gradient that long in each step would carry the weights away, shortened or not.
+                self._leave_out(group, {owner})
         # Sums depend on the order of their terms, and answers come in any.
         return [answers[owner] for owner in sorted(answers)]
+
+    def _pass_over(self, group: str, owners: set[str]) -> None:
+        """Do without these owners for the rest of the pass, if the quorum is there without them."""
+        self._refused |= self._quorum.refused
+        left = len(self._quorum.wait() - self._refused)
+        if left < self._settings.quorum:
+            raise FederationError(
+                f"nobody gave a usable answer in {group}, and {left} owners are left of a quorum of "
+                f"{self._settings.quorum}",
+                hint=f"See audit.jsonl for each owner's reason. {_HINT}",
+            )
+        self._leave_out(group, owners)
+        self._state.audit("step passed over", group=group)
+
+    def _leave_out(self, group: str, owners: set[str]) -> None:
+        for owner in sorted(owners - self._absent):
+            self._state.audit("left out of the pass", owner=owner, group=group)
+        self._absent |= owners
 
     def _evaluated(self, record: RoundRecord) -> RoundRecord:
         group = f"evaluation of round {record.round}"
@@ -176,5 +213,12 @@ class Gradients:
     def _save(self, rounds: int, record: RoundRecord | None, so_far: PassSoFar) -> None:
         save_checkpoint(
             self._state.checkpoint,
-            Checkpoint(rounds, network_state(self._network), self._trainer.momentum(), record, so_far),
+            Checkpoint(
+                rounds,
+                network_state(self._network),
+                self._trainer.momentum(),
+                record,
+                so_far,
+                longest=dict(self._bound.longest),
+            ),
         )

@@ -85,10 +85,11 @@ class Intake:
             If fewer than the quorum are left.
         """
         self._state.audit("intake began", owners=len(self._deliveries))
-        now = time.monotonic()
+        now, online = time.monotonic(), self._conversation.online()
         for owner, delivery in self._deliveries.items():
             delivery.last_heard = now
-            self._ask_manifest(owner)
+            if owner in online or not self._take_delivered(owner, delivery):
+                self._ask_manifest(owner)
         while any(not delivery.complete for delivery in self._deliveries.values()):
             for reply in self._conversation.answers(time.monotonic() + _CHASE_S):
                 self._handle(reply)
@@ -138,7 +139,30 @@ class Intake:
                     f"the manifest lists {listed} shards of split {split}, and the {announced[split]} images that were "
                     f"announced make {wanted}"
                 )
+        self._take(owner, delivery, manifest)
+
+    def _take_delivered(self, owner: str, delivery: _Delivery) -> bool:
+        """Do without an owner that is away, if what an earlier run received of it is complete and still whole."""
+        checksums = self._state.delivered().get(owner)
+        if checksums is None or set(checksums) != set(Split):
+            return False
+        announced = announced_images(self._owners[owner])
+        full = rows_per_shard(self._settings.shape)
+        # It may have joined again with other images since.
+        if any(len(checksums[split]) != -(-announced[split] // full) for split in Split):
+            return False
+        store = ShardStore(self._state.store(owner))
+        names = Manifest(checksums).names()
+        if any(self._stored_rows(store, name, checksums[name.split][name.index]) is None for name in names):
+            return False
+        self._take(owner, delivery, Manifest(checksums))
+        self._state.audit("complete already", owner=owner)
+        return True
+
+    def _take(self, owner: str, delivery: _Delivery, manifest: Manifest) -> None:
+        """Begin a delivery: what is on disk is not asked for."""
         delivery.manifest = manifest
+        delivery.received.clear()
         store = ShardStore(self._state.store(owner))
         # What an earlier run received and this manifest does not list: the owner has prepared its images anew.
         kept = {store.path(name.split, name.index) for name in manifest.names()}
@@ -151,7 +175,13 @@ class Intake:
                 delivery.missing.append(name)
             else:
                 delivery.received[name.split] += have
+        self._note(owner, delivery)
         self._report()
+
+    def _note(self, owner: str, delivery: _Delivery) -> None:
+        """Write down whether the owner's images are complete, for a run that it may not be there for."""
+        if delivery.manifest is not None:
+            self._state.set_delivered(owner, delivery.manifest.checksums if delivery.complete else None)
 
     def _stored_rows(self, store: ShardStore, name: ShardName, checksum: int) -> int | None:
         """Rows of a shard that an earlier run received whole, or None."""
@@ -179,6 +209,7 @@ class Intake:
         ShardStore(self._state.store(owner)).write(name.split, name.index, shard)
         delivery.received[name.split] += len(shard)
         self._state.audit("shard", owner=owner, split=str(name.split), index=name.index, images=len(shard))
+        self._note(owner, delivery)
         self._report()
 
     def _ask_manifest(self, owner: str) -> None:
@@ -221,6 +252,9 @@ class Intake:
             if delivery.complete:
                 continue
             if now - delivery.last_heard > self._settings.deadline_s:
+                if delivery.manifest is None and self._take_delivered(owner, delivery):
+                    self._conversation.forget(owner)
+                    continue
                 self._leave_out(owner, f"silent for {self._settings.deadline_s:.0f} s")
             elif delivery.paused:
                 online = self._conversation.online() if online is None else online

@@ -49,6 +49,13 @@ class Quorum:
         self.owners = owners
         self.late: set[str] = set()
         """Owners that missed the deadline of the last question."""
+        self.refused: set[str] = set()
+        """Owners whose answers to the last question failed a check."""
+
+    def wait(self) -> set[str]:
+        """Wait for the quorum as long as for an answer, and return who is online then."""
+        self._conversation.wait_for_number(self._settings.quorum, time.monotonic() + self._settings.deadline_s)
+        return self._conversation.online()
 
     def gather(self, attempt: Callable[[], dict[str, Answer]], needed: int, hint: str = _GO_ON) -> dict[str, Answer]:
         """Make attempts until one has enough answers; ``hint`` says what to do where none has.
@@ -59,7 +66,7 @@ class Quorum:
             If several in a row have not.
         """
         for _ in range(_MOST_FAILED_ATTEMPTS):
-            self._conversation.wait_for_number(self._settings.quorum, time.monotonic() + self._settings.deadline_s)
+            self.wait()
             answers = attempt()
             if len(answers) >= needed:
                 return answers
@@ -94,6 +101,7 @@ class Quorum:
         for owner in sorted(self._conversation.online() & wanted):
             self._conversation.ask(owner, message_type, content, group, self._settings.deadline_s)
         answers: dict[str, Answer] = {}
+        self.refused = set()
         for reply in self._conversation.answers(deadline):
             if reply.message is None:
                 self._state.audit("no answer", owner=reply.owner, group=group, reason=reply.error)
@@ -101,6 +109,7 @@ class Quorum:
             try:
                 answers[reply.owner] = unpack(reply.owner, reply.message)
             except (PeerDataError, ModelError) as error:
+                self.refused.add(reply.owner)
                 self._state.audit("refused", owner=reply.owner, group=group, reason=error.message)
         self.late = self._conversation.waiting_for()
         for owner in self.late:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 from flwr.app import Message
 from flwr.serverapp.strategy import Strategy
 
 from coordinator.aggregation import Aggregation
 from coordinator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
+from coordinator.norm_bound import NormBound
 from coordinator.quorum import Quorum, with_evaluation
 from coordinator.state import RoundRecord, StateFolder
 from ppfed.federation import FederationSettings
@@ -51,6 +53,7 @@ class Rounds:
         self._aggregation = Aggregation(strategy, network)
         self._network = network
         self._layout = network_layout(network)
+        self._bound = NormBound()
 
     def run(self) -> Iterator[RoundRecord]:
         """Run all rounds, going on from the last checkpoint; yields a record of each when its accuracy is known.
@@ -69,6 +72,7 @@ class Rounds:
             pending = checkpoint.record
             load_network_state(self._network, checkpoint.weights)
             self._aggregation.load_state(checkpoint.momentum)
+            self._bound.longest = dict(checkpoint.longest)
         rounds = self._settings.training.rounds
         for number in range(done + 1, rounds + 1):
             started = time.monotonic()
@@ -88,7 +92,13 @@ class Rounds:
             )
             save_checkpoint(
                 self._state.checkpoint,
-                Checkpoint(number, network_state(self._network), self._aggregation.state(), pending),
+                Checkpoint(
+                    number,
+                    network_state(self._network),
+                    self._aggregation.state(),
+                    pending,
+                    longest=dict(self._bound.longest),
+                ),
             )
         if pending is not None:
             yield with_evaluation(pending, self._quorum.evaluate(rounds + 1, self._network, "evaluation"))
@@ -109,6 +119,13 @@ class Rounds:
                 message.content = pack_round_result(result)
             return result, message
 
-        return self._quorum.gather(
-            lambda: self._quorum.ask(TRAIN, order, f"round {number}", unpack), self._settings.quorum
-        )
+        group = f"round {number}"
+        results = self._quorum.gather(lambda: self._quorum.ask(TRAIN, order, group, unpack), self._settings.quorum)
+        bounded = self._bound.bound_weights(weights, {owner: result.weights for owner, (result, _) in results.items()})
+        for owner, one in bounded.items():
+            result, message = results[owner]
+            result = replace(result, weights=one.answer)
+            message.content = pack_round_result(result)
+            results[owner] = result, message
+            self._state.audit("bounded", owner=owner, group=group, reason=one.reason)
+        return results

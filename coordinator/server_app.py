@@ -93,7 +93,7 @@ class _Run:
         """Receive images where they are exchanged, train, and tell the owners."""
         images = self._settings.exchange is Exchange.IMAGES
         self._set(phase=Phase.INTAKE if images else Phase.TRAINING)
-        self._conversation.wait_for(set(self._owners))
+        self._await_owners()
         if images:
             self._receive()
         # torch takes 190 MiB, which whoever only receives images can do without.
@@ -112,7 +112,27 @@ class _Run:
             self._set(phase=Phase.TRAINING, rounds=[*kept, record], steps=0)
         # The status says "finished" only after the owners were told: then the services may go.
         self._tell(training.write_model(self._status.rounds), _FAREWELL_S)
-        self._set(phase=Phase.FINISHED)
+        self._set(phase=Phase.FINISHED, message="")
+
+    def _await_owners(self) -> None:
+        """Wait for all before the first run; later for those that come in time, and for the quorum."""
+        owners = set(self._owners)
+        if not self._state.begun:
+            self._conversation.wait_for(owners)
+            self._state.set_begun()
+            return
+        # Of an owner whose images are all here nothing is needed.
+        owners -= set(self._state.delivered())
+        count = self._settings.quorum - (len(self._owners) - len(owners))
+        absent = owners - self._conversation.online()
+        if absent:
+            limit = f"{self._settings.deadline_s:.0f} s if the quorum is there"
+            self._set(message=f"waiting for {', '.join(sorted(absent))}, for {limit}")
+        missing = self._conversation.wait_for_most(owners, count, time.monotonic() + self._settings.deadline_s)
+        names = ", ".join(sorted(missing))
+        if missing:
+            self._state.audit("goes on without", owners=names)
+        self._set(message=f"going on without {names}, who may join again" if missing else "")
 
     def _receive(self) -> None:
         def on_progress(received: int, expected: int) -> None:

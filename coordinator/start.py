@@ -168,6 +168,8 @@ class _Supervisor:
         self._traffic = traffic
         self._watch = watch
         self._settings = state.plan().settings
+        # Only the first run needs all owners; a later one waits for them itself, and not for ever.
+        self._begun = state.begun
 
     def run(self) -> Status:
         while not self._all_here():
@@ -197,7 +199,7 @@ class _Supervisor:
 
     def _all_here(self) -> bool:
         enrolled = set(self._state.owners().enrolled())
-        return len(enrolled) >= self._settings.owners and enrolled <= self._traffic.online()
+        return len(enrolled) >= self._settings.owners and (self._begun or enrolled <= self._traffic.online())
 
     def _tick(self) -> None:
         self._superlink.require_running()

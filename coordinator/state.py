@@ -8,6 +8,8 @@
     store/OWNER/       encrypted images           checkpoint/     to go on from after a crash
     logs/              output of the services     model/          the result
     steps.json         steps of a pass, in exchange ``gradients``
+    delivered.json     whose images are complete, and their checksums
+    begun              there once all owners were here
     processes/         what the training processes of several GPUs share
     compiled/          what torch.compile made, with ``--compile``
 """
@@ -19,7 +21,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Annotated, TextIO
@@ -30,6 +32,7 @@ from ppfed.atomic import write_atomic
 from ppfed.enrolment import Phase
 from ppfed.errors import UsageError
 from ppfed.federation import FederationSettings, describe_invalid
+from ppfed.images.source import Split
 
 STATE_VARIABLE = "PPFED_COORDINATOR_STATE"
 """Environment variable that tells the ServerApp, which Flower starts, the folder."""
@@ -37,6 +40,7 @@ STATE_VARIABLE = "PPFED_COORDINATOR_STATE"
 _LOOK_S = 0.5
 _STEPS = TypeAdapter(Annotated[int, Field(ge=1)])
 _TRAFFIC = TypeAdapter(dict[str, int])
+_DELIVERED = TypeAdapter(dict[str, dict[Split, tuple[int, ...]]])
 
 
 class Plan(BaseModel):
@@ -265,6 +269,27 @@ class StateFolder:
         except ValidationError:
             raise UsageError(f"{path} is damaged", hint="Restore it from a backup.") from None
 
+    def delivered(self) -> dict[str, dict[Split, tuple[int, ...]]]:
+        """Read whose images were complete, with the CRC-32 of each shard by split; a damaged file is put aside."""
+        path = self.folder / "delivered.json"
+        try:
+            return _DELIVERED.validate_json(path.read_bytes())
+        except FileNotFoundError:
+            return {}
+        except ValidationError:
+            self._put_aside(path)
+            return {}
+
+    def set_delivered(self, owner: str, checksums: Mapping[Split, tuple[int, ...]] | None) -> None:
+        """Write that an owner's images are complete; None that they are not."""
+        before = self.delivered()
+        listed = {name: one for name, one in before.items() if name != owner}
+        if checksums is not None:
+            listed[owner] = dict(checksums)
+        if listed == before:
+            return
+        write_atomic(self.folder / "delivered.json", _DELIVERED.dump_json(listed))
+
     def traffic(self) -> dict[str, int]:
         """Read how many bytes each owner has sent through the front door; a damaged file is put aside."""
         path = self.folder / "traffic.json"
@@ -334,6 +359,16 @@ class StateFolder:
                 text = file.read().strip()
                 return int(text) if text.isdigit() else None
         return None
+
+    @property
+    def begun(self) -> bool:
+        """Whether an earlier run had all owners: another one need not wait for those that are gone."""
+        # Federations from before the mark have a checkpoint, or a store.
+        return any((self.folder / name).exists() for name in ("begun", "checkpoint", "store"))
+
+    def set_begun(self) -> None:
+        """Leave the mark that all owners were here."""
+        (self.folder / "begun").touch()
 
     @property
     def open_mark(self) -> Path:

@@ -31,11 +31,13 @@ _SHOWN_CHARACTERS = 1000
 _MOST_WEIGHT_BYTES = 1 << 30
 _MOST_WEIGHT = 1e6
 """Largest value of a weight. Trained networks hold weights below 10 and running variances in the thousands at most;
-sums of larger values, though finite, overflow float32 in the layers and in the average, and end the run for all."""
+sums of larger values, though finite, overflow float32 in the layers and in the average. This keeps one answer from
+overflowing, and no more: from weights of 1,000 already, honest owners come to variances beyond it. What one
+owner's answer does to the average is bounded where answers can be compared (``coordinator/norm_bound.py``)."""
 
 _MOST_GRADIENT = 1e4
-"""Largest value of a gradient. Gradients of a mean cross-entropy are below 100 where training goes well; a larger one
-would carry the weights out of the range that owners accept, and end the run for all."""
+"""Largest value of a gradient. Gradients of a mean cross-entropy are below 100 where training goes well. One step of
+smaller ones can carry the weights to where honest answers are out of range, too."""
 
 _MOST_SQUARE = _MOST_WEIGHT / 2
 """Largest mean square of what a batch-norm layer sees. A union's is no larger than its parts', and its unbiased

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from clients.answers import AnswerLimit
 from coordinator import gradients as module
+from coordinator import norm_bound
 from coordinator.checkpoint import load_checkpoint
 from coordinator.gradients import Gradients
 from coordinator.quorum import Quorum
@@ -391,3 +392,170 @@ def test_a_step_that_is_nobodys_turn_is_passed_over(make_federation: MakeFederat
     # 10 images make 3 steps; each owner has enough for one.
     assert [kind for _, kind in federation.grid.asked].count(GRADIENT) == 2 * 2
     assert all(record.train_loss is not None for record in records)
+
+
+# Of 125 images in steps of 10, anna and bert fill 2 steps each with 8 or more images, and carl 11: most steps are his.
+UNEQUAL = {"anna": ((12, 7), (6,)), "bert": ((16,), (5,)), "carl": ((90,), ())}
+
+
+def unequal(make_federation: MakeFederation, **changes: Any) -> SimpleNamespace:
+    return make(make_federation, owners_=UNEQUAL, training={"min_local_batch": 8}, **{"quorum": 2, **changes})
+
+
+def test_an_owner_that_is_away_does_not_end_the_run_where_steps_are_its_own(
+    make_federation: MakeFederation, audit: Audit
+) -> None:
+    federation = unequal(make_federation)
+    federation.faults.offline.add("carl")
+    records, state = run(federation)
+    # Anna and bert take part in different steps; carl's are as if it were nobody's turn.
+    assert [(record.round, record.owners) for record in records] == [(1, 1), (2, 1)]
+    assert all(np.isfinite(record.train_loss) for record in records)
+    fresh = network_state(build_network(federation.settings.network_config(), federation.settings.training.seed))
+    assert not all(torch.equal(fresh[name], state[name]) for name in fresh)
+    away = [line["owner"] for line in audit(federation.state) if line["event"] == "left out of the pass"]
+    # Once in each pass, not in each step.
+    assert away == ["carl"] * 2
+
+
+def test_an_owner_that_announces_more_than_it_has_does_not_end_the_run_by_leaving(
+    make_federation: MakeFederation,
+) -> None:
+    federation = make(make_federation, quorum=2, enrolled={"carl": {"train_images": 2000}})
+    federation.faults.offline.add("carl")
+    records, _ = run(federation)
+    assert all(np.isfinite(record.train_loss) for record in records)
+
+
+@pytest.mark.parametrize("how", ["refused", "silence", "error"])
+def test_an_owner_without_a_usable_answer_does_not_end_the_run_where_steps_are_its_own(
+    make_federation: MakeFederation, rewrite: Rewrite, audit: Audit, how: str
+) -> None:
+    federation = unequal(make_federation, deadline_s=0.3 if how == "silence" else 60.0)
+
+    def spoil(owner: str, question: Message, answer: Message) -> Message:
+        if owner != "carl" or question.metadata.message_type != GRADIENT:
+            return answer
+        if how == "error":
+            return Message(Error(3, "node unavailable"), reply_to=question)
+        return rewrite(answer, **ANSWERS["not a number"])
+
+    if how == "silence":
+        federation.faults.drop = lambda owner, question: owner == "carl" and question.metadata.message_type == GRADIENT
+    else:
+        federation.faults.mutate = spoil
+    records, _ = run(federation)
+    assert [record.round for record in records] == [1, 2]
+    assert all(np.isfinite(record.train_loss) for record in records)
+    asked = [owner for owner, kind in federation.grid.asked if kind == GRADIENT]
+    events = [line["event"] for line in audit(federation.state)]
+    # Not in each of its steps: each could take the deadline.
+    assert events.count("step passed over") == asked.count("carl") == 2
+
+
+def test_where_only_the_absent_have_a_step_and_the_quorum_is_not_there_it_fails(
+    make_federation: MakeFederation,
+) -> None:
+    federation = unequal(make_federation, deadline_s=0.2)
+    federation.faults.offline |= {"bert", "carl"}
+    with pytest.raises(FederationError, match="1 owners are left of a quorum of 2"):
+        run(federation)
+
+
+def test_training_that_diverged_in_steps_of_single_owners_is_not_passed_over_for_ever(
+    make_federation: MakeFederation, rewrite: Rewrite
+) -> None:
+    # So few of them that no two owners have the same.
+    federation = make(make_federation, owners_=UNEQUAL, quorum=2, training={"min_local_batch": 16})
+
+    def diverged(_owner: str, question: Message, answer: Message) -> Message:
+        if question.metadata.message_type == GRADIENT:
+            return rewrite(answer, **ANSWERS["moments that are infinite"])
+        return answer
+
+    federation.faults.mutate = diverged
+    with pytest.raises(FederationError, match="owners are left of a quorum of 2") as caught:
+        run(federation)
+    assert "--learning-rate" in caught.value.hint
+
+
+THREE = {"anna": ((12, 7), (6,)), "bert": ((10,), (5,)), "carl": ((8,), ())}
+
+
+def hostile(
+    federation: SimpleNamespace, rewrite: Rewrite, name: str, change: Callable[[Any], Any], often: bool
+) -> None:
+    """Let carl answer with another gradient, or other moments, in the first step alone or in all."""
+
+    def spoil(owner: str, question: Message, answer: Message) -> Message:
+        hit = owner == "carl" and question.metadata.message_type == GRADIENT
+        if not hit or not (often or question.metadata.group_id == "round 1 step 1"):
+            return answer
+        return rewrite(answer, **spoiled(name, change))
+
+    federation.faults.mutate = spoil
+
+
+def bounded(audit: Audit, federation: SimpleNamespace) -> list[str]:
+    return [line["owner"] for line in audit(federation.state) if line["event"] == "bounded"]
+
+
+@pytest.mark.parametrize("often", [False, True], ids=["once", "in every step"])
+@pytest.mark.parametrize("value", [-9e3, 9e3, 1e3])
+def test_a_gradient_below_the_limit_does_not_end_the_run(
+    make_federation: MakeFederation, rewrite: Rewrite, audit: Audit, value: float, often: bool
+) -> None:
+    """Applied as it comes it makes every honest answer of the next steps exceed the limits."""
+    training = {"rounds": 8, "learning_rate": 0.05}
+    federation = make(make_federation, owners_=THREE, quorum=2, training=training)
+    hostile(federation, rewrite, "gradient", filled(value), often)
+    records, _ = run(federation)
+    assert [record.owners for record in records] == [3] * 8
+    assert all(np.isfinite(record.train_loss) and np.isfinite(record.held_out_loss) for record in records)
+    # A push in the same direction in each pass may outdo what the others learn.
+    assert often or records[-1].train_loss < records[0].train_loss
+    assert "carl" in bounded(audit, federation)
+    away = [line["owner"] for line in audit(federation.state) if line["event"] == "left out of the pass"]
+    # Once in each pass in which it goes far beyond the bound.
+    assert away.count("carl") == (8 if often else 1)
+
+
+@pytest.mark.parametrize(("mean", "variance"), [(700.0, 0.0), (0.0, 4e5), (0.0, 0.0)])
+def test_batch_norm_moments_do_not_end_the_run(
+    make_federation: MakeFederation, rewrite: Rewrite, audit: Audit, mean: float, variance: float
+) -> None:
+    federation = make(make_federation, owners_=THREE, quorum=2)
+
+    def change(moments: Any) -> Any:
+        return np.concatenate(
+            [np.full_like(half, value) for half, value in zip(np.split(moments, 2), (mean, variance), strict=True)]
+        )
+
+    hostile(federation, rewrite, "moments", change, True)
+    records, _ = run(federation)
+    assert all(np.isfinite(record.held_out_loss) for record in records)
+    assert bounded(audit, federation) == ["carl"] * 8
+
+
+def test_honest_gradients_are_not_changed_by_a_bit(
+    make_federation: MakeFederation, audit: Audit, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Late in training an owner's part has next to no gradient in one step, and a large one in the next."""
+    training = {"rounds": 12}
+    federation = make(make_federation, owners_=THREE, training=training)
+    norms: list[float] = []
+    bound_parts = norm_bound.NormBound.bound_parts
+
+    def watch(self: Any, parts: Any) -> Any:
+        found = sorted(float(part.gradient.norm()) for part in parts.values())
+        norms.append(found[-1] / found[(len(found) - 1) // 2])
+        return bound_parts(self, parts)
+
+    monkeypatch.setattr(norm_bound.NormBound, "bound_parts", watch)
+    _, state = run(federation)
+    assert bounded(audit, federation) == []
+    # The median of a step alone would have cut them.
+    assert max(norms) > norm_bound.FACTOR
+    monkeypatch.setattr(norm_bound, "FACTOR", float("inf"))
+    _, unbounded = run(make(make_federation, name="unbounded", owners_=THREE, training=training))
+    assert all(torch.equal(state[name], unbounded[name]) for name in state)

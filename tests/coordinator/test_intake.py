@@ -432,3 +432,45 @@ def test_memory_stays_bounded(make_federation: MakeFederation) -> None:
     federation.grid.pull_messages = pulled
     receive(federation)
     assert most == 2
+
+
+def test_an_owner_that_is_away_is_not_asked_for_images_that_are_complete(make_federation: MakeFederation) -> None:
+    federation = make_federation(**IMAGES)
+    receive(federation)
+    federation.grid.asked.clear()
+    federation.faults.offline.add("bert")
+    progress: list[tuple[int, int]] = []
+    assert receive(federation, progress) == ["anna", "bert"]
+    assert asked(federation, MANIFEST, "bert") == 0
+    assert progress[-1] == (40, 40)
+
+
+def test_an_owner_that_falls_silent_after_it_delivered_is_kept(make_federation: MakeFederation, audit: Audit) -> None:
+    """Flower takes an owner that is gone for one that is online for a minute."""
+    federation = make_federation(quorum=1, deadline_s=0.3, **IMAGES)
+    receive(federation)
+    federation.faults.drop = lambda owner, _question: owner == "bert"
+    assert receive(federation) == ["anna", "bert"]
+    assert [line["owner"] for line in audit(federation.state) if line["event"] == "complete already"] == ["bert"]
+
+
+@pytest.mark.parametrize("how", ["damaged", "announced anew", "half"])
+def test_an_owner_that_is_away_is_left_out_where_its_images_are_not_complete(
+    make_federation: MakeFederation, how: str
+) -> None:
+    federation = make_federation(quorum=1, deadline_s=0.3, **IMAGES)
+    if how == "half":
+        federation.faults.drop = lambda owner, question: (
+            owner == "anna" and question.metadata.message_type == SHARD and asked(federation, SHARD, "anna") > 1
+        )
+    receive(federation)
+    store = ShardStore(federation.state.store("anna"))
+    if how == "damaged":
+        flip(store.path(Split.TRAIN, 0))
+    elif how == "announced anew":
+        federation.enrolled["anna"] = federation.enrolled["anna"].model_copy(update={"train_images": 99})
+    federation.faults.drop = lambda _owner, _question: False
+    for owner in federation.enrolled:
+        federation.conversation.forget(owner)
+    federation.faults.offline.add("anna")
+    assert receive(federation) == ["bert"]

@@ -16,6 +16,7 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
 from flwr.app.error import Error
 
+from coordinator import norm_bound
 from coordinator import rounds as rounds_module
 from coordinator.aggregation import make_strategy
 from coordinator.checkpoint import Checkpoint, load_checkpoint
@@ -454,3 +455,126 @@ def test_an_answer_that_cannot_be_read_costs_its_owner_the_round_and_nobody_else
     assert record.owners == 1
     reasons = [line["reason"] for line in audit(federation.state) if line["event"] == "no answer"]
     assert reasons == ["unreadable answer (DecodeError)"] * 2
+
+
+THREE = {"anna": ((12, 7), (6,)), "bert": ((10,), (5,)), "carl": ((8,), ())}
+
+
+def hostile(
+    federation: SimpleNamespace, rewrite: Rewrite, change: Callable[[Any], Any], *, every_round: bool, images: int = 8
+) -> None:
+    """Let carl answer with other weights, in round 1 alone or in all."""
+
+    def spoil(owner: str, question: Message, answer: Message) -> Message:
+        if owner != "carl" or question.metadata.message_type != TRAIN:
+            return answer
+        if not every_round and question.metadata.group_id != "round 1":
+            return rewrite(answer, metrics={"num-examples": images})
+        return rewrite(answer, arrays={"weights": change}, metrics={"num-examples": images})
+
+    federation.faults.mutate = spoil
+
+
+def bounded(audit: Audit, federation: SimpleNamespace) -> list[tuple[str, str]]:
+    return [(line["owner"], line["group"]) for line in audit(federation.state) if line["event"] == "bounded"]
+
+
+@pytest.mark.parametrize("every_round", [False, True], ids=["once", "in every round"])
+@pytest.mark.parametrize("value", [1e3, 9e5])
+def test_weights_below_the_limit_do_not_end_the_run(
+    make_federation: MakeFederation, rewrite: Rewrite, audit: Audit, value: float, every_round: bool
+) -> None:
+    """Averaged as they come they make every honest answer of the next round exceed the limits."""
+    training = {"rounds": 8}
+    control, _ = run(make_federation(THREE, name="control", quorum=2, training=training))
+    federation = make_federation(THREE, quorum=2, training=training)
+    hostile(federation, rewrite, everywhere(value), every_round=every_round)
+    records, _ = run(federation)
+    assert [(record.round, record.owners) for record in records] == [(number, 3) for number in range(1, 9)]
+    assert all(math.isfinite(record.train_loss) and math.isfinite(record.held_out_loss) for record in records)
+    # It learns, as the control does: both began near 1, and end between 0.4 and 0.7.
+    assert records[-1].train_loss < 0.8 * control[0].train_loss
+    assert control[-1].train_loss < 0.8 * control[0].train_loss
+    if not every_round:
+        # Over 11 images, after eight rounds of which one went astray.
+        assert abs(records[-1].held_out_loss - control[-1].held_out_loss) < 0.5
+    assert set(bounded(audit, federation)) >= {
+        ("carl", f"round {number}") for number in (range(1, 9) if every_round else [1])
+    }
+    assert {owner for owner, _ in bounded(audit, federation)} == {"carl"}
+
+
+def test_sixty_rounds_in_the_same_direction_do_not_end_the_run(
+    make_federation: MakeFederation, rewrite: Rewrite
+) -> None:
+    """With ten times the median in each of them honest answers exceeded the limits in round 53."""
+    federation = make_federation(THREE, quorum=2, training={"rounds": 60})
+    hostile(federation, rewrite, everywhere(9e5), every_round=True)
+    records, _ = run(federation)
+    assert [record.owners for record in records] == [3] * 60
+    assert math.isfinite(records[-1].train_loss)
+
+
+def test_an_owner_that_outweighs_all_others_does_not_end_the_run(
+    make_federation: MakeFederation, rewrite: Rewrite, audit: Audit
+) -> None:
+    """It announced so many images that the average is its own answer."""
+    federation = make_federation(
+        THREE, quorum=2, training={"rounds": 8}, enrolled={"carl": {"train_images": 100_000_000}}
+    )
+    hostile(federation, rewrite, everywhere(9e5), every_round=True, images=100_000_000)
+    records, _ = run(federation)
+    assert [record.owners for record in records] == [3] * 8
+    assert {owner for owner, _ in bounded(audit, federation)} == {"carl"}
+
+
+@pytest.mark.parametrize("images", [8, 100_000_000])
+@pytest.mark.parametrize(("mean", "variance"), [(9e5, 9e5), (9e5, 0.0), (0.0, 0.0)])
+def test_batch_norm_statistics_do_not_end_the_run(
+    make_federation: MakeFederation, rewrite: Rewrite, audit: Audit, mean: float, variance: float, images: int
+) -> None:
+    """The parameters are honest; with these statistics the average could not be evaluated."""
+    federation = make_federation(THREE, quorum=2, training={"rounds": 3}, enrolled={"carl": {"train_images": images}})
+    kinds = np.concatenate(
+        [np.full(tensor.numel(), name.rpartition(".")[2]) for name, tensor in initial(federation).items()]
+    )
+
+    def change(weights: Any) -> Any:
+        weights[kinds == "running_mean"] = mean
+        weights[kinds == "running_var"] = variance
+        return weights
+
+    hostile(federation, rewrite, change, every_round=True, images=images)
+    records, _ = run(federation)
+    assert [record.owners for record in records] == [3] * 3
+    assert all(math.isfinite(record.held_out_loss) for record in records)
+    assert bounded(audit, federation) == [("carl", f"round {number}") for number in (1, 2, 3)]
+
+
+@pytest.mark.parametrize("update_format", ["float32", "bfloat16"])
+def test_honest_answers_are_not_changed_by_a_bit(
+    make_federation: MakeFederation, audit: Audit, monkeypatch: pytest.MonkeyPatch, update_format: str
+) -> None:
+    training = {"rounds": 8, "update_format": update_format}
+    federation = make_federation(THREE, training=training)
+    _, state = run(federation)
+    assert bounded(audit, federation) == []
+    monkeypatch.setattr(norm_bound, "FACTOR", math.inf)
+    _, unbounded = run(make_federation(THREE, name="unbounded", training=training))
+    assert all(torch.equal(state[name], unbounded[name]) for name in state)
+
+
+def test_the_bound_outlives_a_restart(make_federation: MakeFederation, rewrite: Rewrite, audit: Audit) -> None:
+    """After a restart only two owners answer: by themselves they say nothing of what is usual."""
+    federation = make_federation(THREE, quorum=2, training={"rounds": 3})
+    crash_when(federation, TRAIN, "round 2")
+    with pytest.raises(CrashError):
+        run(federation)
+    federation.faults.refuse = lambda _owner, _question: False
+    federation.faults.offline.add("bert")
+    for owner in federation.enrolled:
+        federation.conversation.forget(owner)
+    hostile(federation, rewrite, everywhere(9e5), every_round=True)
+    records, _ = run(federation)
+    assert [record.owners for record in records] == [3, 2, 2]
+    assert bounded(audit, federation) == [("carl", "round 2"), ("carl", "round 3")]

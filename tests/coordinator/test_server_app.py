@@ -403,3 +403,91 @@ def test_questions_of_an_owner_that_reports_errors_do_not_end_the_run(
     # What a peer writes is not repeated without end.
     assert all(len(line.get("reason") or "") < 600 for line in audit(federation.state))
     assert load_network_state is not None
+
+
+THREE = {"anna": ((12, 7), (6,)), "bert": ((10,), (5,)), "carl": ((8,), ())}
+
+
+class KilledError(BaseException):
+    """Like a signal: nothing handles it."""
+
+
+def kill_when(federation: SimpleNamespace, reached: Callable[[Message], bool]) -> None:
+    def refuse(_owner: str, question: Message) -> bool:
+        if reached(question):
+            raise KilledError
+        return False
+
+    federation.faults.refuse = refuse
+    with pytest.raises(KilledError):
+        run_federation(federation.grid, federation.state, Processes("cpu"))
+    federation.faults.refuse = lambda _owner, _question: False
+
+
+@pytest.mark.parametrize("exchange", ["updates", "gradients"])
+def test_a_federation_that_is_started_again_goes_on_without_an_owner_that_is_gone(
+    make_federation: MakeFederation, audit: Audit, exchange: str
+) -> None:
+    training = {"rounds": 3, "batch_size": 20, "learning_rate": 0.02}
+    federation = make_federation(THREE, exchange=exchange, quorum=2, deadline_s=0.5, training=training)
+    kill_when(federation, lambda question: str(question.metadata.group_id).startswith("round 2"))
+    federation.faults.offline.add("carl")
+    said: list[str] = []
+    federation.faults.mutate = lambda _owner, _question, answer: (
+        said.append(federation.state.status().message) or answer
+    )
+    run_federation(federation.grid, federation.state, Processes("cpu"))
+    status = federation.state.status()
+    assert (status.phase, status.message) == (Phase.FINISHED, "")
+    assert [record.round for record in status.rounds] == [1, 2, 3]
+    assert [line["owners"] for line in audit(federation.state) if line["event"] == "goes on without"] == ["carl"]
+    assert said[0] == "going on without carl, who may join again"
+
+
+def test_a_first_run_waits_for_all(make_federation: MakeFederation) -> None:
+    federation = make_federation(THREE, quorum=2, deadline_s=0.1, training={"rounds": 1})
+    federation.faults.offline.add("carl")
+    timer = threading.Timer(1.0, federation.faults.offline.clear)
+    timer.start()
+    run_federation(federation.grid, federation.state, Processes("cpu"))
+    assert [record.owners for record in federation.state.status().rounds] == [3]
+
+
+def test_a_later_run_waits_for_the_quorum_as_long_as_it_takes(make_federation: MakeFederation) -> None:
+    federation = make_federation(THREE, quorum=2, deadline_s=0.1, training={"rounds": 2})
+    kill_when(federation, lambda question: question.metadata.group_id == "round 2")
+    federation.faults.offline |= {"bert", "carl"}
+    timer = threading.Timer(1.0, lambda: federation.faults.offline.discard("bert"))
+    timer.start()
+    run_federation(federation.grid, federation.state, Processes("cpu"))
+    assert [record.owners for record in federation.state.status().rounds] == [3, 2]
+
+
+def test_training_goes_on_without_owners_whose_images_are_all_here(
+    make_federation: MakeFederation, monkeypatch: pytest.MonkeyPatch, audit: Audit
+) -> None:
+    """Nobody is online any more, nor waited for, and the model is the one that all would have had."""
+    whole = make_federation(name="whole", exchange="images")
+    run_federation(whole.grid, whole.state, Processes("cpu"))
+    federation = make_federation(exchange="images")
+
+    def die(*_arguments: Any, **_named: Any) -> None:
+        raise KilledError
+
+    with monkeypatch.context() as broken:
+        broken.setattr(training_run, "train_pooled", die)
+        with pytest.raises(KilledError):
+            run_federation(federation.grid, federation.state, Processes("cpu"))
+    federation.faults.offline |= {"anna", "bert"}
+    federation.grid.asked.clear()
+    run_federation(federation.grid, federation.state, Processes("cpu"))
+    assert federation.state.status().phase is Phase.FINISHED
+    assert federation.grid.asked == []
+    assert [line["owner"] for line in audit(federation.state) if line["event"] == "complete already"] == [
+        "anna",
+        "bert",
+    ]
+    models = [load_model(one.state.model, CPU) for one in (federation, whole)]
+    states = [network_state(one.network) for one in models]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert models[0].card.owners == models[1].card.owners

@@ -1,5 +1,6 @@
 import itertools
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import pytest
 
@@ -80,3 +81,26 @@ def test_a_silent_run_that_goes_on_is_asked_about_until_it_ends(
 
     assert supervised(flower, server_app).phase is Phase.FINISHED
     assert flower.asked == 3
+
+
+def test_only_the_first_run_waits_for_all_owners(
+    make_federation: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A later run is submitted with nobody online: it waits for the quorum itself."""
+    monkeypatch.setattr(start, "_TICK_S", 0.005)
+    state = make_federation().state
+    flower, submitted = FlowerThatSays("running"), []
+    monkeypatch.setattr(flower, "submit", lambda: submitted.append(True) or 7)
+
+    def watch(*_facts: object) -> None:
+        if submitted:
+            state.set_status(Status(phase=Phase.FINISHED))
+        else:
+            state.stop_request.touch()
+
+    assert _Supervisor(state, flower, Traffic(), watch).run().phase is Phase.STOPPED  # type: ignore[arg-type]
+    assert submitted == []
+    state.stop_request.unlink()
+    state.set_begun()
+    assert _Supervisor(state, flower, Traffic(), watch).run().phase is Phase.FINISHED  # type: ignore[arg-type]
+    assert submitted == [True]
