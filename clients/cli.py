@@ -58,6 +58,7 @@ def join(
     from ppfed.cli.options import load_key
     from ppfed.errors import MismatchError, UsageError
     from ppfed.federation import Exchange, Invite
+    from ppfed.images.decode import quiet_decoders
     from ppfed.images.open import open_source
     from ppfed.leakage.reference import quoted
     from ppfed.training.loop import pick_device
@@ -86,7 +87,7 @@ def join(
     if not yes and not agrees("Join?"):
         raise typer.Exit(1)
     cipher = make_cipher(settings.cipher.spec, master)
-    with progress_bar("checking and encrypting", sum(source.counts.values())) as progress:
+    with quiet_decoders(), progress_bar("checking and encrypting", sum(source.counts.values())) as progress:
         prepared = prepare(
             source,
             data,
@@ -151,9 +152,9 @@ def _announce(console: Console, invite: Invite, source: ImageSource, data: Path,
 def _show_leakage(console: Console, settings: FederationSettings, source: SectionedSource, picture: Path) -> None:
     """Say with its number, and show, what a coordinator can restore, before the owner decides."""
     from ppfed.cli.console import print_line
-    from ppfed.cli.images import quiet_decoders
     from ppfed.errors import DataError
     from ppfed.federation import Exchange
+    from ppfed.images.decode import quiet_decoders
     from ppfed.images.source import LoadReport
     from ppfed.leakage.glance import GLANCE_IMAGES, glance
     from ppfed.leakage.images import read_some

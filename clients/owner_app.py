@@ -17,7 +17,7 @@ from pydantic import ValidationError
 
 from clients.answers import AnswerLimit
 from clients.preparation import Prepared
-from ppfed.errors import DataError, ModelError, PeerDataError
+from ppfed.errors import ModelError, PeerDataError
 from ppfed.federation import Exchange, FederationSettings, describe_invalid
 from ppfed.images.source import Split
 from ppfed.model_folder import ModelCard, write_model
@@ -150,10 +150,9 @@ class OwnerApp:
         self._require(Exchange.IMAGES)
         name = unpack_shard_request(content)
         path = self._prepared.store.path(name.split, name.index)
-        try:
-            shard = read_shard(path)
-        except DataError:
-            raise PeerDataError("the coordinator asked for a shard that does not exist") from None
+        if not path.exists():
+            raise PeerDataError("the coordinator asked for a shard that does not exist")
+        shard = read_shard(path)
         self._sent.add(name)
         self.bytes_out += shard.images.pixels.nbytes + shard.images.ids.nbytes + shard.labels.nbytes
         total = sum(len(self._prepared.store.paths(split)) for split in Split)

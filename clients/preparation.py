@@ -6,7 +6,6 @@ After this the key is not needed any more: training, uploading and measuring wor
 from __future__ import annotations
 
 import hashlib
-import json
 import shutil
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ppfed.atomic import write_atomic
 from ppfed.ciphers.registry import Cipher
@@ -22,7 +22,7 @@ from ppfed.errors import BadImagesError, DataError, MismatchError, UsageError
 from ppfed.federation import FederationSettings
 from ppfed.images.source import ImageSource, LoadReport, Split, files_digest, no_progress
 from ppfed.images.types import EncryptedImages, Int64Array
-from ppfed.store import Shard, ShardStore, rows_per_shard
+from ppfed.store import Shard, ShardStore, rows_per_shard, verify_shard
 from ppfed.training.augment import Augmentation
 from ppfed.training.loop import epoch_generator
 
@@ -146,7 +146,7 @@ def prepare(
     _require_apart(path, folder)
     positions = class_positions(source.classes, settings)
     signature = _signature(path, settings, cipher.fingerprint, copies)
-    known = _read_record(folder, signature)
+    known = _known(folder, signature)
     if known is not None:
         return known
     _remove_store(folder)
@@ -295,23 +295,47 @@ def _signature(path: Path, settings: FederationSettings, fingerprint: str, copie
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
 
 
+class _Record(BaseModel):
+    """``prepared.json``: what of, and how, a store was made; see ``Prepared``."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    signature: str
+    train_images: int
+    held_out_images: int
+    copies: int
+    bad: int
+    notes: dict[str, int]
+
+
 def _write_record(folder: Path, signature: str, prepared: Prepared) -> None:
-    record = {
-        "signature": signature,
-        "train_images": prepared.train_images,
-        "held_out_images": prepared.held_out_images,
-        "copies": prepared.copies,
-        "bad": prepared.bad,
-        "notes": prepared.notes,
-    }
-    write_atomic(folder / _RECORD, json.dumps(record))
+    record = _Record(
+        signature=signature,
+        train_images=prepared.train_images,
+        held_out_images=prepared.held_out_images,
+        copies=prepared.copies,
+        bad=prepared.bad,
+        notes=prepared.notes,
+    )
+    write_atomic(folder / _RECORD, record.model_dump_json())
 
 
-def _read_record(folder: Path, signature: str) -> Prepared | None:
+def _known(folder: Path, signature: str) -> Prepared | None:
+    """Take the store that is there, if it was made of the same and every image in it is as it was."""
     try:
-        record = json.loads((folder / _RECORD).read_bytes())
-    except (OSError, ValueError):
+        record = _Record.model_validate_json((folder / _RECORD).read_bytes())
+    except (OSError, ValidationError):
         return None
-    if not isinstance(record, dict) or record.pop("signature", None) != signature:
+    if record.signature != signature:
         return None
-    return Prepared(store=ShardStore(folder), **record)
+    store = ShardStore(folder)
+    rows = {Split.TRAIN: record.train_images * record.copies, Split.HELD_OUT: record.held_out_images}
+    try:
+        for split in Split:
+            for path in store.paths(split):
+                verify_shard(path)
+            if store.rows(split) != rows[split]:
+                return None
+    except DataError:
+        return None
+    return Prepared(store, record.train_images, record.held_out_images, record.copies, record.bad, record.notes)

@@ -47,8 +47,11 @@ from ppfed.training.curve import CurvePoint, curve_to_csv
 
 NOTICE = (
     "The cipher is visual obfuscation, not confidentiality: it keeps pictures from eyes, logs and thumbnail caches. "
-    "Whoever holds the encrypted images can restore much of them with a network trained on pictures of their own."
+    "Whoever holds the encrypted images can restore nearly all of most ciphers' by a program, without the key "
+    "(docs/leakage.md)."
 )
+_SAYS = "not confidentiality"
+"""What the notice of every card says, also of one that another version wrote."""
 
 FORMAT_VERSION = 1
 WEIGHTS_FILE = "weights.safetensors"
@@ -147,8 +150,8 @@ class ModelCard(_Frozen):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if self.notice != NOTICE:
-            raise ValueError("the notice is not the one that every model carries")
+        if _SAYS not in self.notice:
+            raise ValueError(f"the notice that every model carries is missing: {_SAYS}")
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("a class is named twice")
         if (self.accuracy is None) != (self.held_out_images == 0):

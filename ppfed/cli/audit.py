@@ -218,7 +218,7 @@ def _read(
     targets: int,
     own: int,
 ) -> AuditImages:
-    from ppfed.cli.images import quiet_decoders
+    from ppfed.images.decode import quiet_decoders
     from ppfed.images.open import open_source
     from ppfed.images.source import LoadReport
     from ppfed.leakage.images import split_source, with_attacker_images

@@ -5,10 +5,8 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -44,6 +42,7 @@ def encrypt(
 ) -> None:
     """Encrypt images into PNG files that look like noise."""
     from ppfed.ciphers.registry import make_cipher
+    from ppfed.images.decode import quiet_decoders
     from ppfed.images.encrypted_folder import encrypt_folder
     from ppfed.images.open import open_source
     from ppfed.images.size import parse_size
@@ -76,6 +75,7 @@ def decrypt(
     skip_bad: _SkipBadOption = False,
 ) -> None:
     """Restore encrypted images bit for bit, as PNG files."""
+    from ppfed.images.decode import quiet_decoders
     from ppfed.images.encrypted_folder import count_files, decrypt_file, decrypt_folder
 
     if not source.exists():
@@ -113,6 +113,7 @@ def preview(
     from ppfed.attacks.alone import fits, solver
     from ppfed.ciphers.registry import make_cipher
     from ppfed.federation import Exchange
+    from ppfed.images.decode import quiet_decoders
     from ppfed.images.open import open_source
     from ppfed.images.size import parse_size
     from ppfed.images.source import LoadReport
@@ -138,14 +139,6 @@ def preview(
     )
     _print_bad(report.bad)
     _print(f"{len(samples)} images shown in {out}")
-
-
-@contextmanager
-def quiet_decoders() -> Iterator[None]:
-    """Keep Pillow's warnings to itself: what it warns of is in the report, as a reason or a note, or harms nothing."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", module="PIL")
-        yield
 
 
 def _warn_of_fixed_scope(spec: CipherSpec) -> None:

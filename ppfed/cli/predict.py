@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import json
-import warnings
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -38,6 +37,7 @@ def predict(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Classify images. Plain ones are encrypted here first, which needs the key; encrypted ones need none."""
+    from ppfed.images.decode import quiet_decoders
     from ppfed.images.source import LoadReport
     from ppfed.model_folder import load_model
     from ppfed.prediction import predict_images
@@ -48,9 +48,7 @@ def predict(
     report = LoadReport()
     # Once for all steps: it may ask for a passphrase.
     master = cache(lambda: load_key(key))
-    with warnings.catch_warnings():
-        # What Pillow warns of is in the report, as a reason or a note, or harms nothing.
-        warnings.filterwarnings("ignore", module="PIL")
+    with quiet_decoders():
         # The bar waits for the first step, so that it does not draw over a question for the passphrase.
         predictions = predict_images(loaded, master, images[:_STEP], chosen, report)
         if len(images) > _STEP:

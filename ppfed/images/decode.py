@@ -10,6 +10,9 @@ from __future__ import annotations
 
 import os
 import stat
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, NamedTuple
 
@@ -89,6 +92,14 @@ class DecodedImage(NamedTuple):
 
     pixels: UInt8Array
     notes: tuple[str, ...]
+
+
+@contextmanager
+def quiet_decoders() -> Iterator[None]:
+    """Keep Pillow's warnings to itself: what it warns of is in the report, as a reason or a note, or harms nothing."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", module="PIL")
+        yield
 
 
 def decode_image(

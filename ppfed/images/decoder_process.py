@@ -16,14 +16,13 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from pathlib import Path
 from typing import BinaryIO
 
 from PIL import Image
 
 from ppfed.errors import DataError
-from ppfed.images.decode import LARGE_PIXELS, LargeImageError, load_image, reason_for
+from ppfed.images.decode import LARGE_PIXELS, LargeImageError, load_image, quiet_decoders, reason_for
 
 LENGTH_BYTES = 4
 READY = b"ready"
@@ -36,9 +35,11 @@ _BUFFER_BYTES = 1 << 20
 
 def main() -> None:
     """Answer requests from standard input on standard output until the input ends."""
-    # As `ppfed encrypt` does: what Pillow warns of is in the answer, as a reason or a note, or harms nothing.
-    warnings.filterwarnings("ignore", module="PIL")
-    with os.fdopen(os.dup(1), "wb", _BUFFER_BYTES) as answers, os.fdopen(os.dup(0), "rb") as requests:
+    with (
+        quiet_decoders(),
+        os.fdopen(os.dup(1), "wb", _BUFFER_BYTES) as answers,
+        os.fdopen(os.dup(0), "rb") as requests,
+    ):
         # A library that prints something must not end up between the pixels.
         os.dup2(2, 1)
         try:

@@ -30,7 +30,7 @@ class AttackName(StrEnum):
     CHOSEN_PLAINTEXT = "chosen-plaintext"
     """One key stream for all: read off from one image of the attacker's choice."""
     BIT_PLANES = "bit-planes"
-    """LE and ELE with one key stream, ciphertexts only."""
+    """LE, ciphertexts only: which bits stand where."""
     JIGSAW = "jigsaw"
     """Block ciphers: put the blocks together by their edges."""
     TEMPLATE = "template"

@@ -92,8 +92,8 @@ ATTACKS: Mapping[AttackName, AttackWords] = MappingProxyType(
         ),
         AttackName.BIT_PLANES: AttackWords(
             "Bit planes",
-            "reads the one key stream off the bits of many ciphertexts",
-            ", which keep the statistics of their places",
+            "tells bits apart by the statistics that their places keep",
+            "; from a single ciphertext, or from many that share one key stream",
             "ours, after a remark of Chang and Li, arXiv 2004.13263",
         ),
         AttackName.JIGSAW: AttackWords(

@@ -238,6 +238,14 @@ def test_all_shards_are_sent_as_they_are_stored(make_owner: Callable[..., Simple
     assert owner.display.lines[-1] == ("shard", 3, 3, sent)
 
 
+def test_a_damaged_shard_is_the_owners_own_trouble(make_owner: Callable[..., SimpleNamespace]) -> None:
+    owner = make_owner(exchange="images")
+    owner.prepared.store.path(Split.TRAIN, 0).write_bytes(b"garbage")
+    with pytest.raises(DataError, match="is not a shard") as failure:
+        owner.ask(SHARD, pack_shard_request(ShardName(Split.TRAIN, 0)))
+    assert "the coordinator" not in failure.value.message
+
+
 @pytest.mark.parametrize("name", [ShardName(Split.TRAIN, 2), ShardName(Split.HELD_OUT, 999_999)])
 def test_a_shard_that_does_not_exist_is_refused(
     make_owner: Callable[..., SimpleNamespace], tmp_path: Path, name: ShardName

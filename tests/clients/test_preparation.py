@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -23,7 +24,7 @@ from ppfed.images.open import open_source
 from ppfed.images.source import Split
 from ppfed.images.types import EncryptedImages, PlainImages, UInt8Array
 from ppfed.keys.master import MasterKey
-from ppfed.store import Shard
+from ppfed.store import Shard, locate_pixels
 
 MakeSettings = Callable[..., FederationSettings]
 
@@ -285,6 +286,42 @@ def test_a_store_is_made_again_for_another_key_other_settings_and_copies(
     seen.append({one.tobytes() for shard in prepared.store.shards(Split.TRAIN) for one in shard.images.ids})
     assert next(prepared.store.shards(Split.TRAIN)).images.fingerprint == other.fingerprint
     assert len(set.union(*seen)) == sum(len(one) for one in seen)
+
+
+def change_a_pixel(shard: Path) -> None:
+    content = bytearray(shard.read_bytes())
+    content[locate_pixels(shard).start] ^= 1
+    shard.write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        Path.unlink,
+        lambda shard: shard.write_bytes(shard.read_bytes()[:-100]),
+        lambda shard: shard.write_bytes(b"garbage"),
+        change_a_pixel,
+    ],
+    ids=["missing", "truncated", "garbage", "pixel"],
+)
+def test_a_damaged_store_is_made_again(
+    tmp_path: Path, make_settings: MakeSettings, damage: Callable[[Path], object]
+) -> None:
+    data = class_folder(tmp_path / "data", {"cat": 3, "dog": 3})
+    first = made(data, make_settings(), tmp_path / "store")
+    before = ids_of(first)
+    damage(first.store.path(Split.TRAIN, 0))
+    after = made(data, make_settings(), tmp_path / "store")
+    assert not set(before) & set(ids_of(after))
+    assert after.store.rows(Split.TRAIN) == after.train_images == first.train_images
+
+
+def test_a_record_of_another_version_makes_the_store_again(tmp_path: Path, make_settings: MakeSettings) -> None:
+    data = class_folder(tmp_path / "data", {"cat": 3, "dog": 3})
+    before = ids_of(made(data, make_settings(), tmp_path / "store"))
+    record = tmp_path / "store" / "prepared.json"
+    record.write_text(json.dumps({**json.loads(record.read_text()), "more": 1}))
+    assert ids_of(made(data, make_settings(), tmp_path / "store")) != before
 
 
 @pytest.mark.parametrize("content", ["{", "[]", "", "null", '{"signature": "x"}'])

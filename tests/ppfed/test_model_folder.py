@@ -213,6 +213,11 @@ def test_a_card_from_before_there_was_a_choice_of_backbone_is_read(folder: Path)
     assert load_model(folder, CPU).card == card(backbone=Backbone.RESNET18)
 
 
+def test_a_card_whose_notice_another_version_wrote_is_read(folder: Path) -> None:
+    edit_card(lambda card: card.update(notice="Obfuscation, not confidentiality, as we put it then."))(folder)
+    assert load_model(folder, torch.device("cpu")).card.notice.startswith("Obfuscation")
+
+
 def test_no_folder_is_said_so(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="there is no model folder"):
         load_model(tmp_path / "nothing", CPU)

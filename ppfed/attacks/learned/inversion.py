@@ -1,7 +1,7 @@
 """Learned inversion: a network that the attacker trains on pairs turns ciphertexts back into pictures.
 
 Pairs cost an attacker nothing where masks are fresh: it encrypts images of its own under keys of its own, which look to
-a network like anybody's (arXiv 2010.06198; docs/paper.md). Where one key stream serves all images, it needs leaked
+a network like anybody's (arXiv 2010.06198; docs/leakage.md). Where one key stream serves all images, it needs leaked
 pairs of that stream.
 
 Whoever measures with it must train on other images than it restores; nothing here can check that.
@@ -103,7 +103,7 @@ class InversionPreset:
 QUICK = InversionPreset("quick", images=512, steps=120, batch_size=32, learning_rate=1e-2, widths=(16, 32))
 """Seconds: shows that the attack works, not how well."""
 CPU = InversionPreset("cpu", images=20_000, steps=785)
-"""Six minutes on one core with images of 32x32: 5 passes over 20,000 (docs/paper.md)."""
+"""Six minutes on one core with images of 32x32: 5 passes over 20,000 (docs/leakage.md)."""
 GPU = InversionPreset(
     "gpu",
     images=50_000,

@@ -1,4 +1,4 @@
-"""What anyone can take from NP ciphertexts without a key (docs/paper.md): 255 - v is as good as v, so fold the two."""
+"""What anyone takes from NP ciphertexts without a key (docs/leakage.md): 255 - v is as good as v, so fold the two."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """Ciphertexts alone, one mask for all of them: neighbouring values vary together, and that gives the mask.
 
-docs/paper.md reads the mask off the leading singular vector of the centred images, which follows lightness over the
-whole image. This attack asks each pair of neighbours instead, over all images, which relation of their masks makes
-them most alike, and puts the answers together (``synchronisation``). With colour shuffle, the order of each pixel's
-colours follows in the same way from the colours that the unmasked pixels show.
+The mask can be read off the leading singular vector of the centred images, which follows lightness over the whole
+image (docs/leakage.md has what that gets). This attack asks each pair of neighbours instead, over all images, which
+relation of their masks makes them most alike, and puts the answers together (``synchronisation``). With colour shuffle,
+the order of each pixel's colours follows in the same way from the colours that the unmasked pixels show.
 """
 
 from __future__ import annotations

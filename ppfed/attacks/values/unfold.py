@@ -1,9 +1,10 @@
 """Undo fresh negative-positive masks from ciphertexts alone, without a network: a Markov random field over the choices.
 
-A prior that only rewards small differences cannot beat the fold (docs/paper.md): no flip is ever its optimum. This one
-also rewards small second differences, and keeps lightness and colour apart. Lightness jumps often; colour, the part of
-a pixel that its mean leaves, hardly ever does (the more so after JPEG, which stores it at half resolution). A region
-whose sign is wrong shows the complementary colour of its neighbours, and a ramp through mid-grey becomes a V.
+A prior that only rewards small differences cannot beat the fold, where all values lie on one side of mid-grey: no flip
+lessens a difference. This one also rewards small second differences, and keeps lightness and colour apart. Lightness
+jumps often; colour, the part of a pixel that its mean leaves, hardly ever does (the more so after JPEG, which stores it
+at half resolution). A region whose sign is wrong shows the complementary colour of its neighbours, and a ramp through
+mid-grey becomes a V.
 
 Each cost is w log(1 + (d / s)^2), the logarithm of a Student t density: heavy tails let edges be. The ten constants
 of each prior were fitted by hand to CIFAR-10 training images; nothing else is learned.

@@ -6,8 +6,10 @@ from collections.abc import Callable
 
 import pytest
 
+from ppfed.ciphers.spec import Scope
 from ppfed.federation import CipherSettings, Exchange
 from ppfed.leakage.record import AttackName, AttackOutcome, LeakageRecord, Measure, Resemblance
+from ppfed.leakage.reference import references
 from ppfed.leakage.wording import (
     ATTACKS,
     NOTHING,
@@ -80,6 +82,14 @@ def test_what_reads_many_images_speaks_where_it_reads_as_much_of_them(
     for exchange, words in ((Exchange.UPDATES, "8 images"), (Exchange.IMAGES, "2 images")):
         found = make_record(*sent).model_copy(update={"exchange": exchange})
         assert f"equations in its pixels ({words}) restores" in sentence(found)
+
+
+def test_nothing_is_said_of_one_key_stream_where_each_image_has_its_own() -> None:
+    fresh = [one for one in references() if one.cipher is not None and one.cipher.scope is Scope.IMAGE]
+    assert fresh
+    for record in fresh:
+        assert "one key stream" not in sentence(record)
+        assert "one mask" not in sentence(record)
 
 
 def test_another_attack_that_tells_images_apart_better_is_named(

@@ -76,7 +76,7 @@ def test_np_twice() -> None:
 
 
 def test_first_differences_alone_give_the_fold() -> None:
-    """docs/paper.md: no flip lessens a difference, so that such a prior has all signs alike as its optimum."""
+    """No flip lessens a difference, so that such a prior has all signs alike as its optimum."""
     grey = tiles()[:8, :, :, :1]
     hidden = encrypted(grey)
     first_order = SmoothnessPrior(FOR_SIGNS.lightness, (0, 1), (0, 1), (0, 1), (0, 1))
