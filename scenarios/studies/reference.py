@@ -211,7 +211,7 @@ def _measure_sent(data: Path, out: Path) -> None:
             seed=0,
             on_progress=_silent,
             restore=None if spec is None else solver(spec, device=device),
-            # The search is slow and gets nothing even of the control (scenarios/studies/gradient_search.py).
+            # The search is slow and gets less even of the control (scenarios/studies/gradient_search.py).
             attacks=(AttackName.CHOSEN_WEIGHTS,),
         ).write(_folder(out, spec, exchange))
 
