@@ -7,6 +7,9 @@
     flower/            Flower's own files         audit.jsonl     who did what, when
     store/OWNER/       encrypted images           checkpoint/     to go on from after a crash
     logs/              output of the services     model/          the result
+    traffic.json       bytes that each owner sent  owners.lock     held while owners.json is changed
+    running, open      there while it runs, and while owners can join
+    stop               asks it to stop
     steps.json         steps of a pass, in exchange ``gradients``
     delivered.json     whose images are complete, and their checksums
     begun              there once all owners were here

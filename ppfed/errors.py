@@ -1,4 +1,4 @@
-"""Everything ppfed raises on purpose.
+"""Everything ppfed raises on purpose, but for what it catches again itself (`StopRequestedError`, `LargeImageError`).
 
 ::
 

@@ -86,7 +86,7 @@ class ModelCard(_Frozen):
         Of the folder.
     federation : str
     exchange : str
-        What owners sent: ``images``, ``updates``; ``pooled`` where one party had everything.
+        What owners sent: ``images``, ``updates`` or ``gradients``.
     cipher : CipherSettings
         How the images were encrypted that the network learned from; queries are encrypted alike.
     fingerprint : str

@@ -6,7 +6,6 @@ import os
 import statistics
 import tempfile
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -53,18 +52,19 @@ def _fitted(name: str, against: str, sizes: Sequence[int], spent: Sequence[float
 
 
 def _median(count: int, side: int) -> float:
-    prepare = partial(_prepare, count, side)
+    def prepare() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            _prepare(count, side, ShardStore(Path(folder)))
+
     prepare()
     return statistics.median(seconds(prepare) for _ in range(_TURNS))
 
 
-def _prepare(count: int, side: int) -> None:
-    """Encrypt random images shard by shard, as an owner does, and store them."""
+def _prepare(count: int, side: int, store: ShardStore) -> None:
+    """Encrypt so many black images shard by shard, as an owner does its own, and store them."""
     cipher = NegativePositiveCipher(MasterKey(os.urandom(KEY_BYTES)), CipherSpec())
     rows = rows_per_shard((side, side, 3))
     plain = PlainImages(np.zeros((min(rows, count), side, side, 3), dtype=np.uint8))
-    with tempfile.TemporaryDirectory() as folder:
-        store = ShardStore(Path(folder))
-        for index, start in enumerate(range(0, count, rows)):
-            images = cipher.encrypt(PlainImages(plain.pixels[: count - start]))
-            store.write(Split.TRAIN, index, Shard(images, np.zeros(len(images), dtype=np.int64)))
+    for index, start in enumerate(range(0, count, rows)):
+        images = cipher.encrypt(PlainImages(plain.pixels[: count - start]))
+        store.write(Split.TRAIN, index, Shard(images, np.zeros(len(images), dtype=np.int64)))

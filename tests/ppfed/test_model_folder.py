@@ -93,7 +93,7 @@ owners = st.builds(CardOwner, name=names, train_images=st.integers(0), held_out_
 cards = st.builds(
     card,
     federation=names,
-    exchange=st.sampled_from(["images", "updates", "pooled"]),
+    exchange=st.sampled_from(["images", "updates", "gradients"]),
     cipher=st.builds(CipherSettings, scope=st.sampled_from(Scope), colour_shuffle=st.booleans()),
     channels=st.sampled_from([1, 3]),
     classes=st.lists(st.text(min_size=1, max_size=20), min_size=2, max_size=4, unique=True).map(tuple),

@@ -110,6 +110,7 @@ def test_the_key_gives_everything(images: AuditImages) -> None:
 def test_bits_of_a_shared_mask_are_found_and_of_fresh_ones_are_not(images: AuditImages) -> None:
     for scope, least, most in ((FIXED, 0.99, 1.0), (IMAGE, 0.4, 0.65)):
         found = run(CipherSpec("np-v1", scope, True), images, AttackName.SAME_MASK)
+        assert found.record.attacks
         assert all(least <= (outcome.bits or 0) <= most for outcome in found.record.attacks)
 
 

@@ -1,8 +1,13 @@
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 import torch
 
+from ppfed.images.source import Split
+from ppfed.store import ShardStore
 from scenarios.bench import scaling
 from scenarios.bench.measurement import BenchSettings
 
@@ -22,5 +27,11 @@ def test_exponents_are_fitted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not by_pixels.missed
 
 
-def test_it_prepares_for_real() -> None:
+def test_it_prepares_for_real(tmp_path: Path) -> None:
+    store = ShardStore(tmp_path)
+    scaling._prepare(50, 8, store)
+    (shard,) = store.shards(Split.TRAIN)
+    assert len(shard) == 50
+    # Black images under fresh masks are noise of two values.
+    assert set(np.unique(shard.images.pixels)) == {0, 255}
     assert scaling._median(50, 8) > 0
