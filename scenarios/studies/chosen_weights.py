@@ -40,6 +40,7 @@ from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig, pick_devi
 from ppfed.training.settings import TrainingSettings
 from scenarios.attacking import mixed
 from scenarios.material import Material, read_images
+from scenarios.studies.command import run_study
 from scenarios.studies.rows import RowsFile
 from scenarios.studies.targets import targets_of
 
@@ -262,4 +263,4 @@ def _described(material: Material, base_maps: int, features: InputFeatures) -> N
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_study(main)

@@ -28,6 +28,7 @@ from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig, evaluate,
 from ppfed.training.settings import BatchNormMode, Padding
 from scenarios.attacking import mixed
 from scenarios.material import Material, read_images
+from scenarios.studies.command import run_study
 from scenarios.studies.rows import RowsFile
 from scenarios.studies.targets import targets_of
 
@@ -155,4 +156,4 @@ def _network(material: Material, budget: SearchBudget, device: torch.device, *, 
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_study(main)

@@ -26,6 +26,7 @@ from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig, evaluate,
 from ppfed.training.settings import Padding
 from scenarios.attacking import mixed, rows_without
 from scenarios.material import Material, read_images
+from scenarios.studies.command import run_study
 from scenarios.studies.orbits import ORBITS, Orbit
 from scenarios.studies.rows import RowsFile
 
@@ -207,4 +208,4 @@ def _in_cells(leak: Leak | None) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_study(main)

@@ -38,6 +38,7 @@ from ppfed.networks.config import InputFeatures, NetworkConfig, best_features
 from ppfed.training.loop import pick_device
 from scenarios.attacking import mixed, rows_without
 from scenarios.material import read_images
+from scenarios.studies.command import run_study
 
 DATA = "CIFAR-10 (JPEG 75)"
 _TRAINED = (AttackName.INVERSION, AttackName.LEARNED_EDGES, AttackName.LEAKED_PAIRS, AttackName.UNPAIRED)
@@ -67,7 +68,11 @@ def main(arguments: list[str]) -> int:
     if len(arguments) < 2:
         raise UsageError("two folders are needed", hint="python -m scenarios.studies.reference DATA OUT [CIPHER ...]")
     out = Path(arguments[1])
-    names = arguments[2:] or [*cipher_names(), GREY, SENT]
+    possible = [*cipher_names(), GREY, SENT]
+    unknown = [name for name in arguments[2 + (MISSING in arguments[2:3]) :] if name not in possible]
+    if unknown:
+        raise UsageError(f"there is no cipher {unknown[0]!r}", hint=f"Choose of: {', '.join(possible)}.")
+    names = arguments[2:] or possible
     if names[0] == MISSING:
         add_missing(Path(arguments[0]), names[1:] or [*cipher_names(), GREY])
         return 0
@@ -248,4 +253,4 @@ def _images(data: Path, own_images: int = CPU.images, channels: int = 3) -> Audi
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_study(main)

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
 from ppfed.ciphers.spec import CipherSpec, Scope
+from ppfed.errors import UsageError
 from ppfed.federation import Exchange
 from ppfed.leakage.record import AttackName, LeakageRecord
 from ppfed.leakage.reference import reference
-from scenarios.studies.reference import lacking
+from scenarios.studies.reference import lacking, main
 
 
 def known(spec: CipherSpec, exchange: Exchange = Exchange.IMAGES) -> LeakageRecord:
@@ -27,3 +34,18 @@ def test_nothing_is_trained_where_everything_is_restored() -> None:
 
 def test_what_is_sent_instead_of_images_lacks_none() -> None:
     assert lacking(known(CipherSpec(), Exchange.UPDATES)) == []
+
+
+@pytest.mark.parametrize("names", [["np-v9"], ["missing", "np-v9"], ["np-v1", "missing"]])
+def test_an_unknown_cipher_is_named_before_anything_is_written(tmp_path: Path, names: list[str]) -> None:
+    with pytest.raises(UsageError, match="there is no cipher"):
+        main([str(tmp_path), str(tmp_path / "out"), *names])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_study_says_in_a_line_what_it_needs() -> None:
+    command = [sys.executable, "-m", "scenarios.studies.reference", "only-one"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "two folders are needed" in done.stderr
+    assert "Traceback" not in done.stderr
