@@ -28,7 +28,7 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from ppfed.networks.state import flatten, is_statistic
+from ppfed.networks.state import flatten, is_statistic, is_variance
 from ppfed.training.gradients import Moments, PartialGradient
 
 FACTOR = 10.0
@@ -38,8 +38,6 @@ _FEWEST = 3
 _MOST_BEYOND = 2
 _EPSILON = 1e-5
 """What batch norm adds to a variance before it divides by the root."""
-
-_VARIANCE = "running_var"
 
 Answer = TypeVar("Answer")
 
@@ -103,7 +101,7 @@ class NormBound:
             for owner, weights in answers.items()
         }
         limits = self._limits(norms)
-        variances = [name for name in base if name.rpartition(".")[2] == _VARIANCE]
+        variances = [name for name in base if is_variance(name)]
         means = [name for name in base if is_statistic(name) and name not in variances]
 
         def statistics(weights: Mapping[str, Tensor]) -> Moments:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from ppfed.attacks.alone import Solver
 from ppfed.attacks.values.fold import folds, keyless_view
 from ppfed.ciphers.registry import Cipher
 from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info
@@ -25,9 +25,6 @@ ENCRYPTED = Column("encrypted")
 FOLD = Column("what anyone without the key sees (fold)")
 """For NP alone: other ciphers do not keep a value's fold at its place."""
 RESTORED = Column("what a solver without the key restores", strong=True)
-
-Restorer: TypeAlias = Callable[[UInt8Array], UInt8Array]
-"""Ciphertexts, uint8 (N, H, W, C), to images of the same height and width."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +78,7 @@ def choose_samples(
 
 
 def contact_sheet(
-    samples: Sequence[Sample], cipher: Cipher, *, restore: Restorer | None = None, finding: str = ""
+    samples: Sequence[Sample], cipher: Cipher, *, restore: Solver | None = None, finding: str = ""
 ) -> Figure:
     """Draw each sample plain, encrypted, for NP as anyone without the key sees it, and as an attacker restores it.
 
@@ -103,7 +100,7 @@ def contact_sheet(
 
 
 def write_contact_sheet(
-    path: Path, samples: Sequence[Sample], cipher: Cipher, *, restore: Restorer | None = None, finding: str = ""
+    path: Path, samples: Sequence[Sample], cipher: Cipher, *, restore: Solver | None = None, finding: str = ""
 ) -> None:
     """Write the contact sheet as a PNG that only its owner may read; parameters as in ``contact_sheet``.
 
@@ -127,7 +124,7 @@ def _class_by_class(labels: Sequence[int], seed: int) -> list[int]:
     return [position for _, _, position in sorted(keyed)]
 
 
-def _views(image: PlainImages, cipher: Cipher, restore: Restorer | None) -> list[UInt8Array]:
+def _views(image: PlainImages, cipher: Cipher, restore: Solver | None) -> list[UInt8Array]:
     encrypted = cipher.encrypt(image)
     views = [image.pixels, encrypted.pixels]
     if folds(cipher.spec.name):

@@ -53,6 +53,11 @@ def is_statistic(name: str) -> bool:
     return name.rpartition(".")[2] in _STATISTICS
 
 
+def is_variance(name: str) -> bool:
+    """Whether a part of the state is a variance that batch norm measured."""
+    return name.rpartition(".")[2] == _VARIANCE
+
+
 def unflatten(flat: Tensor, layout: Layout) -> dict[str, Tensor]:
     """Undo ``flatten``.
 
@@ -120,7 +125,7 @@ def _check(name: str, own: Tensor, state: Mapping[str, Tensor]) -> None:
         raise _misfit(f"{name} is {tensor.dtype}, not torch.float32")
     if not bool(torch.isfinite(tensor).all()):
         raise _misfit(f"{name} holds values that are not finite")
-    if name.rpartition(".")[2] == _VARIANCE and bool((tensor < 0).any()):
+    if is_variance(name) and bool((tensor < 0).any()):
         raise _misfit(f"{name} holds a negative variance")
 
 

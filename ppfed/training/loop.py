@@ -256,8 +256,8 @@ def pick_device(name: str = "auto") -> torch.device:
     return torch.device("cpu")
 
 
-def _ignore_step(_step: int, _steps: int) -> None:
-    pass
+def ignore_step(_step: int, _steps: int) -> None:
+    """Take the progress of a training that nobody watches."""
 
 
 class Trainer:
@@ -322,7 +322,7 @@ class Trainer:
         data: BatchSource,
         first: int,
         count: int,
-        on_step: Callable[[int, int], None] = _ignore_step,
+        on_step: Callable[[int, int], None] = ignore_step,
     ) -> Iterator[EpochResult]:
         """Train epochs ``first`` to ``first + count - 1`` of the schedule.
 

@@ -22,7 +22,7 @@ from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info
 from ppfed.images.types import UInt8Array
 from ppfed.networks.adaptation import adaptation_network, features_of
 from ppfed.networks.config import BLOCK_SIDE, AdaptationKind, InputFeatures
-from ppfed.training.loop import autocast, epoch_generator
+from ppfed.training.loop import autocast, epoch_generator, ignore_step
 
 Encrypt = Callable[[UInt8Array, int], UInt8Array]
 """Makes ciphertexts of plain images in an epoch, uint8 (N, H, W, C) both: the attacker's keys, new ones in each epoch,
@@ -237,10 +237,6 @@ class Inversion:
         return np.ascontiguousarray(restored[:, :height, :width])
 
 
-def _ignore_step(_step: int, _steps: int) -> None:
-    pass
-
-
 def train_inversion(
     plain: UInt8Array,
     encrypt: Encrypt,
@@ -250,7 +246,7 @@ def train_inversion(
     front: Front = Front.PIXEL,
     device: torch.device,
     seed: int,
-    on_step: Callable[[int, int], None] = _ignore_step,
+    on_step: Callable[[int, int], None] = ignore_step,
 ) -> Inversion:
     """Train a network to restore plain images from ciphertexts: AdamW, one cycle, mean absolute error.
 

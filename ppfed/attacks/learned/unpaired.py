@@ -23,7 +23,7 @@ from ppfed.attacks.learned.inversion import PositionWise
 from ppfed.images.types import UInt8Array
 from ppfed.networks.adaptation import features_of
 from ppfed.networks.config import InputFeatures
-from ppfed.training.loop import autocast
+from ppfed.training.loop import autocast, ignore_step
 
 Float32Array = npt.NDArray[np.float32]
 
@@ -106,10 +106,6 @@ class UnpairedInversion:
         return levels
 
 
-def _ignore_step(_step: int, _steps: int) -> None:
-    pass
-
-
 def train_unpaired(
     ciphertexts: UInt8Array,
     own: UInt8Array,
@@ -117,7 +113,7 @@ def train_unpaired(
     *,
     device: torch.device,
     seed: int,
-    on_step: Callable[[int, int], None] = _ignore_step,
+    on_step: Callable[[int, int], None] = ignore_step,
 ) -> UnpairedInversion:
     """Train a restorer against a critic with the least-squares loss (LSGAN, Mao et al., ICCV 2017).
 

@@ -21,7 +21,7 @@ from ppfed.networks.adaptation import features_of
 from ppfed.networks.classifier import ImageClassifier
 from ppfed.networks.config import InputFeatures
 from ppfed.training.gradients import Moments, batch_norm_layers, values_per_image
-from ppfed.training.loop import TrainingConfig
+from ppfed.training.loop import TrainingConfig, ignore_step
 from ppfed.training.settings import BatchNormMode
 
 _DROPS = (3 / 8, 5 / 8, 7 / 8)
@@ -95,10 +95,6 @@ class GradientInversion:
     gradient_distance: float
 
 
-def _ignore_step(_step: int, _steps: int) -> None:
-    pass
-
-
 def invert_gradient(
     network: ImageClassifier,
     gradient: Mapping[str, Tensor],
@@ -109,7 +105,7 @@ def invert_gradient(
     moments: Moments | None = None,
     device: torch.device,
     seed: int,
-    on_step: Callable[[int, int], None] = _ignore_step,
+    on_step: Callable[[int, int], None] = ignore_step,
 ) -> GradientInversion:
     """Restore the images of a batch from the gradient of its mean loss.
 
