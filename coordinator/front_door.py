@@ -219,7 +219,8 @@ class FrontDoor:
         if client is None:
             return PlainTextResponse("starting", 503)
         if self._under_way[owner] >= _MOST_UNDER_WAY:
-            return PlainTextResponse("too many calls at a time", 429)
+            # Of refusals, this is one after which Flower tries again.
+            return PlainTextResponse("too many calls at a time", 503)
         self._under_way[owner] += 1
         answer: httpx.Response | Response | None = None
         try:
@@ -251,7 +252,8 @@ class FrontDoor:
             self._state.audit("refused", owner=owner, reason="request too large")
             return PlainTextResponse("too large", 413)
         except _TooSlowError:
-            return PlainTextResponse("the request took too long", 408)
+            # Not 408, after which Flower gives the call up: lines do stall.
+            return PlainTextResponse("the request took too long", 503)
         except ClientDisconnect:
             return PlainTextResponse("the owner went away", 400)
         except httpx.TransportError:

@@ -506,7 +506,7 @@ def test_one_owner_cannot_keep_others_waiting(
     with half_sent(client, PUSH, admitted, 110):
         eventually(lambda: door._under_way["anna"] == 110)
         assert client.post(PUSH, content=b"x", headers=presented(other_key), timeout=10).status_code == 200
-        assert client.post(PUSH, content=b"x", headers=admitted).status_code == 429
+        assert client.post(PUSH, content=b"x", headers=admitted).status_code == 503
     eventually(lambda: door._under_way["anna"] == 0)
     assert client.post(PUSH, content=b"x", headers=admitted).status_code == 200
     eventually(lambda: not +door._under_way)
@@ -519,7 +519,7 @@ def test_a_call_that_does_not_go_on_or_does_not_end_is_given_up(
     monkeypatch.setattr(front_door, limit, 0.3)
     with half_sent(client, PUSH, admitted, 1) as (one,):
         one.settimeout(10)
-        assert b" 408 " in one.recv(100)
+        assert b" 503 " in one.recv(100)
     eventually(lambda: not +door._under_way)
 
 
