@@ -47,8 +47,7 @@ from ppfed.training.curve import CurvePoint, curve_to_csv
 
 NOTICE = (
     "The cipher is visual obfuscation, not confidentiality: it keeps pictures from eyes, logs and thumbnail caches. "
-    "Whoever holds the encrypted images can restore nearly all of most ciphers' by a program, without the key "
-    "(docs/leakage.md)."
+    "Whoever holds the encrypted images can restore nearly all of most ciphers' by a program, without the key."
 )
 _SAYS = "not confidentiality"
 """What the notice of every card says, also of one that another version wrote."""
