@@ -116,7 +116,7 @@ class ModelCard(_Frozen):
     leakage : LeakageRecord or None
         What attackers got of images encrypted so, in ppfed's own measurements; None where there are none.
     notice : str
-        Always ``NOTICE``.
+        ``NOTICE``, or what another version wrote in its place.
     """
 
     format: Literal["ppfed-model"] = "ppfed-model"
