@@ -104,9 +104,7 @@ class Conversation:
 
     def wait_for(self, owners: set[str]) -> None:
         """Wait until these owners are online."""
-        while not owners <= self.online():
-            self.check_stop()
-            time.sleep(_POLL_S)
+        self.wait_for_most(owners, len(owners), time.monotonic())
 
     def wait_for_most(self, owners: set[str], count: int, deadline: float) -> set[str]:
         """Wait for these owners, after the deadline (``time.monotonic``) only until so many of them are online.

@@ -11,10 +11,10 @@ from __future__ import annotations
 import os
 import stat
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from PIL import Image, UnidentifiedImageError
 
@@ -39,6 +39,11 @@ MAX_PIXELS = 1 << 27
 LARGE_PIXELS = 1 << 25
 """Images above it are decoded one at a time (`ppfed/images/decoders.py`): 33 megapixels are 100 MB, and several times
 that while they are converted."""
+
+MOST_HELD_BYTES = 1 << 26
+"""Once a group's pixels are more than this, the rest of it is not read: a small file can hold megabytes of them."""
+
+Loaded = TypeVar("Loaded")
 
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _HEADER_BYTES = 32
@@ -151,6 +156,45 @@ def load_image(
         # Pillow raises nearly anything on a damaged file: struct.error, SyntaxError, KeyError, zlib.error, ...
         except Exception as error:  # a reason for the owner, never a traceback
             raise DataError(reason_for(error, header)) from error
+
+
+def load_group(
+    paths: Iterable[Path], load: Callable[[Path], Loaded], size_bytes: Callable[[Loaded], int]
+) -> list[Loaded | str | None]:
+    """Load files one after another, so that what is held of them stays bounded.
+
+    Parameters
+    ----------
+    paths : iterable of Path
+    load : callable
+        Loads a file; raises LargeImageError for one that is to wait.
+    size_bytes : callable
+        Tells how much is held of a file.
+
+    Returns
+    -------
+    list
+        Of each file what was loaded, or the reason why it cannot be used, or None: it is large, or comes after
+        ``MOST_HELD_BYTES``.
+    """
+    results: list[Loaded | str | None] = []
+    held_bytes = 0
+    for path in paths:
+        if held_bytes > MOST_HELD_BYTES:
+            results.append(None)
+            continue
+        try:
+            loaded = load(path)
+        except LargeImageError:
+            results.append(None)
+        except DataError as error:
+            results.append(error.message)
+        except MemoryError as error:
+            results.append(reason_for(error, b""))
+        else:
+            results.append(loaded)
+            held_bytes += size_bytes(loaded)
+    return results
 
 
 def open_regular(path: Path) -> IO[bytes]:

@@ -16,19 +16,17 @@ from __future__ import annotations
 
 import json
 import os
+from functools import partial
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
-from ppfed.errors import DataError
-from ppfed.images.decode import LARGE_PIXELS, LargeImageError, load_image, quiet_decoders, reason_for
+from ppfed.images.decode import LARGE_PIXELS, load_group, load_image, quiet_decoders
 
 LENGTH_BYTES = 4
 READY = b"ready"
 """Says that it has loaded all that it needs."""
-MOST_HELD_BYTES = 1 << 26
-"""Once a group's pixels are more than this, the rest of it is not read: a small file can hold megabytes of them."""
 _BUFFER_BYTES = 1 << 20
 """Answers up to this size are written at once."""
 
@@ -63,30 +61,26 @@ def serve(requests: BinaryIO, answers: BinaryIO) -> None:
     """
     while len(length := requests.read(LENGTH_BYTES)) == LENGTH_BYTES:
         paths, size, channels = json.loads(requests.read(int.from_bytes(length, "big")))
-        heads: list[list[object] | str | None] = []
-        images: list[bytes] = []
-        held_bytes = 0
-        for path in paths:
-            if held_bytes > MOST_HELD_BYTES:
-                heads.append(None)
-                continue
-            try:
-                loaded = load_image(Path(path), size=size and tuple(size), channels=channels, most_pixels=LARGE_PIXELS)
-                images.append(loaded.image.tobytes())
-                held_bytes += len(images[-1])
-            except LargeImageError:
-                heads.append(None)
-            except DataError as error:
-                heads.append(error.message)
-            except MemoryError as error:
-                heads.append(reason_for(error, b""))
-            else:
-                width, height = loaded.image.size
-                heads.append([height, width, len(loaded.image.getbands()), loaded.notes])
-        answers.write(framed(heads))
-        for image in images:
-            answers.write(image)
+        load = partial(_load, size=size and tuple(size), channels=channels)
+        results = load_group(map(Path, paths), load, lambda one: len(one.pixels))
+        answers.write(framed([one.head if isinstance(one, _Loaded) else one for one in results]))
+        for one in results:
+            if isinstance(one, _Loaded):
+                answers.write(one.pixels)
         answers.flush()
+
+
+class _Loaded(NamedTuple):
+    """What is answered of an image."""
+
+    head: tuple[int, int, int, tuple[str, ...]]
+    pixels: bytes
+
+
+def _load(path: Path, *, size: tuple[int, int] | None, channels: int | None) -> _Loaded:
+    loaded = load_image(path, size=size, channels=channels, most_pixels=LARGE_PIXELS)
+    width, height = loaded.image.size
+    return _Loaded((height, width, len(loaded.image.getbands()), loaded.notes), loaded.image.tobytes())
 
 
 def framed(content: object) -> bytes:

@@ -20,6 +20,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Generic, Protocol, TypeVar, cast
@@ -30,8 +31,8 @@ import PIL
 import ppfed
 from ppfed.cores import cores
 from ppfed.errors import DataError, PPFedError
-from ppfed.images.decode import LARGE_PIXELS, DecodedImage, LargeImageError, decode_image, shown
-from ppfed.images.decoder_process import LENGTH_BYTES, MOST_HELD_BYTES, READY, framed
+from ppfed.images.decode import LARGE_PIXELS, DecodedImage, decode_image, load_group, shown
+from ppfed.images.decoder_process import LENGTH_BYTES, READY, framed
 from ppfed.images.pool import groups, map_ahead
 from ppfed.images.types import UInt8Array
 from ppfed.services import child_environment
@@ -134,22 +135,8 @@ def _attempt_group(
     files: Sequence[ImageFile], size: tuple[int, int] | None, channels: int | None
 ) -> list[DecodedImage | str | None]:
     """Decode a group, but for large images and what follows ``MOST_HELD_BYTES`` of pixels: None stands for these."""
-    results: list[DecodedImage | str | None] = []
-    held_bytes = 0
-    for file in files:
-        if held_bytes > MOST_HELD_BYTES:
-            results.append(None)
-            continue
-        try:
-            decoded = decode_image(Path(file.path), size=size, channels=channels, most_pixels=LARGE_PIXELS)
-        except LargeImageError:
-            results.append(None)
-        except DataError as error:
-            results.append(error.message)
-        else:
-            results.append(decoded)
-            held_bytes += decoded.pixels.nbytes
-    return results
+    decode = partial(decode_image, size=size, channels=channels, most_pixels=LARGE_PIXELS)
+    return load_group((Path(file.path) for file in files), decode, lambda one: one.pixels.nbytes)
 
 
 class _Task(Generic[_File]):

@@ -429,7 +429,7 @@ def test_a_federation_that_is_started_again_goes_on_without_an_owner_that_is_gon
     make_federation: MakeFederation, audit: Audit, exchange: str
 ) -> None:
     training = {"rounds": 3, "batch_size": 20, "learning_rate": 0.02}
-    federation = make_federation(THREE, exchange=exchange, quorum=2, deadline_s=0.5, training=training)
+    federation = make_federation(THREE, exchange=exchange, quorum=2, deadline_s=2.0, training=training)
     kill_when(federation, lambda question: str(question.metadata.group_id).startswith("round 2"))
     federation.faults.offline.add("carl")
     said: list[str] = []
@@ -445,19 +445,19 @@ def test_a_federation_that_is_started_again_goes_on_without_an_owner_that_is_gon
 
 
 def test_a_first_run_waits_for_all(make_federation: MakeFederation) -> None:
-    federation = make_federation(THREE, quorum=2, deadline_s=0.1, training={"rounds": 1})
+    federation = make_federation(THREE, quorum=2, deadline_s=2.0, training={"rounds": 1})
     federation.faults.offline.add("carl")
-    timer = threading.Timer(1.0, federation.faults.offline.clear)
+    timer = threading.Timer(4.0, federation.faults.offline.clear)
     timer.start()
     run_federation(federation.grid, federation.state, Processes("cpu"))
     assert [record.owners for record in federation.state.status().rounds] == [3]
 
 
 def test_a_later_run_waits_for_the_quorum_as_long_as_it_takes(make_federation: MakeFederation) -> None:
-    federation = make_federation(THREE, quorum=2, deadline_s=0.1, training={"rounds": 2})
+    federation = make_federation(THREE, quorum=2, deadline_s=2.0, training={"rounds": 2})
     kill_when(federation, lambda question: question.metadata.group_id == "round 2")
     federation.faults.offline |= {"bert", "carl"}
-    timer = threading.Timer(1.0, lambda: federation.faults.offline.discard("bert"))
+    timer = threading.Timer(4.0, lambda: federation.faults.offline.discard("bert"))
     timer.start()
     run_federation(federation.grid, federation.state, Processes("cpu"))
     assert [record.owners for record in federation.state.status().rounds] == [3, 2]

@@ -103,7 +103,7 @@ class InversionPreset:
 QUICK = InversionPreset("quick", images=512, steps=120, batch_size=32, learning_rate=1e-2, widths=(16, 32))
 """Seconds: shows that the attack works, not how well."""
 CPU = InversionPreset("cpu", images=20_000, steps=785)
-"""Six minutes on one core with images of 32x32: 5 passes over 20,000 (docs/leakage.md)."""
+"""Six to fifteen minutes on one core with images of 32x32: 5 passes over 20,000 (docs/leakage.md)."""
 GPU = InversionPreset(
     "gpu",
     images=50_000,

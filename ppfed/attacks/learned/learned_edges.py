@@ -72,7 +72,7 @@ class EdgesPreset:
 QUICK = EdgesPreset("quick", images=200, steps=60, batch_size=16)
 """Seconds: shows that the attack works, not how well."""
 CPU = EdgesPreset("cpu", images=3000, steps=1600)
-"""Five to ten minutes on one core with images of 32x32."""
+"""Four to fifteen minutes on one core with images of 32x32."""
 GPU = EdgesPreset("gpu", images=20_000, steps=10_000, batch_size=256, learning_rate=3e-3, widths=(64, 128, 256))
 """Minutes on one GPU, and longer for the classical solver in colour."""
 
