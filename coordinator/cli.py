@@ -1,15 +1,18 @@
 """``ppfed coordinator``: commands of the GPU host."""
 
 # Heavy imports stay inside the commands, so that 'ppfed --help' is quick.
-# ruff: noqa: PLC0415
+# Most parameters of 'start' reach 'agree' by their names, through the context.
+# ruff: noqa: ARG001, PLC0415
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from ppfed.training.settings import TrainingSettings
 
 app = typer.Typer(help="Run a federation: admit owners, train, write the model.", no_args_is_help=True)
 
@@ -18,114 +21,191 @@ StateOption = Annotated[
 ]
 _STATE = Path("ppfed-coordinator")
 
+_FEDERATION = "Federation; a new one needs the first four"
+_IMAGES = "Images and cipher"
+_TRAINING = "Training"
+_NETWORK = "Network"
+_AUGMENTATION = "Augmentation of encrypted images"
+_UPDATES = "Exchange updates"
+_GRADIENTS = "Exchange gradients"
+_MACHINE = "This machine: may differ at each start"
+
+_OF_THIS_START = frozenset({"state", "device", "gpus", "machines", "data_placement", "compiled", "detach"})
+"""Parameters of ``start`` that are no part of what owners and coordinator agree on."""
+
+
+def _agreed(text: str, panel: str, *flags: str, default: str | bool = False) -> Any:
+    return typer.Option(*flags, help=text, rich_help_panel=panel, show_default=default)
+
+
+def _setting(name: str, text: str, panel: str, *flags: str) -> Any:
+    """Describe the option of a training setting; its default stands in ``TrainingSettings``."""
+    default = TrainingSettings.model_fields[name].default
+    if isinstance(default, bool):
+        # As the flag is called that is on when nothing is said.
+        default = f"{'' if default else 'no-'}{name.replace('_', '-')}"
+    return _agreed(text, panel, *flags, default=default is not None and str(default))
+
+
+def _here(text: str, *flags: str, least: int | None = None) -> Any:
+    return typer.Option(*flags, help=text, rich_help_panel=_MACHINE, min=least)
+
 
 @app.command()
 def start(  # noqa: PLR0917 -- each is an option
-    state: StateOption = _STATE,
-    name: Annotated[str | None, typer.Option(help="Name of the federation.")] = None,
-    exchange: Annotated[str | None, typer.Option(help="images, updates or gradients.")] = None,
-    owners: Annotated[int | None, typer.Option(help="How many owners take part.")] = None,
-    classes: Annotated[str | None, typer.Option(help="cat,dog,... or a number N for 0 to N-1.")] = None,
-    size: Annotated[str | None, typer.Option(help="Image size: 32, or 24x32 (height x width).")] = None,
-    channels: Annotated[int | None, typer.Option(help="3 for colour, 1 for grey.")] = None,
-    cipher: Annotated[str | None, typer.Option(help="np-v1, or a rival for comparison (docs/cipher.md).")] = None,
-    scope: Annotated[str | None, typer.Option(help="image (fresh mask for each image) or fixed.")] = None,
-    shuffle: Annotated[bool | None, typer.Option("--shuffle/--no-shuffle", help="Permute colours too.")] = None,
-    fingerprint: Annotated[str | None, typer.Option(help="The key's; else the first owner sets it.")] = None,
-    rounds: Annotated[int | None, typer.Option(help="In images and gradients, passes over the images.")] = None,
-    local_epochs: Annotated[int | None, typer.Option(help="Exchange updates: passes in each round.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Images in a step; in gradients, of all owners.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="At its peak.")] = None,
-    strategy: Annotated[str | None, typer.Option(help="Exchange updates: fedavg, fedavgm, fedadam or fedyogi.")] = None,
-    server_learning_rate: Annotated[float | None, typer.Option(help="Of a strategy other than fedavg.")] = None,
-    server_momentum: Annotated[float | None, typer.Option(help="Of a strategy other than fedavg.")] = None,
-    update_format: Annotated[
+    context: typer.Context,
+    exchange: Annotated[str | None, _agreed("What owners send: images, updates or gradients.", _FEDERATION)] = None,
+    owners: Annotated[int | None, _agreed("How many owners take part.", _FEDERATION)] = None,
+    classes: Annotated[str | None, _agreed("cat,dog,... or a number N for 0 to N-1.", _FEDERATION)] = None,
+    size: Annotated[str | None, _agreed("Of images: 32, or 24x32 (height x width).", _FEDERATION)] = None,
+    name: Annotated[str | None, _agreed("What it is called.", _FEDERATION, default="federation")] = None,
+    quorum: Annotated[int | None, _agreed("Owners that a round needs.", _FEDERATION, default="more than half")] = None,
+    deadline_s: Annotated[
+        float | None, _agreed("Seconds a round may take.", _FEDERATION, "--deadline", default="600")
+    ] = None,
+    address: Annotated[
         str | None,
-        typer.Option(help="Exchanges updates and gradients: float32, or bfloat16, which halves what owners send."),
+        _agreed("host:port under which owners reach this machine.", _FEDERATION, default="localhost:9443"),
     ] = None,
-    batch_norm: Annotated[
-        str | None, typer.Option(help="Exchange gradients: local, or shared (the coordinator's statistics).")
-    ] = None,
-    micro_batch: Annotated[int | None, typer.Option(help="Exchange gradients: images at once at an owner.")] = None,
-    min_local_batch: Annotated[
-        int | None, typer.Option(help="Exchange gradients: fewest images over which an owner computes a gradient.")
-    ] = None,
-    gradient_clip: Annotated[
-        float | None, typer.Option(help="Exchange gradients: longest norm of an owner's gradient.")
-    ] = None,
-    schedule: Annotated[str | None, typer.Option(help="linear or paper.")] = None,
-    adaptation: Annotated[bool | None, typer.Option("--adaptation/--no-adaptation", help="Adaptation network.")] = None,
-    adaptation_kind: Annotated[
-        str | None, typer.Option(help="pixel; block or block-wise for block ciphers (docs/model.md).")
-    ] = None,
-    features: Annotated[
+    listen: Annotated[
         str | None,
-        typer.Option(help="What the network sees: values, fold, sorted-fold, fold-twice or sorted-fold-twice."),
+        _agreed("host:port to listen on.", _FEDERATION, default="all interfaces; loopback for localhost"),
     ] = None,
-    backbone: Annotated[
-        str | None, typer.Option(help="resnet18, or convmixer for block ciphers (docs/model.md).")
+    fingerprint: Annotated[
+        str | None, _agreed("Of the owners' key.", _FEDERATION, default="that of the first owner")
     ] = None,
-    base_maps: Annotated[int | None, typer.Option(help="Width of the network: 64 is ResNet-18.")] = None,
-    label_smoothing: Annotated[float | None, typer.Option(help="Of the loss, 0 to below 1.")] = None,
-    vertical_flip: Annotated[bool | None, typer.Option(help="Augment with vertical flips too.")] = None,
-    horizontal_flip: Annotated[bool | None, typer.Option(help="Augment with horizontal flips.")] = None,
-    padding: Annotated[str | None, typer.Option(help="What a shift uncovers: reflect or fill.")] = None,
-    mirrored_views: Annotated[
-        bool | None, typer.Option(help="Classify an image and its mirror image, and average.")
+    channels: Annotated[int | None, _agreed("3 for colour, 1 for grey.", _IMAGES, default="3")] = None,
+    cipher: Annotated[
+        str | None, _agreed("np-v1, or a rival for comparison (docs/cipher.md).", _IMAGES, default="np-v1")
+    ] = None,
+    scope: Annotated[
+        str | None, _agreed("image (fresh mask for each image) or fixed (weak).", _IMAGES, default="image")
+    ] = None,
+    colour_shuffle: Annotated[
+        bool | None,
+        _agreed("Permute colours too.", _IMAGES, "--shuffle/--no-shuffle", default="shuffle, where the cipher has it"),
+    ] = None,
+    rounds: Annotated[
+        int | None, _setting("rounds", "How many; in images and gradients, passes over the images.", _TRAINING)
+    ] = None,
+    batch_size: Annotated[
+        int | None, _setting("batch_size", "Images in a step; in gradients, of all owners.", _TRAINING)
+    ] = None,
+    learning_rate: Annotated[float | None, _setting("learning_rate", "At its peak.", _TRAINING)] = None,
+    schedule: Annotated[str | None, _setting("schedule", "linear or paper.", _TRAINING)] = None,
+    label_smoothing: Annotated[
+        float | None, _setting("label_smoothing", "Of the loss, 0 to below 1.", _TRAINING)
     ] = None,
     first_crop: Annotated[
         float | None,
-        typer.Option(
-            help="Part of each side that the first pass sees, growing to 1: 0.5 is the fast recipe (docs/model.md)."
+        _setting(
+            "first_crop",
+            "Part of each side that the first pass sees, growing to 1: 0.5 is the fast recipe (docs/model.md).",
+            _TRAINING,
         ),
+    ] = None,
+    average_passes: Annotated[
+        float | None,
+        _setting("average_passes", "Exchange images: passes over which weights are averaged; 0 for not.", _TRAINING),
     ] = None,
     precision: Annotated[
         str | None,
-        typer.Option(
-            help="What whoever trains computes in: auto (bfloat16 on a GPU, float32 elsewhere), float32, or bfloat16: "
-            "half the time on processors with instructions for it."
+        _setting(
+            "precision",
+            "What whoever trains computes in: auto (bfloat16 on a GPU, float32 elsewhere), float32, or bfloat16: "
+            "half the time on processors with instructions for it.",
+            _TRAINING,
         ),
     ] = None,
+    seed: Annotated[int | None, _setting("seed", "Of initial weights, order and augmentation.", _TRAINING)] = None,
+    base_maps: Annotated[int | None, _setting("base_maps", "Width of the network: 64 is ResNet-18.", _NETWORK)] = None,
+    backbone: Annotated[
+        str | None, _setting("backbone", "resnet18, or convmixer for block ciphers (docs/model.md).", _NETWORK)
+    ] = None,
+    adaptation: Annotated[
+        bool | None,
+        _agreed("Adaptation network.", _NETWORK, "--adaptation/--no-adaptation", default="adaptation"),
+    ] = None,
+    adaptation_kind: Annotated[
+        str | None,
+        _setting("adaptation_kind", "pixel; block or block-wise for block ciphers (docs/model.md).", _NETWORK),
+    ] = None,
+    features: Annotated[
+        str | None,
+        _agreed(
+            "What the network sees: values, fold, sorted-fold, fold-twice or sorted-fold-twice.",
+            _NETWORK,
+            default="what the cipher leaves",
+        ),
+    ] = None,
+    horizontal_flip: Annotated[
+        bool | None, _setting("horizontal_flip", "Flip images from left to right.", _AUGMENTATION)
+    ] = None,
+    vertical_flip: Annotated[bool | None, _setting("vertical_flip", "And upside down.", _AUGMENTATION)] = None,
     alternate_flip: Annotated[
-        bool | None, typer.Option(help="Flip an image exactly if it was not flipped in the pass before.")
+        bool | None,
+        _setting("alternate_flip", "Flip an image exactly if it was not flipped in the pass before.", _AUGMENTATION),
     ] = None,
-    average_passes: Annotated[
-        float | None, typer.Option(help="Exchange images: passes over which weights are averaged; 0 for not.")
+    padding: Annotated[
+        str | None, _setting("padding", "What a shift uncovers: reflect or fill.", _AUGMENTATION)
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Of initial weights, order and augmentation.")] = None,
-    quorum: Annotated[int | None, typer.Option(help="Owners that a round needs; default: more than half.")] = None,
-    deadline: Annotated[float | None, typer.Option(help="Seconds a round may take.")] = None,
-    address: Annotated[
-        str | None, typer.Option(help="host:port under which owners reach this machine; default: localhost:9443.")
+    mirrored_views: Annotated[
+        bool | None,
+        _setting("mirrored_views", "Classify an image and its mirror image, and average.", _AUGMENTATION),
     ] = None,
-    listen: Annotated[
-        str | None, typer.Option(help="host:port to listen on; default: all interfaces, loopback for localhost.")
+    local_epochs: Annotated[int | None, _setting("local_epochs", "Passes in each round.", _UPDATES)] = None,
+    strategy: Annotated[str | None, _setting("strategy", "fedavg, fedavgm, fedadam or fedyogi.", _UPDATES)] = None,
+    server_learning_rate: Annotated[
+        float | None,
+        _agreed("Of a strategy other than fedavg.", _UPDATES, default="the strategy's"),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
+    server_momentum: Annotated[
+        float | None,
+        _agreed("Of a strategy other than fedavg.", _UPDATES, default="the strategy's"),
+    ] = None,
+    update_format: Annotated[
+        str | None,
+        _setting(
+            "update_format",
+            "Exchange gradients, too: float32, or bfloat16, which halves what owners send.",
+            _UPDATES,
+        ),
+    ] = None,
+    batch_norm: Annotated[
+        str | None, _setting("batch_norm", "local, or shared (the coordinator's statistics).", _GRADIENTS)
+    ] = None,
+    micro_batch: Annotated[int | None, _setting("micro_batch", "Images at once at an owner.", _GRADIENTS)] = None,
+    min_local_batch: Annotated[
+        int | None,
+        _setting("min_local_batch", "Fewest images over which an owner computes a gradient.", _GRADIENTS),
+    ] = None,
+    gradient_clip: Annotated[
+        float | None, _agreed("Longest norm of an owner's gradient.", _GRADIENTS, default="none")
+    ] = None,
+    state: StateOption = _STATE,
+    device: Annotated[str, _here("auto, cpu, cuda or mps.")] = "auto",
     gpus: Annotated[
         int,
-        typer.Option(
-            "--gpus", "--processes", min=1, help="Exchange images: GPUs to train on, each with a process of its own."
-        ),
+        _here("Exchange images: GPUs to train on, each with a process of its own.", "--gpus", "--processes", least=1),
     ] = 1,
     machines: Annotated[
-        int, typer.Option(min=1, help="Exchange images: machines that train together (docs/architecture.md).")
+        int, _here("Exchange images: machines that train together (docs/architecture.md).", least=1)
     ] = 1,
     data_placement: Annotated[
         str,
-        typer.Option(
-            help="Exchange images: resident (in the memory of the GPU, or else of the host), streamed from disk, "
+        _here(
+            "Exchange images: resident (in the memory of the GPU, or else of the host), streamed from disk, "
             "or auto: streamed if they take more than half of the free memory."
         ),
     ] = "auto",
     compiled: Annotated[
         bool,
-        typer.Option(
+        _here(
+            "Exchange images: train a network that torch.compile has compiled (docs/performance.md).",
             "--compile/--no-compile",
-            help="Exchange images: train a network that torch.compile has compiled (docs/performance.md).",
         ),
     ] = False,
-    detach: Annotated[bool, typer.Option("--detach", help="Go on in the background once owners can join.")] = False,
+    detach: Annotated[bool, _here("Go on in the background once owners can join.", "--detach")] = False,
 ) -> None:
     """Start a federation, or go on with the one in --state; runs until the model is written or 'stop'."""
     from coordinator.display import Watch
@@ -140,51 +220,8 @@ def start(  # noqa: PLR0917 -- each is an option
     from ppfed.leakage.wording import VERDICT
     from ppfed.training.settings import DataPlacement
 
-    given = {
-        "name": name,
-        "exchange": exchange,
-        "owners": owners,
-        "classes": classes,
-        "size": size,
-        "channels": channels,
-        "cipher": cipher,
-        "scope": scope,
-        "colour_shuffle": shuffle,
-        "fingerprint": fingerprint,
-        "rounds": rounds,
-        "local_epochs": local_epochs,
-        "batch_size": batch_size,
-        "learning_rate": learning_rate,
-        "strategy": strategy,
-        "server_learning_rate": server_learning_rate,
-        "server_momentum": server_momentum,
-        "update_format": update_format,
-        "batch_norm": batch_norm,
-        "micro_batch": micro_batch,
-        "min_local_batch": min_local_batch,
-        "gradient_clip": gradient_clip,
-        "schedule": schedule,
-        "adaptation": adaptation,
-        "adaptation_kind": adaptation_kind,
-        "features": features,
-        "backbone": backbone,
-        "base_maps": base_maps,
-        "label_smoothing": label_smoothing,
-        "vertical_flip": vertical_flip,
-        "horizontal_flip": horizontal_flip,
-        "padding": padding,
-        "mirrored_views": mirrored_views,
-        "first_crop": first_crop,
-        "alternate_flip": alternate_flip,
-        "precision": precision,
-        "average_passes": average_passes,
-        "seed": seed,
-        "quorum": quorum,
-        "deadline_s": deadline,
-        "address": address,
-        "listen": listen,
-    }
     folder = StateFolder(state)
+    given = {key: value for key, value in context.params.items() if key not in _OF_THIS_START}
     agree(folder, {key: value for key, value in given.items() if value is not None})
     settings = folder.plan().settings
     processes = Processes(device, gpus, machines, DataPlacement.named(data_placement), compiled)

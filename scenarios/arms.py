@@ -32,7 +32,7 @@ from ppfed.store import Shard, ShardStore, rows_per_shard
 from ppfed.training.augment import Augmentation
 from ppfed.training.loop import ImageTensors, epoch_generator, evaluate
 from ppfed.training.settings import TrainingSettings
-from scenarios.attacking import Attacker, membership_rows
+from scenarios.attacking import ArmAttack, membership_rows
 from scenarios.declaration import MIXING, Arm, AugmentationPlace, Budget, Mode, Partition
 from scenarios.material import Material
 from scenarios.mixing import default_block, mix_blocks
@@ -327,7 +327,7 @@ class ArmRun:
         def on_progress(stage: str, part: float) -> None:
             self._say(total * (1 + _ATTACKS_PART * part), total, stage)
 
-        attacker = Attacker(
+        attacker = ArmAttack(
             arm=self._arm,
             budget=self._budget,
             settings=self.settings(),

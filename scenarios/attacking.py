@@ -22,12 +22,12 @@ from ppfed.federation import Exchange, FederationSettings
 from ppfed.images.types import Int64Array, PlainImages, UInt8Array
 from ppfed.leakage.attackers import AuditPreset
 from ppfed.leakage.audit import Audit, audit, judge_of
-from ppfed.leakage.gradients import audit_gradients, sent_batches
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.judge import Judge
 from ppfed.leakage.metrics import resemblance
 from ppfed.leakage.picture import CIPHERTEXT_KEY, ORIGINAL_KEY
 from ppfed.leakage.record import LeakageRecord
+from ppfed.leakage.sent import audit_sent, sent_batches
 from ppfed.networks.classifier import build_network
 from scenarios.declaration import Arm, Budget, Mode
 from scenarios.material import Material
@@ -44,8 +44,8 @@ OnProgress = Callable[[str, float], None]
 
 
 @dataclass(frozen=True, eq=False)
-class Attacker:
-    """Who attacks an arm, and with what.
+class ArmAttack:
+    """An attack on an arm: what is attacked, and with what.
 
     Parameters
     ----------
@@ -116,7 +116,7 @@ class Attacker:
         network = build_network(self.settings.network_config(), self.seed).to(self.device)
         images = self._images()
         spec = self.arm.spec
-        return audit_gradients(
+        return audit_sent(
             spec,
             images,
             network,

@@ -34,10 +34,10 @@ def demo(
 
     console = stderr()
     material = digits() if data is None else own_images(data, images, size)
-    with Demo(out, material, rounds, lambda line: print_line(console, line)) as run:
-        run.prepare()
-        results = [run.federation("images"), run.federation("updates")]
-        answers = run.predict(results[0])
+    run = Demo(out, material, rounds, lambda line: print_line(console, line))
+    run.prepare()
+    results = [run.federation("images"), run.federation("updates")]
+    answers = run.predict(results[0])
     stdout().print(result_table(material.title, results))
     print_line(stdout(), answers)
     for name, path in run.paths(results).items():

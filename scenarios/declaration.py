@@ -31,8 +31,8 @@ from ppfed.errors import UsageError
 from ppfed.federation import describe_invalid
 from ppfed.leakage.attackers import AuditPreset
 from ppfed.leakage.audit import applicable
-from ppfed.leakage.gradients import SENT_ATTACKS
 from ppfed.leakage.record import AttackName
+from ppfed.leakage.sent import SENT_ATTACKS
 from ppfed.networks.config import AdaptationKind, Backbone, InputFeatures, takes_any_size
 from ppfed.training.settings import BatchNormMode, Padding, Precision, Schedule, ServerStrategy, UpdateFormat
 

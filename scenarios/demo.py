@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from rich.table import Table
 from sklearn.datasets import load_digits
 
-from ppfed.errors import ServiceError, UsageError
+from ppfed.errors import UsageError
 from ppfed.images.open import open_source
 from ppfed.images.size import parse_size
 from ppfed.images.source import LoadReport, Split
 from ppfed.services import free_port
+from scenarios.local_processes import LocalProcesses, ppfed
 
 OWNERS = ("owner-a", "owner-b")
 _READY_S = 120.0
 _RUN_S = 3600.0
+_COORDINATOR = "coordinator"
 _MARK = ".ppfed-demo"
 _PREDICTED = 5
 
@@ -123,7 +121,7 @@ def own_images(data: Path, count: int, size: str | None) -> Material:
 
 
 class Demo:
-    """Runs the commands; use it as a context manager, so that no process is left behind.
+    """Runs the commands.
 
     Parameters
     ----------
@@ -140,26 +138,7 @@ class Demo:
         self._material = material
         self._rounds = rounds
         self._say = say
-        self._children: list[subprocess.Popen[bytes]] = []
-
-    def __enter__(self) -> Demo:
-        if self.folder.exists() and any(self.folder.iterdir()):
-            if not (self.folder / _MARK).exists():
-                raise UsageError(f"{self.folder} is not empty", hint="Name another folder with --out.")
-            shutil.rmtree(self.folder)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        (self.folder / _MARK).touch()
-        return self
-
-    def __exit__(self, *_exception: object) -> None:
-        for child in self._children:
-            if child.poll() is None:
-                child.terminate()
-        for child in self._children:
-            try:
-                child.wait(15)
-            except subprocess.TimeoutExpired:
-                child.kill()
+        self._here = LocalProcesses(self.folder)
 
     @property
     def key(self) -> Path:
@@ -176,7 +155,19 @@ class Demo:
         return self.folder / "data" / owner
 
     def prepare(self) -> None:
-        """Make the key, deal out the images, draw the contact sheet."""
+        """Empty the folder, make the key, deal out the images, draw the contact sheet.
+
+        Raises
+        ------
+        UsageError
+            If something other than a demo is in the folder.
+        """
+        if self.folder.exists() and any(self.folder.iterdir()):
+            if not (self.folder / _MARK).exists():
+                raise UsageError(f"{self.folder} is not empty", hint="Name another folder with --out.")
+            shutil.rmtree(self.folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / _MARK).touch()
         self._say(f"data: {self._material.title}, dealt out to {len(OWNERS)} owners")
         for number, owner in enumerate(OWNERS):
             self._material.write(self.data(owner), number, len(OWNERS))
@@ -188,34 +179,39 @@ class Demo:
         )
 
     def federation(self, exchange: str) -> Result:
-        """Run one federation to its end."""
+        """Run one federation to its end.
+
+        Raises
+        ------
+        ServiceError
+            If one of its processes fails, or it takes longer than an hour.
+        """
         started = time.monotonic()
-        state = self.folder / exchange / "coordinator"
-        logs = self.folder / exchange
+        folder = self.folder / exchange
+        folder.mkdir()
+        state = folder / _COORDINATOR
         material = self._material
         self._say(f"exchange {exchange}:")
-        coordinator = self._start(
-            logs / "coordinator.log",
-            *("coordinator", "start", "--state", str(state), "--name", f"demo-{exchange}", "--exchange", exchange),
-            *("--owners", str(len(OWNERS)), "--classes", ",".join(material.classes), "--size", material.size),
-            *("--channels", str(material.channels), "--rounds", str(self._rounds)),
-            *("--batch-size", str(material.batch_size), "--base-maps", str(material.base_maps)),
-            "--horizontal-flip" if material.flip else "--no-horizontal-flip",
-            *("--address", f"localhost:{free_port()}"),
-        )
-        self._wait_for_line(logs / "coordinator.log", "is open at", coordinator)
-        joined = []
-        for owner in OWNERS:
-            invite = logs / f"{owner}.invite"
-            self._ppfed("coordinator", "invite", owner, "--state", str(state), "--out", str(invite))
-            joined.append(
-                self._start(
-                    logs / f"{owner}.log",
-                    *("client", "join", "--yes", "--key", str(self.key), "--data", str(self.data(owner))),
-                    *("--invite", str(invite), "--state", str(logs / owner)),
-                )
+        with LocalProcesses(folder) as processes:
+            processes.start(
+                _COORDINATOR,
+                *ppfed("coordinator", "start", "--state", str(state), "--name", f"demo-{exchange}"),
+                *("--exchange", exchange, "--owners", str(len(OWNERS)), "--classes", ",".join(material.classes)),
+                *("--size", material.size, "--channels", str(material.channels), "--rounds", str(self._rounds)),
+                *("--batch-size", str(material.batch_size), "--base-maps", str(material.base_maps)),
+                "--horizontal-flip" if material.flip else "--no-horizontal-flip",
+                *("--address", f"localhost:{free_port()}"),
             )
-        self._follow(logs / "coordinator.log", [coordinator, *joined])
+            processes.wait(lambda: "is open at" in processes.log(_COORDINATOR), _READY_S)
+            for owner in OWNERS:
+                invite = folder / f"{owner}.invite"
+                self._ppfed("coordinator", "invite", owner, "--state", str(state), "--out", str(invite))
+                processes.start(
+                    owner,
+                    *ppfed("client", "join", "--yes", "--key", str(self.key), "--data", str(self.data(owner))),
+                    *("--invite", str(invite), "--state", str(folder / owner)),
+                )
+            self._follow(processes)
         report = json.loads(self._ppfed("coordinator", "status", "--state", str(state), "--json"))
         return Result(
             exchange=exchange,
@@ -238,80 +234,23 @@ class Demo:
         curves = {f"curve ({result.exchange})": result.model / "curve.png" for result in results}
         return {"preview": self.preview, **models, **curves}
 
-    def _environment(self) -> dict[str, str]:
-        # Three processes share this machine's cores: more threads each would only wait for one another.
-        return {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def _command(self, arguments: tuple[str, ...]) -> list[str]:
-        return [str(Path(sys.executable).parent / "ppfed"), *arguments]
-
     def _ppfed(self, *arguments: str) -> str:
-        done = subprocess.run(
-            self._command(arguments),
-            env=self._environment(),
-            cwd=self.folder,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_RUN_S,
-        )
-        if done.returncode != 0:
-            raise ServiceError(f"'ppfed {' '.join(arguments[:2])}' failed:\n{done.stderr.strip()}")
-        return done.stdout
+        return self._here.run(*ppfed(*arguments))
 
-    def _start(self, log: Path, *arguments: str) -> subprocess.Popen[bytes]:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        with log.open("wb") as output:
-            child = subprocess.Popen(
-                self._command(arguments),
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-            )
-        self._children.append(child)
-        return child
-
-    def _wait_for_line(self, log: Path, text: str, child: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + _READY_S
-        while text not in log.read_text(errors="replace"):
-            if child.poll() is not None or time.monotonic() > deadline:
-                raise ServiceError(f"the coordinator did not start:\n{log.read_text(errors='replace').strip()}")
-            time.sleep(0.1)
-
-    def _follow(self, log: Path, children: list[subprocess.Popen[bytes]]) -> None:
+    def _follow(self, processes: LocalProcesses) -> None:
         """Repeat the coordinator's lines until every process has ended well."""
-        deadline = time.monotonic() + _RUN_S
-        with _followed(log) as lines:
-            while any(child.poll() is None for child in children):
-                for line in lines():
-                    self._say(f"  {line}")
-                failed = [child for child in children if child.poll() not in (None, 0)]
-                if failed or time.monotonic() > deadline:
-                    raise ServiceError(
-                        f"a process of the demo failed; the coordinator said:\n{log.read_text(errors='replace')}",
-                        hint=f"See the logs in {log.parent}.",
-                    )
-                time.sleep(0.2)
-            for line in lines():
+        said = 0
+
+        def all_done() -> bool:
+            nonlocal said
+            done = all(child.poll() is not None for child in processes.children.values())
+            complete = processes.log(_COORDINATOR).split("\n")[:-1]
+            for line in complete[said:]:
                 self._say(f"  {line}")
+            said = len(complete)
+            return done and all(child.returncode == 0 for child in processes.children.values())
 
-
-@contextmanager
-def _followed(path: Path) -> Iterator[Callable[[], list[str]]]:
-    with path.open(errors="replace") as file:
-        yield lambda: _complete_lines(file)
-
-
-def _complete_lines(file: IO[str]) -> list[str]:
-    lines: list[str] = []
-    while True:
-        start = file.tell()
-        line = file.readline()
-        if not line.endswith("\n"):
-            file.seek(start)
-            return lines
-        lines.append(line.rstrip())
+        processes.wait(all_done, _RUN_S)
 
 
 def result_table(title: str, results: list[Result]) -> Table:

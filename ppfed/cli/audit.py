@@ -84,7 +84,7 @@ def leakage(
     from ppfed.images.size import parse_size
     from ppfed.leakage.attackers import AuditPreset
     from ppfed.leakage.audit import applicable, audit, judge_of
-    from ppfed.leakage.gradients import SENT_ATTACKS
+    from ppfed.leakage.sent import SENT_ATTACKS
     from ppfed.leakage.wording import markdown_table, sentence
     from ppfed.training.loop import pick_device
 
@@ -142,7 +142,7 @@ def _audit_sent(
     """Attack what leaves in place of images, for the invite's network or else the default one."""
     from ppfed.attacks.alone import solver
     from ppfed.federation import Exchange
-    from ppfed.leakage.gradients import audit_gradients, sent_attacks, sent_batches
+    from ppfed.leakage.sent import audit_sent, sent_attacks, sent_batches
     from ppfed.networks.classifier import build_network
     from ppfed.networks.config import NetworkConfig, best_features
     from ppfed.training.settings import BatchNormMode, TrainingSettings
@@ -163,7 +163,7 @@ def _audit_sent(
     left_out = sorted(set(attacks) - set(sent_attacks(config)))
     if left_out:
         print_line(stderr(), f"left out: {', '.join(left_out)}; no such weights are known for this network")
-    return audit_gradients(
+    return audit_sent(
         spec,
         images,
         build_network(config, _SEED).to(device),

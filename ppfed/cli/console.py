@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +13,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from ppfed.errors import PPFedError
 
+_FILE_COLUMNS = 180
+
 
 def stdout() -> Console:
     """Return the console for results."""
-    return Console(highlight=False)
+    # In a file there is room for a table's columns, and Rich would take it for a terminal of 80.
+    in_file = not sys.stdout.isatty() and "COLUMNS" not in os.environ
+    return Console(highlight=False, width=_FILE_COLUMNS if in_file else None)
 
 
 def stderr() -> Console:

@@ -45,6 +45,7 @@ MOST_HELD_BYTES = 1 << 26
 
 Loaded = TypeVar("Loaded")
 
+_STRIP_PIXELS = 1 << 20
 _MAGIC = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"RIFF", b"BM", b"II*\0", b"MM\0*")
 _HEADER_BYTES = 32
 _PNG_DEPTH_AT = 24
@@ -347,14 +348,20 @@ def _reduce_grey(image: Image.Image, bits: int) -> Image.Image:
 
 
 def _on_white(image: Image.Image) -> tuple[Image.Image, list[str]]:
-    grey = image.mode in ("1", "L", "LA", "La")
-    # Pillow has no direct way from La to RGBA.
-    coloured = (image.convert("LA") if image.mode == "La" else image).convert("RGBA")
-    opaque = coloured.getchannel("A").getextrema() == (255, 255)
-    if not opaque:
-        coloured = Image.alpha_composite(Image.new("RGBA", coloured.size, (255, 255, 255, 255)), coloured)
-    # Exact for grey, where red, green and blue are equal.
-    return coloured.convert("L" if grey else "RGB"), [] if opaque else ["transparency laid on white"]
+    # Strip by strip: several copies are made, and an image may have 134 million pixels.
+    flat = Image.new("L" if image.mode in ("1", "L", "LA", "La") else "RGB", image.size)
+    opaque = True
+    rows = max(1, _STRIP_PIXELS // image.width)
+    for top in range(0, image.height, rows):
+        strip = image.crop((0, top, image.width, min(top + rows, image.height)))
+        # Pillow has no direct way from La to RGBA.
+        coloured = (strip.convert("LA") if strip.mode == "La" else strip).convert("RGBA")
+        if coloured.getchannel("A").getextrema() != (255, 255):
+            opaque = False
+            coloured = Image.alpha_composite(Image.new("RGBA", coloured.size, (255, 255, 255, 255)), coloured)
+        # Exact for grey, where red, green and blue are equal.
+        flat.paste(coloured.convert(flat.mode), (0, top))
+    return flat, [] if opaque else ["transparency laid on white"]
 
 
 def shown(path: str) -> str:

@@ -30,8 +30,8 @@ from ppfed.errors import UsageError
 from ppfed.federation import Exchange
 from ppfed.images.types import UInt8Array
 from ppfed.leakage.attackers import AuditPreset
-from ppfed.leakage.gradients import audit_gradients
 from ppfed.leakage.record import AttackName, Resemblance
+from ppfed.leakage.sent import audit_sent
 from ppfed.networks.classifier import build_network
 from ppfed.networks.config import InputFeatures, NetworkConfig, best_features
 from ppfed.networks.state import network_state
@@ -189,7 +189,7 @@ def measure_steps(material: Material, budget: ReadingBudget, measured: RowsFile[
                 continue
             own = rows if labels == RANDOM else np.flatnonzero(material.held_out_labels == _CLASS)[: budget.targets]
             features = InputFeatures.VALUES if spec is None else best_features(spec)
-            found = audit_gradients(
+            found = audit_sent(
                 spec,
                 targets_of(material, own),
                 build_network(_described(material, wanted.base_maps, features), 0).to(device),

@@ -19,8 +19,8 @@ from ppfed.attacks.sent import gradient_inversion
 from ppfed.errors import UsageError
 from ppfed.federation import Exchange
 from ppfed.leakage.attackers import AuditPreset
-from ppfed.leakage.gradients import GradientSearch, audit_gradients
 from ppfed.leakage.record import AttackName, Resemblance
+from ppfed.leakage.sent import GradientSearch, audit_sent
 from ppfed.networks.classifier import ImageClassifier, build_network
 from ppfed.networks.config import NetworkConfig
 from ppfed.training.augment import Augmentation
@@ -124,7 +124,7 @@ def measure(material: Material, budget: SearchBudget, measured: RowsFile[SearchR
         network = _network(material, budget, device, trained=weights == TRAINED)
         accuracy = evaluate(network, held_out).accuracy
         for batch_norm, batch in left:
-            found = audit_gradients(
+            found = audit_sent(
                 None,
                 images,
                 network,

@@ -29,10 +29,10 @@ from ppfed.federation import Exchange
 from ppfed.images.types import PlainImages
 from ppfed.leakage.attackers import AuditPreset
 from ppfed.leakage.audit import RECORD_FILE, Audit, applicable, audit, judge_of
-from ppfed.leakage.gradients import audit_gradients, sent_batches
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.record import AttackName, LeakageRecord
 from ppfed.leakage.reference import RECORDS, REFERENCE_FILE, references
+from ppfed.leakage.sent import audit_sent, sent_batches
 from ppfed.networks.classifier import build_network
 from ppfed.networks.config import InputFeatures, NetworkConfig, best_features
 from ppfed.training.loop import pick_device
@@ -205,7 +205,7 @@ def _measure_sent(data: Path, out: Path) -> None:
         sys.stdout.flush()
         features = InputFeatures.VALUES if spec is None else best_features(spec)
         network = build_network(NetworkConfig(images.classes, _SIZE, _SIZE, features=features), 0)
-        audit_gradients(
+        audit_sent(
             spec,
             images,
             network.to(device),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.main import get_command
+from typer.testing import CliRunner
 
+from coordinator.cli import app
 from coordinator.plan import agree, make_plan, split_address
 from coordinator.state import StateFolder
 from ppfed.ciphers.spec import Scope
@@ -254,13 +258,30 @@ def test_another_cipher_or_strategy_at_a_restart_is_refused(tmp_path: Path, chan
         agree(folder, change)
 
 
+def _parameters() -> dict[str, Any]:
+    return {one.name: one for one in get_command(app).commands["start"].params if one.name != "help"}
+
+
+def _flags(options: dict[str, Any]) -> list[str]:
+    """What a user types for these options."""
+    written: list[str] = []
+    for name, value in options.items():
+        parameter = _parameters()[name]
+        if isinstance(value, bool):
+            written.append((parameter.opts if value else parameter.secondary_opts)[0])
+        else:
+            written += [parameter.opts[0], str(value)]
+    return written
+
+
 def test_every_option_is_tested() -> None:
-    import inspect
-
-    from coordinator.cli import start
-
-    names = {"shuffle": "colour_shuffle", "deadline": "deadline_s"}
-    options = {names.get(name, name) for name in inspect.signature(start).parameters}
     no_settings = {"state", "device", "gpus", "machines", "data_placement", "compiled", "detach"}
-    assert options - set(OPTIONS) - set(GRADIENTS) - set(IMAGES) <= no_settings
-    assert {*OPTIONS, *GRADIENTS, *IMAGES} <= options
+    assert set(_parameters()) == {*OPTIONS, *GRADIENTS, *IMAGES, *no_settings}
+
+
+@pytest.mark.parametrize("options", [OPTIONS, GRADIENTS, IMAGES])
+def test_what_the_command_line_said_is_what_is_agreed(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
+    agreed: list[dict[str, Any]] = []
+    monkeypatch.setattr("coordinator.plan.agree", lambda _folder, given: agreed.append(given) or sys.exit(0))
+    assert CliRunner().invoke(app, ["start", *_flags(options), "--device", "cpu"]).exit_code == 0
+    assert agreed == [options]

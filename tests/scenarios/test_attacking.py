@@ -19,7 +19,7 @@ from scenarios.arms import ArmRun, Progress
 from scenarios.attacking import (
     LEAKAGE_FILE,
     PICTURES_FILE,
-    Attacker,
+    ArmAttack,
     evenly,
     load_pictures,
     membership_rows,
@@ -49,9 +49,9 @@ def run(material: Material, folder: Path, **arm: Any) -> Result:
     return arm_run(material, folder, [], **arm).run()
 
 
-def attacker(material: Material, folder: Path, **arm: Any) -> Attacker:
+def attacker(material: Material, folder: Path, **arm: Any) -> ArmAttack:
     one = arm_run(material, folder, [], **arm)
-    return Attacker(one._arm, BUDGET, one.settings(), material, "digits", 0, CPU)
+    return ArmAttack(one._arm, BUDGET, one.settings(), material, "digits", 0, CPU)
 
 
 @given(st.integers(1, 500), st.integers(1, 500))

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Self
 
-from scenarios.bench.process_tree import family
+from scenarios.process_tree import family
 
 _PROC = Path("/proc")
 _SAMPLE_S = 0.2

@@ -60,7 +60,7 @@ def upload(folder: Path, owners: int, shards: int) -> Uploaded:
             database_bytes = max(database_bytes, sum(_size(path) for path in files))
             return "intake ended" in _events(running.state)
 
-        with PeakMemory(lambda: {role: child.pid for role, child in running.children.items()}) as memory:
+        with PeakMemory(lambda: {role: child.pid for role, child in running.processes.children.items()}) as memory:
             running.wait(uploaded)
         events = _events(running.state)
     began, ended = events["intake began"], events["intake ended"]

@@ -120,7 +120,11 @@ def test_one_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("colour", [RGB, GREY[..., None]], ids=["RGBA", "LA"])
-def test_transparency_is_laid_on_white(tmp_path: Path, colour: UInt8Array) -> None:
+@pytest.mark.parametrize("strip_pixels", [1, 20, 1 << 20], ids=["a row", "some rows", "all"])
+def test_transparency_is_laid_on_white(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, colour: UInt8Array, strip_pixels: int
+) -> None:
+    monkeypatch.setattr("ppfed.images.decode._STRIP_PIXELS", strip_pixels)
     Image.fromarray(np.concatenate([colour, ALPHA], axis=2)).save(tmp_path / "a.png")
     decoded = decode_image(tmp_path / "a.png")
     share = ALPHA / 255
@@ -137,8 +141,20 @@ def test_opaque_alpha_costs_nothing(tmp_path: Path) -> None:
     assert decoded.notes == ()
 
 
-def test_transparent_colours(tmp_path: Path) -> None:
+def test_one_transparent_row_is_enough_to_be_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ppfed.images.decode._STRIP_PIXELS", 1)
+    alpha = np.full_like(ALPHA, 255)
+    alpha[0] = 0
+    Image.fromarray(np.concatenate([RGB, alpha], axis=2)).save(tmp_path / "a.png")
+    decoded = decode_image(tmp_path / "a.png")
+    assert np.array_equal(decoded.pixels[0], np.full_like(RGB[0], 255))
+    assert np.array_equal(decoded.pixels[1:], RGB[1:])
+    assert decoded.notes == ("transparency laid on white",)
+
+
+def test_transparent_colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """One transparent colour or palette entry, as old tools wrote it."""
+    monkeypatch.setattr("ppfed.images.decode._STRIP_PIXELS", 20)
     palette = Image.fromarray(RGB).quantize(8)
     palette.save(tmp_path / "palette.png", transparency=0)
     Image.fromarray(RGB).save(tmp_path / "rgb.png", transparency=tuple(RGB[0, 0].tolist()))

@@ -14,9 +14,9 @@ from ppfed.federation import Exchange
 from ppfed.images.types import PlainImages
 from ppfed.leakage.attackers import ATTACKERS, AuditPreset
 from ppfed.leakage.audit import Audit, applicable, audit
-from ppfed.leakage.gradients import SENT_ATTACKS, audit_gradients, sent_batches
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.record import AttackName, LeakageRecord
+from ppfed.leakage.sent import SENT_ATTACKS, audit_sent, sent_batches
 from ppfed.networks.classifier import build_network
 from ppfed.networks.config import NetworkConfig
 
@@ -150,7 +150,7 @@ def test_what_owners_send_instead_of_images_is_inverted(
 ) -> None:
     network = build_network(NetworkConfig(2, 32, 32, base_maps=2), 0)
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    found = audit_gradients(
+    found = audit_sent(
         spec,
         images,
         network,
@@ -175,7 +175,7 @@ def test_what_owners_send_instead_of_images_is_inverted(
 def test_chosen_weights_read_plain_images_off_small_batches(
     images: AuditImages, exchange: Exchange, batch: int, low: float, high: float
 ) -> None:
-    found = audit_gradients(
+    found = audit_sent(
         None,
         images,
         build_network(NetworkConfig(2, 32, 32, base_maps=16), 0),

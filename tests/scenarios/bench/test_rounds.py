@@ -20,6 +20,7 @@ from scenarios.bench.processes import Federation
 from scenarios.bench.rounds import product, section, simulated
 from scenarios.bench.rounds.product import Rounds
 from scenarios.bench.run import verdict
+from scenarios.local_processes import LocalProcesses
 
 SMALL = TrainingSettings(rounds=3, batch_size=8, base_maps=1, adaptation=(2,))
 
@@ -88,7 +89,7 @@ def test_the_exponent_of_owners_is_fitted() -> None:
 
 
 def test_what_owners_and_coordinator_wrote_is_read(tmp_path: Path) -> None:
-    running = Federation(tmp_path)
+    running = Federation(LocalProcesses(tmp_path))
     state = running.state
     state.folder.mkdir()
     state.set_status(Status(rounds=[RoundRecord(round=one, seconds=float(one), owners=2) for one in (1, 2, 3)]))

@@ -11,7 +11,7 @@ import torch
 
 from ppfed.attacks.sent import gradient_inversion
 from ppfed.errors import UsageError
-from ppfed.leakage.gradients import GradientSearch
+from ppfed.leakage.sent import GradientSearch
 from ppfed.training.settings import BatchNormMode
 from scenarios.material import digits
 from scenarios.studies.gradient_search import INITIAL, TRAINED, SearchBudget, SearchRow, main, measure

@@ -18,7 +18,7 @@ from ppfed.attacks.sent.gradient_inversion import gradient_by_name, moments_of_u
 from ppfed.attacks.values.fold import fold
 from ppfed.federation import Exchange
 from ppfed.images.types import UInt8Array
-from ppfed.leakage.gradients import paired, sent_by_owner
+from ppfed.leakage.sent import paired, sent_by_owner
 from ppfed.networks.classifier import ImageClassifier, build_network
 from ppfed.networks.config import Backbone, InputFeatures, NetworkConfig
 from ppfed.networks.state import network_state

@@ -105,7 +105,7 @@ def sent_attacks(config: NetworkConfig) -> tuple[AttackName, ...]:
     return SENT_ATTACKS if can_choose(config) else (AttackName.GRADIENTS,)
 
 
-def audit_gradients(
+def audit_sent(
     spec: CipherSpec | None,
     images: AuditImages,
     network: ImageClassifier,

@@ -1,0 +1,143 @@
+"""A federation on this machine: processes started as a user would start them, each with a log; all end with the block."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import MappingProxyType
+
+from ppfed.errors import ServiceError
+from scenarios.process_tree import family, wait_until_gone
+
+_POLL_S = 0.2
+_END_S = 30.0
+_COMMAND_S = 600.0
+
+
+class LocalProcesses:
+    """Starts processes in a folder; use it as a context manager, so that none is left behind.
+
+    Parameters
+    ----------
+    folder : Path
+        Exists. Processes work in it, and their logs lie in it: ``NAME.log``.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._children: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> LocalProcesses:
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
+        # The ServerApp notices a little later that those who started it have gone, and it may be writing: whoever
+        # removes the folder then finds files in it that were not there.
+        everyone = [one for child in self._children.values() for one in family(child.pid)]
+        for child in self._children.values():
+            child.terminate()
+        for child in self._children.values():
+            try:
+                child.wait(_END_S)
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
+        try:
+            wait_until_gone(everyone, _END_S)
+        except TimeoutError:
+            for one in everyone:
+                with suppress(ProcessLookupError):
+                    os.kill(one, signal.SIGKILL)
+
+    @property
+    def children(self) -> Mapping[str, subprocess.Popen[bytes]]:
+        """What was started, by name."""
+        return MappingProxyType(self._children)
+
+    def log(self, name: str) -> str:
+        """Return what a process has printed so far."""
+        return self._log(name).read_text(errors="replace")
+
+    def start(self, name: str, *command: str) -> None:
+        """Start a process in the background."""
+        path = self._log(name)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("wb") as output:
+            self._children[name] = subprocess.Popen(
+                command,
+                env=_environment(),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+            )
+
+    def run(self, *command: str) -> str:
+        """Run a command to its end, and return what it printed.
+
+        Raises
+        ------
+        ServiceError
+            If it fails, or takes longer than ten minutes.
+        """
+        named = " ".join((Path(command[0]).name, *command[1:3]))
+        try:
+            done = subprocess.run(
+                command,
+                env=_environment(),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=_COMMAND_S,
+            )
+        except subprocess.TimeoutExpired:
+            raise ServiceError(f"'{named}' was not done after {_COMMAND_S:.0f} s") from None
+        if done.returncode != 0:
+            raise ServiceError(f"'{named}' failed:\n{done.stderr.strip()}")
+        return done.stdout
+
+    def wait(self, ready: Callable[[], bool], timeout_s: float) -> None:
+        """Wait until something is so; asked five times a second.
+
+        Raises
+        ------
+        ServiceError
+            If a process fails or all have ended before, or it takes longer than ``timeout_s``.
+        """
+        deadline = time.monotonic() + timeout_s
+        while True:
+            # Whoever ended before we look has done what it ended for.
+            ended = {name: code for name, child in self._children.items() if (code := child.poll()) is not None}
+            if ready():
+                return
+            failed = next((name for name, code in ended.items() if code != 0), None)
+            if failed is not None:
+                raise ServiceError(
+                    f"{failed} failed:\n{self.log(failed).strip()}", hint=f"The logs are in {self._log(failed).parent}."
+                )
+            if len(ended) == len(self._children):
+                raise ServiceError("every process has ended, and what they were to do was not done")
+            if time.monotonic() > deadline:
+                raise ServiceError(f"not done after {timeout_s:.0f} s", hint=f"The logs are in {self.folder}.")
+            time.sleep(_POLL_S)
+
+    def _log(self, name: str) -> Path:
+        return self.folder / f"{name}.log"
+
+
+def ppfed(*arguments: str) -> tuple[str, ...]:
+    """Return the command line of a ``ppfed`` command of this installation."""
+    return (str(Path(sys.executable).parent / "ppfed"), *arguments)
+
+
+def _environment() -> dict[str, str]:
+    # All processes share this machine's cores: more threads each would only wait for one another.
+    return {**os.environ, "OMP_NUM_THREADS": "1"}
