@@ -1,4 +1,4 @@
-"""A federation on this machine: processes started as a user would start them, each with a log; all end with the block."""
+"""Processes of a federation on this machine, started as a user would, each with a log; all end with the block."""
 
 from __future__ import annotations
 
