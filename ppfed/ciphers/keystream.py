@@ -16,6 +16,8 @@ from ppfed.images.types import ID_BYTES, UInt8Array
 IndexArray = npt.NDArray[np.intp]
 
 _BLOCK_BYTES = 16
+_WORDS = 2
+"""Of 64 bits, in a block."""
 _ALL_BITS: UInt8Array = np.array([0xFF], dtype=np.uint8)
 
 
@@ -60,12 +62,16 @@ class Keystream:
         uint8 array, (N, length), C-contiguous
         """
         blocks = -(-length // _BLOCK_BYTES)
-        counters = np.empty((len(nonces), _BLOCK_BYTES // 8 * blocks), dtype="<u8")
-        lay_out_counters(np.ascontiguousarray(nonces).view("<u4"), counters)
+        size = len(nonces) * blocks * _BLOCK_BYTES
         # The interface asks for room for a block more than it fills.
-        keystream = np.empty(counters.nbytes + _BLOCK_BYTES - 1, dtype=np.uint8)
-        filled = self._aes.blocks.update_into(counters.reshape(-1).view(np.uint8).data, keystream.data)
-        return np.ascontiguousarray(keystream[:filled].reshape(len(nonces), blocks * _BLOCK_BYTES)[:, :length])
+        memory = np.empty(size + _BLOCK_BYTES - 1, dtype=np.uint8)
+        counters = memory[:size]
+        lay_out_counters(
+            np.ascontiguousarray(nonces).view("<u4"), counters.view("<u8").reshape(len(nonces), _WORDS * blocks)
+        )
+        # In place: what is made on the way is half as much.
+        self._aes.blocks.update_into(counters.data, memory.data)
+        return np.ascontiguousarray(counters.reshape(len(nonces), blocks * _BLOCK_BYTES)[:, :length])
 
     def bits(self, nonces: UInt8Array, count: int) -> UInt8Array:
         """Draw ``count`` bits, least significant first. Returns a uint8 array, (N, count / 8, rounded up)."""
