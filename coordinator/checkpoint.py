@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from coordinator.norm_bound import SeenNorms
 from coordinator.state import RoundRecord
 from ppfed.atomic import write_atomic
 from ppfed.errors import UsageError
@@ -63,8 +64,8 @@ class Checkpoint:
     so_far : PassSoFar
     average : dict of str to tensor
         The averaged network that is measured and delivered; empty where none is kept.
-    longest : dict of str to float
-        As ``NormBound`` has it.
+    norms : SeenNorms
+        Of owners' answers.
     """
 
     rounds: int
@@ -73,7 +74,7 @@ class Checkpoint:
     record: RoundRecord | None = None
     so_far: PassSoFar = field(default_factory=PassSoFar)
     average: dict[str, Tensor] = field(default_factory=dict)
-    longest: dict[str, float] = field(default_factory=dict)
+    norms: SeenNorms = field(default_factory=SeenNorms)
 
     @property
     def delivered(self) -> dict[str, Tensor]:
@@ -97,7 +98,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint) -> None:
         "rounds": checkpoint.rounds,
         "record": record,
         "so_far": checkpoint.so_far.model_dump(),
-        "longest": checkpoint.longest,
+        "norms": checkpoint.norms.model_dump(),
     }
     write_atomic(folder / _PROGRESS, json.dumps(progress))
     _flush(folder)
@@ -125,9 +126,9 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         # Federations from before averages have no such file.
         average = load_file(kept / _AVERAGE) if (kept / _AVERAGE).exists() else {}
         # Nor did those from before norms were bounded write this.
-        longest = {str(owner): float(norm) for owner, norm in dict(progress.get("longest", {})).items()}
+        norms = SeenNorms.model_validate(progress.get("norms", {}))
         weights, momentum = load_file(kept / _WEIGHTS), load_file(kept / _MOMENTUM)
-        return Checkpoint(rounds, weights, momentum, record, so_far, average, longest)
+        return Checkpoint(rounds, weights, momentum, record, so_far, average, norms)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise UsageError(
             f"the checkpoint in {folder} is damaged ({type(error).__name__})",

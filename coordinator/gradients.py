@@ -9,7 +9,7 @@ import torch
 from flwr.app import Message
 
 from coordinator.checkpoint import Checkpoint, PassSoFar, load_checkpoint, save_checkpoint
-from coordinator.norm_bound import NormBound
+from coordinator.norm_bound import NormBound, SeenNorms
 from coordinator.quorum import Quorum, with_evaluation
 from coordinator.state import RoundRecord, StateFolder
 from ppfed.errors import FederationError
@@ -77,7 +77,7 @@ class Gradients:
             name: Turns(count, self._steps, training.min_local_batch, owner_offset(name))
             for name, count in images.items()
         }
-        self._bound = NormBound()
+        self._bound = NormBound(SeenNorms())
         # Whoever missed a deadline is asked again in the next pass, not in each step: a step would take the deadline.
         self._absent: set[str] = set()
         # Those for whose bad answers a step was passed over: where training diverges, everybody's are bad.
@@ -97,7 +97,7 @@ class Gradients:
             done, so_far = checkpoint.rounds, checkpoint.so_far
             load_network_state(self._network, checkpoint.weights)
             self._trainer.load_momentum(checkpoint.momentum)
-            self._bound.longest = dict(checkpoint.longest)
+            self._bound = NormBound(checkpoint.norms)
             if checkpoint.record is not None and so_far.steps == 0:
                 yield self._evaluated(checkpoint.record)
         for number in range(done + 1, self._settings.training.rounds + 1):
@@ -219,6 +219,6 @@ class Gradients:
                 self._trainer.momentum(),
                 record,
                 so_far,
-                longest=dict(self._bound.longest),
+                norms=self._bound.seen,
             ),
         )

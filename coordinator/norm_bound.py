@@ -26,6 +26,7 @@ from dataclasses import dataclass, replace
 from typing import Generic, TypeVar
 
 import torch
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 from ppfed.networks.state import flatten, is_statistic, is_variance
@@ -60,18 +61,40 @@ class Bounded(Generic[Answer]):
     far: bool
 
 
-class NormBound:
-    """Bounds the answers of a run.
+class SeenNorms(BaseModel):
+    """What is remembered of the owners' answers, over a restart too.
 
     Attributes
     ----------
     longest : dict of str to float
-        Norm of the longest answer of each owner so far; for the checkpoint.
+        Norm of the longest answer of each owner so far.
+    beyond : dict of str to int
+        How often an owner went beyond the bound.
     """
 
-    def __init__(self) -> None:
-        self.longest: dict[str, float] = {}
-        self._beyond: Counter[str] = Counter()
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    longest: dict[str, float] = {}
+    beyond: dict[str, int] = {}
+
+
+class NormBound:
+    """Bounds the answers of a run.
+
+    Parameters
+    ----------
+    seen : SeenNorms
+        Of the run so far.
+    """
+
+    def __init__(self, seen: SeenNorms) -> None:
+        self._longest = dict(seen.longest)
+        self._beyond = Counter(seen.beyond)
+
+    @property
+    def seen(self) -> SeenNorms:
+        """What was seen until now, for the checkpoint."""
+        return SeenNorms(longest=dict(self._longest), beyond=dict(self._beyond))
 
     def bound_weights(
         self, base: Mapping[str, Tensor], answers: Mapping[str, Mapping[str, Tensor]]
@@ -161,7 +184,7 @@ class NormBound:
 
     def _limits(self, norms: Mapping[str, float]) -> dict[str, float]:
         """Longest norm of each owner's answer to this round or step."""
-        self.longest |= {owner: max(norm, self.longest.get(owner, 0.0)) for owner, norm in norms.items()}
+        self._longest |= {owner: max(norm, self._longest.get(owner, 0.0)) for owner, norm in norms.items()}
         limits = {owner: self._median * (FACTOR if self._beyond[owner] < _MOST_BEYOND else 1.0) for owner in norms}
         self._beyond.update(owner for owner, norm in norms.items() if norm > FACTOR * self._median)
         return limits
@@ -169,9 +192,9 @@ class NormBound:
     @property
     def _median(self) -> float:
         """Lower median of the owners' longest answers; infinite where it says nothing."""
-        if len(self.longest) < _FEWEST:
+        if len(self._longest) < _FEWEST:
             return math.inf
-        return sorted(self.longest.values())[(len(self.longest) - 1) // 2] or math.inf
+        return sorted(self._longest.values())[(len(self._longest) - 1) // 2] or math.inf
 
 
 def _shortened(what: str, norm: float, limit: float) -> str:

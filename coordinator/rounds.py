@@ -11,7 +11,7 @@ from flwr.serverapp.strategy import Strategy
 
 from coordinator.aggregation import Aggregation
 from coordinator.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from coordinator.norm_bound import NormBound
+from coordinator.norm_bound import NormBound, SeenNorms
 from coordinator.quorum import Quorum, with_evaluation
 from coordinator.state import RoundRecord, StateFolder
 from ppfed.federation import FederationSettings
@@ -53,7 +53,7 @@ class Rounds:
         self._aggregation = Aggregation(strategy, network)
         self._network = network
         self._layout = network_layout(network)
-        self._bound = NormBound()
+        self._bound = NormBound(SeenNorms())
 
     def run(self) -> Iterator[RoundRecord]:
         """Run all rounds, going on from the last checkpoint; yields a record of each when its accuracy is known.
@@ -72,7 +72,7 @@ class Rounds:
             pending = checkpoint.record
             load_network_state(self._network, checkpoint.weights)
             self._aggregation.load_state(checkpoint.momentum)
-            self._bound.longest = dict(checkpoint.longest)
+            self._bound = NormBound(checkpoint.norms)
         rounds = self._settings.training.rounds
         for number in range(done + 1, rounds + 1):
             started = time.monotonic()
@@ -97,7 +97,7 @@ class Rounds:
                     network_state(self._network),
                     self._aggregation.state(),
                     pending,
-                    longest=dict(self._bound.longest),
+                    norms=self._bound.seen,
                 ),
             )
         if pending is not None:

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from coordinator import checkpoint as module
 from coordinator.checkpoint import Checkpoint, PassSoFar, load_checkpoint, save_checkpoint
+from coordinator.norm_bound import SeenNorms
 from coordinator.state import RoundRecord
 from ppfed.errors import UsageError
 
@@ -25,12 +26,13 @@ def example(rounds: int, seed: int = 0, momentum: bool = True) -> Checkpoint:
     state = {"stem.weight": torch.randn(2, 3, generator=generator), "stem.bias": torch.randn((), generator=generator)}
     record = RoundRecord(round=rounds, train_loss=0.1 + 0.2, accuracy=1 / 3, seconds=0.5, owners=2)
     average = {name: -tensor for name, tensor in state.items()} if momentum else {}
-    return Checkpoint(rounds, state, dict(state) if momentum else {}, record, average=average)
+    norms = SeenNorms(longest={"ada": 0.1 * seed, "bert": 1e-9}, beyond={"ada": seed})
+    return Checkpoint(rounds, state, dict(state) if momentum else {}, record, average=average, norms=norms)
 
 
 def assert_equal(one: Checkpoint | None, other: Checkpoint) -> None:
     assert one is not None
-    assert (one.rounds, one.record) == (other.rounds, other.record)
+    assert (one.rounds, one.record, one.norms) == (other.rounds, other.record, other.norms)
     pairs = ((one.weights, other.weights), (one.momentum, other.momentum), (one.average, other.average))
     for mine, theirs in pairs:
         assert mine.keys() == theirs.keys()

@@ -578,3 +578,30 @@ def test_the_bound_outlives_a_restart(make_federation: MakeFederation, rewrite: 
     records, _ = run(federation)
     assert [record.owners for record in records] == [3, 2, 2]
     assert bounded(audit, federation) == [("carl", "round 2"), ("carl", "round 3")]
+
+
+def test_who_went_beyond_the_bound_twice_is_known_after_a_restart(
+    make_federation: MakeFederation, rewrite: Rewrite, audit: Audit
+) -> None:
+    def counted_with(federation: SimpleNamespace) -> list[float]:
+        lines = [line["reason"] for line in audit(federation.state) if line["event"] == "bounded"]
+        return [float(line.split("counts with ")[1].split(";")[0]) for line in lines]
+
+    training = {"rounds": 5}
+    control = make_federation(THREE, name="control", quorum=2, training=training)
+    hostile(control, rewrite, everywhere(9e5), every_round=True)
+    run(control)
+    federation = make_federation(THREE, quorum=2, training=training)
+    hostile(federation, rewrite, everywhere(9e5), every_round=True)
+    crash_when(federation, TRAIN, "round 4")
+    with pytest.raises(CrashError):
+        run(federation)
+    federation.faults.refuse = lambda _owner, _question: False
+    for owner in federation.enrolled:
+        federation.conversation.forget(owner)
+    run(federation)
+    # Ten times the median twice, then the median.
+    expected = counted_with(control)
+    assert len(expected) == 5
+    assert expected[1] > 5 * expected[2]
+    assert counted_with(federation) == pytest.approx(expected)
