@@ -49,6 +49,8 @@ _LOCKED_VALUE = re.compile(
 _TRACE = re.compile(r"# fingerprint:|# ppfed secret key|PPFED-(SECRET|LOCKED)-KEY-")
 _SECRET = re.compile(r"PPFED-(SECRET|LOCKED)-KEY-|AGE-SECRET-KEY-")
 """What no path holds; it is not repeated in messages."""
+_BARE_SECRET = re.compile(r"[A-Za-z0-9_+/-]{43}=?|[0-9A-Fa-f]{64}")
+"""32 bytes as base64 or in hexadecimal."""
 _OTHER_VERSION = re.compile(r"PPFED-(SECRET|LOCKED)-KEY-[0-9]+ ")
 
 
@@ -291,6 +293,12 @@ def refuse_existing(path: Path) -> None:
 _MISSING_KEY_HINT = "Check the path. `ppfed key new` makes a key, `ppfed key open` unpacks one that was sealed for you."
 
 
+_SEEN_HINT = (
+    "Name the file that holds it. The key may stand in your shell's history now, and in logs: if others can read these, "
+    "make a new one."
+)
+
+
 @dataclass(frozen=True, repr=False)
 class _Content:
     fingerprint: str
@@ -303,8 +311,7 @@ def _read(path: Path, missing_hint: str = "Check the path.") -> tuple[bytes, int
     if _SECRET.search(str(path)):
         raise KeyFileError(
             "What was given as the path of a key file is a key itself.",
-            hint="Name the file that holds it. The key may stand in your shell's history now, and in logs: if others "
-            "can read these, make a new one.",
+            hint=_SEEN_HINT,
         )
     try:
         with path.open("rb") as file:
@@ -314,6 +321,12 @@ def _read(path: Path, missing_hint: str = "Check the path.") -> tuple[bytes, int
                 raise KeyFileFormatError(f"{path} is not a regular file.", hint="Check the path.")
             data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
+        # A key without its marker; a file may be called so, and then it is read.
+        if _BARE_SECRET.fullmatch(str(path)):
+            raise KeyFileError(
+                "There is no such file, and what was given as its path has the form of a key, so it is not repeated.",
+                hint=_SEEN_HINT,
+            ) from None
         raise KeyFileError(f"{path} does not exist.", hint=missing_hint) from None
     except IsADirectoryError:
         raise KeyFileFormatError(f"{path} is a folder, not a file.", hint="Name a file in it.") from None

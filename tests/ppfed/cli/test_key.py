@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 import pty
 import re
@@ -293,6 +294,28 @@ def test_a_key_in_the_place_of_its_path_is_not_repeated(monkeypatch: pytest.Monk
     with pytest.raises(PassphraseError, match="PPFED_PASSPHRASE_FILE") as missing:
         load_key("a.key")
     assert PASSPHRASE not in missing.value.message + missing.value.hint
+
+
+@pytest.mark.parametrize("spelling", ["base64", "padded", "standard", "hex"])
+def test_a_key_without_its_marker_is_not_repeated_either(spelling: str) -> None:
+    secret = MasterKey.generate().reveal()
+    text = {
+        "base64": base64.urlsafe_b64encode(secret).decode().rstrip("="),
+        "padded": base64.urlsafe_b64encode(secret).decode(),
+        "standard": base64.b64encode(bytes([0xFB]) + secret[1:]).decode(),
+        "hex": secret.hex(),
+    }[spelling]
+    with pytest.raises(KeyFileError, match="has the form of a key") as failure:
+        load_key(text)
+    assert text not in failure.value.message + failure.value.hint
+
+
+def test_a_file_may_have_a_name_as_long_as_a_key() -> None:
+    key, path = MasterKey.generate(), Path("a" * 43)
+    write_key_file(path, key, None)
+    assert load_key(str(path)).fingerprint == key.fingerprint
+    with pytest.raises(KeyFileError, match="a{42} does not exist"):
+        load_key("a" * 42)
 
 
 def test_no_terminal_to_ask_at() -> None:
