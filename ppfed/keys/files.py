@@ -294,8 +294,8 @@ _MISSING_KEY_HINT = "Check the path. `ppfed key new` makes a key, `ppfed key ope
 
 
 _SEEN_HINT = (
-    "Name the file that holds it. The key may stand in your shell's history now, and in logs: if others can read these, "
-    "make a new one."
+    "Name the file that holds it. The key may stand in your shell's history now, and in logs: if others can read "
+    "these, make a new one."
 )
 
 

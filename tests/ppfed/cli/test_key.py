@@ -314,7 +314,7 @@ def test_a_file_may_have_a_name_as_long_as_a_key() -> None:
     key, path = MasterKey.generate(), Path("a" * 43)
     write_key_file(path, key, None)
     assert load_key(str(path)).fingerprint == key.fingerprint
-    with pytest.raises(KeyFileError, match="a{42} does not exist"):
+    with pytest.raises(KeyFileError, match=r"a{42} does not exist"):
         load_key("a" * 42)
 
 
