@@ -241,7 +241,7 @@ def _answer_until_end(
             if status is None:
                 line = ""
                 if time.monotonic() - last_answer > _UNREACHABLE_S:
-                    line = "the coordinator does not answer; trying on (ctrl-C leaves the federation)"
+                    line = "the coordinator does not answer; trying on (ctrl-C stops; the same command goes on)"
             else:
                 last_answer = time.monotonic()
                 line = str(status.phase)

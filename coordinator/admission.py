@@ -24,15 +24,28 @@ _ROW_BYTES = ID_BYTES + 8 + 32
 _ASK_AGAIN = "Ask the coordinator for a new invite: ppfed coordinator invite NAME"
 
 
-def make_invite(state: StateFolder, name: str) -> Invite:
+def make_invite(state: StateFolder, name: str, *, replace: bool = False) -> Invite:
     """Invite an owner; of its token only the hash is kept.
+
+    Parameters
+    ----------
+    state : StateFolder
+    name : str
+    replace : bool
+        Whether to take the place of an owner that has joined from it, for whoever lost the folder with its node key.
 
     Raises
     ------
     UsageError
-        If the owner has joined already, or the federation is complete.
+        If the owner has joined already and is not to be replaced, or is while a coordinator is running; or if the
+        federation is complete.
     """
     plan = state.plan()
+    if replace and state.running_pid() is not None:
+        # It would go on with the node that it knows.
+        raise UsageError(
+            f"a coordinator is running in {state.folder}", hint="End it with 'ppfed coordinator stop', then replace."
+        )
     token = new_token(secrets.token_bytes(32))
     invite = Invite(
         owner=name,
@@ -42,15 +55,22 @@ def make_invite(state: StateFolder, name: str) -> Invite:
         federation=plan.settings,
     )
     with state.changing_owners() as owners:
-        if name in owners and owners[name].enrolled is not None:
-            raise UsageError(f"{name} has joined already", hint="It joins again with the invite it has.")
-        if name not in owners and len(owners) >= plan.settings.owners:
+        known = owners.get(name)
+        joined = None if known is None else known.enrolled
+        if joined is not None and not replace:
+            raise UsageError(
+                f"{name} has joined already",
+                hint="It joins again with the invite and the --state that it has. If that folder is lost, stop the "
+                "coordinator and use --replace.",
+            )
+        if known is None and len(owners) >= plan.settings.owners:
             raise UsageError(
                 f"all {plan.settings.owners} owners of this federation are invited: {', '.join(owners)}",
                 hint="Invite one of them again to replace an invite that was not used.",
             )
-        owners[name] = Owner(name=name, token_sha256=_hash(token), invited_at=now_text())
-    state.audit("invited", owner=name)
+        former = ({} if known is None else known.former) | ({} if joined is None else {joined.node_key: joined.node_id})
+        owners[name] = Owner(name=name, token_sha256=_hash(token), invited_at=now_text(), former=former)
+    state.audit("replaced" if replace else "invited", owner=name)
     return invite
 
 
@@ -89,7 +109,11 @@ def admit(state: StateFolder, request: EnrolmentRequest, register_node: Callable
     node_key = _canonical_node_key(request.node_key)
     known = owner.enrolled
     if known is not None and known.node_key != node_key:
-        raise InviteError(f"the invite of {owner.name} was used by another node key already", hint=_ASK_AGAIN)
+        raise InviteError(
+            f"the invite of {owner.name} was used by another node key already",
+            hint="Join with the same --state as before. If that folder is lost, or you never joined, tell the "
+            f"coordinator: ppfed coordinator invite {owner.name} --replace",
+        )
     _compare(settings, _agreed_fingerprint(state, settings, owner.name), request)
     if request.train_images < settings.training.min_local_batch:
         raise FederationError(
@@ -99,7 +123,12 @@ def admit(state: StateFolder, request: EnrolmentRequest, register_node: Callable
         )
     if settings.exchange is Exchange.IMAGES:
         _require_space(state, settings, owner.name, request)
-    node_id = known.node_id if known is not None else register_node(owner.name, node_key)
+    if known is not None:
+        node_id = known.node_id
+    elif node_key in owner.former:
+        node_id = owner.former[node_key]
+    else:
+        node_id = register_node(owner.name, node_key)
     enrolled = Enrolled(
         node_key=node_key,
         node_id=node_id,

@@ -125,7 +125,7 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         kept = folder / _name(rounds, so_far)
         # Federations from before averages have no such file.
         average = load_file(kept / _AVERAGE) if (kept / _AVERAGE).exists() else {}
-        # Nor did those from before norms were bounded write this.
+        # Nor did earlier ones write this.
         norms = SeenNorms.model_validate(progress.get("norms", {}))
         weights, momentum = load_file(kept / _WEIGHTS), load_file(kept / _MOMENTUM)
         return Checkpoint(rounds, weights, momentum, record, so_far, average, norms)

@@ -1,6 +1,7 @@
 """``ppfed coordinator``: commands of the GPU host."""
 
-# Heavy imports stay inside the commands, so that 'ppfed --help' is quick.
+# Heavy imports stay inside the commands, so that 'ppfed --help' is quick; the settings, for their defaults, cost it a
+# tenth of a second.
 # Most parameters of 'start' reach 'agree' by their names, through the context.
 # ruff: noqa: ARG001, PLC0415
 
@@ -249,6 +250,9 @@ def invite(
     name: Annotated[str, typer.Argument(help="Name of the owner.")],
     state: StateOption = _STATE,
     out: Annotated[Path | None, typer.Option("--out", help="The file to write; default: NAME.invite.")] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Also if it has joined: its folder is lost, and it joins anew.")
+    ] = False,
 ) -> None:
     """Make the one file an owner needs to join. Send it over a channel that you trust."""
     from pydantic import ValidationError
@@ -263,7 +267,7 @@ def invite(
     if path.exists():
         raise UsageError(f"{path} exists already", hint="Name another file with --out, or remove it.")
     try:
-        made = make_invite(StateFolder(state), name)
+        made = make_invite(StateFolder(state), name, replace=replace)
     except ValidationError as error:
         raise UsageError(
             f"{name!r} is no name for an owner: {describe_invalid(error)}", hint="Use letters, digits, '.', '_', '-'."

@@ -334,7 +334,8 @@ class FrontDoorServer:
             if not self._thread.is_alive() or time.monotonic() > deadline:
                 raise ServiceError(
                     f"cannot listen on {self._where}",
-                    hint="Another program uses the port, perhaps: choose one with --listen HOST:PORT.",
+                    hint="Another program uses the port, perhaps: free it, or start again with --listen HOST:PORT, and "
+                    "have connections to the invites' address forwarded to that.",
                 )
             time.sleep(0.05)
 

@@ -27,7 +27,7 @@ def agree(folder: StateFolder, options: Mapping[str, Any]) -> None:
     ----------
     folder : StateFolder
     options : mapping of str to value
-        Those that were given, by the name of their option.
+        Those that were given, by the name of their option. Where this machine listens may differ each time.
 
     Raises
     ------
@@ -41,11 +41,14 @@ def agree(folder: StateFolder, options: Mapping[str, Any]) -> None:
         return
     plan = folder.plan()
     wanted = make_plan({**_options_of(plan), **options})
-    if wanted != plan:
+    if wanted.model_copy(update={"listen": plan.listen}) != plan:
         raise UsageError(
-            f"the federation in {folder.folder} was started with other settings than {', '.join(sorted(options))}",
+            f"the federation in {folder.folder} was started with other settings: {_differences(plan, wanted)}",
             hint="Leave the options out to go on with it, or name a new folder with --state.",
         )
+    if wanted != plan:
+        # No invite holds it.
+        folder.set_plan(wanted)
 
 
 def make_plan(options: Mapping[str, Any]) -> Plan:
@@ -119,6 +122,12 @@ def split_address(address: str) -> tuple[str, int]:
             f"{address!r} is not an address", hint="Write it as host:port, for example gpu.example.org:9443."
         )
     return host.strip("[]"), int(port)
+
+
+def _differences(plan: Plan, wanted: Plan) -> str:
+    before, after = _options_of(plan), _options_of(wanted)
+    different = sorted(name for name in before.keys() | after.keys() if before.get(name) != after.get(name))
+    return ", ".join(f"{name} is {before.get(name, 'open')}, not {after.get(name, 'open')}" for name in different)
 
 
 def _options_of(plan: Plan) -> dict[str, Any]:

@@ -119,9 +119,10 @@ def start_detached(state: StateFolder, processes: Processes) -> Path:
             hint=f"See it with 'ppfed coordinator status --state {state.folder}', or stop it with 'stop'.",
         )
     log = state.logs / "coordinator.log"
+    said_before = log.stat().st_size if log.exists() else 0
     state.open_mark.unlink(missing_ok=True)
     command = [str(Path(sys.executable).parent / "ppfed"), "coordinator", "start", "--state", str(state.folder)]
-    with log.open("wb") as output:
+    with log.open("ab") as output:
         child = subprocess.Popen(
             [*command, *processes.options()],
             stdin=subprocess.DEVNULL,
@@ -131,7 +132,8 @@ def start_detached(state: StateFolder, processes: Processes) -> Path:
         )
     while not state.open_mark.exists():
         if child.poll() is not None:
-            raise ServiceError(f"the coordinator did not start:\n{log.read_text(errors='replace').strip()}")
+            said = log.read_bytes()[said_before:].decode(errors="replace")
+            raise ServiceError(f"the coordinator did not start:\n{said.strip()}")
         time.sleep(_TICK_S / 5)
     return log
 

@@ -71,7 +71,15 @@ class Enrolled(BaseModel):
 
 
 class Owner(BaseModel):
-    """An invited owner; ``enrolled`` once it has joined."""
+    """An invited owner; ``enrolled`` once it has joined.
+
+    Attributes
+    ----------
+    name, token_sha256, invited_at : str
+    enrolled : Enrolled or None
+    former : dict of str to int
+        Node keys with which it had joined before its invite was replaced, and their ids: Flower registers a key once.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -79,6 +87,7 @@ class Owner(BaseModel):
     token_sha256: str
     invited_at: str
     enrolled: Enrolled | None = None
+    former: dict[str, int] = {}
 
 
 class OwnerList(BaseModel):
@@ -179,6 +188,10 @@ class StateFolder:
         self.folder.chmod(0o700)
         for part in (self.pki, self.flower, self.logs):
             part.mkdir(exist_ok=True)
+        self.set_plan(plan)
+
+    def set_plan(self, plan: Plan) -> None:
+        """Write what was agreed, and where this machine listens."""
         write_atomic(self.folder / "federation.json", plan.model_dump_json(indent=2))
 
     def plan(self) -> Plan:

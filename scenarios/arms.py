@@ -327,7 +327,7 @@ class ArmRun:
         def on_progress(stage: str, part: float) -> None:
             self._say(total * (1 + _ATTACKS_PART * part), total, stage)
 
-        attacker = ArmAttack(
+        attack = ArmAttack(
             arm=self._arm,
             budget=self._budget,
             settings=self.settings(),
@@ -339,7 +339,7 @@ class ArmRun:
         mixed = (
             self._mixed(np.arange(len(self._material.train), dtype=np.int64)) if self._arm.cipher == MIXING else None
         )
-        return attacker.measure(mixed, self._folder, on_progress)
+        return attack.measure(mixed, self._folder, on_progress)
 
     def _mixed(self, rows: Int64Array) -> UInt8Array:
         """Mix the blocks of an owner's training images."""

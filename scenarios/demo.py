@@ -121,7 +121,7 @@ def own_images(data: Path, count: int, size: str | None) -> Material:
 
 
 class Demo:
-    """Runs the commands.
+    """Runs the commands: ``prepare``, which empties the folder, then federations.
 
     Parameters
     ----------
@@ -202,7 +202,7 @@ class Demo:
                 "--horizontal-flip" if material.flip else "--no-horizontal-flip",
                 *("--address", f"localhost:{free_port()}"),
             )
-            processes.wait(lambda: "is open at" in processes.log(_COORDINATOR), _READY_S)
+            processes.wait("an open coordinator", lambda: "is open at" in processes.log(_COORDINATOR), _READY_S)
             for owner in OWNERS:
                 invite = folder / f"{owner}.invite"
                 self._ppfed("coordinator", "invite", owner, "--state", str(state), "--out", str(invite))
@@ -250,7 +250,7 @@ class Demo:
             said = len(complete)
             return done and all(child.returncode == 0 for child in processes.children.values())
 
-        processes.wait(all_done, _RUN_S)
+        processes.wait("the model", all_done, _RUN_S)
 
 
 def result_table(title: str, results: list[Result]) -> Table:

@@ -18,6 +18,7 @@ from scenarios.process_tree import family, wait_until_gone
 _POLL_S = 0.2
 _END_S = 30.0
 _COMMAND_S = 600.0
+_LAST_LINES = 10
 
 
 class LocalProcesses:
@@ -39,21 +40,19 @@ class LocalProcesses:
     def __exit__(self, *_exception: object) -> None:
         # The ServerApp notices a little later that those who started it have gone, and it may be writing: whoever
         # removes the folder then finds files in it that were not there.
-        everyone = [one for child in self._children.values() for one in family(child.pid)]
-        for child in self._children.values():
+        running = [child for child in self._children.values() if child.poll() is None]
+        everyone = [one for child in running for one in family(child.pid)]
+        for child in running:
             child.terminate()
-        for child in self._children.values():
+        for child in running:
             try:
                 child.wait(_END_S)
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
-        try:
-            wait_until_gone(everyone, _END_S)
-        except TimeoutError:
-            for one in everyone:
-                with suppress(ProcessLookupError):
-                    os.kill(one, signal.SIGKILL)
+        for one in wait_until_gone(everyone, _END_S):
+            with suppress(OSError):
+                os.kill(one, signal.SIGKILL)
 
     @property
     def children(self) -> Mapping[str, subprocess.Popen[bytes]]:
@@ -65,9 +64,10 @@ class LocalProcesses:
         return self._log(name).read_text(errors="replace")
 
     def start(self, name: str, *command: str) -> None:
-        """Start a process in the background."""
+        """Start a process in the background, under a name that no other has."""
+        if name in self._children:
+            raise ValueError(f"there is a process {name!r} already")
         path = self._log(name)
-        path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("wb") as output:
             self._children[name] = subprocess.Popen(
                 command,
@@ -104,13 +104,13 @@ class LocalProcesses:
             raise ServiceError(f"'{named}' failed:\n{done.stderr.strip()}")
         return done.stdout
 
-    def wait(self, ready: Callable[[], bool], timeout_s: float) -> None:
+    def wait(self, what: str, ready: Callable[[], bool], timeout_s: float) -> None:
         """Wait until something is so; asked five times a second.
 
         Raises
         ------
         ServiceError
-            If a process fails or all have ended before, or it takes longer than ``timeout_s``.
+            If a process fails or all have ended before, or it takes longer than ``timeout_s``; with what they said.
         """
         deadline = time.monotonic() + timeout_s
         while True:
@@ -118,16 +118,19 @@ class LocalProcesses:
             ended = {name: code for name, child in self._children.items() if (code := child.poll()) is not None}
             if ready():
                 return
-            failed = next((name for name, code in ended.items() if code != 0), None)
-            if failed is not None:
-                raise ServiceError(
-                    f"{failed} failed:\n{self.log(failed).strip()}", hint=f"The logs are in {self._log(failed).parent}."
-                )
+            failed = [name for name, code in ended.items() if code != 0]
+            if failed:
+                raise ServiceError(f"{failed[0]} failed:\n{self.log(failed[0]).strip()}")
             if len(ended) == len(self._children):
-                raise ServiceError("every process has ended, and what they were to do was not done")
+                raise ServiceError(f"every process has ended without {what}:\n{self._said()}")
             if time.monotonic() > deadline:
-                raise ServiceError(f"not done after {timeout_s:.0f} s", hint=f"The logs are in {self.folder}.")
+                raise ServiceError(f"waited {timeout_s:.0f} s for {what}:\n{self._said()}")
             time.sleep(_POLL_S)
+
+    def _said(self) -> str:
+        """Return the last lines of every log."""
+        lines = [f"{name}: {line}" for name in self._children for line in self.log(name).splitlines()[-_LAST_LINES:]]
+        return "\n".join(lines)
 
     def _log(self, name: str) -> Path:
         return self.folder / f"{name}.log"

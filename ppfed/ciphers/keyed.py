@@ -22,7 +22,8 @@ StreamT = TypeVar("StreamT")
 """What the key makes of a batch: the random choices of one cipher, for each image or for all of them."""
 
 _CHUNK_VALUES = 1 << 18
-"""Values encrypted at once: small enough that everything made of them on the way stays in a core's cache."""
+"""Values encrypted at once, where a cipher has no reason for more: everything made of them on the way stays in a core's
+cache."""
 
 
 class KeyedCipher(ABC, Generic[StreamT]):
@@ -124,8 +125,8 @@ class KeyedCipher(ABC, Generic[StreamT]):
     def _remove(self, pixels: UInt8Array, stream: StreamT, out: UInt8Array) -> None:
         """Decrypt; shapes as in ``_apply``."""
 
-    def _chunk_values(self, shape: tuple[int, int, int]) -> int:  # noqa: ARG002
-        """Say how many values to encrypt at once, of images of (height, width, channels)."""
+    def _chunk_values(self, shape: tuple[int, int, int], values: int) -> int:  # noqa: ARG002
+        """Say how many values to encrypt at once, of a batch of so many, of images of (height, width, channels)."""
         return _CHUNK_VALUES
 
     def _transform(
@@ -140,7 +141,7 @@ class KeyedCipher(ABC, Generic[StreamT]):
             stream = self.stream(ids[rows], shape) if shared is None else shared
             change(pixels[rows], stream, result[rows])
 
-        chunks = list(_chunks(len(pixels), max(1, self._chunk_values(shape) // math.prod(shape))))
+        chunks = list(_chunks(len(pixels), max(1, self._chunk_values(shape, pixels.size) // math.prod(shape))))
         if self._threads == 1 or len(chunks) <= 1:
             for rows in chunks:
                 change_rows(rows)

@@ -65,13 +65,14 @@ class Keystream:
         size = len(nonces) * blocks * _BLOCK_BYTES
         # The interface asks for room for a block more than it fills.
         memory = np.empty(size + _BLOCK_BYTES - 1, dtype=np.uint8)
-        counters = memory[:size]
+        filled = memory[:size]
         lay_out_counters(
-            np.ascontiguousarray(nonces).view("<u4"), counters.view("<u8").reshape(len(nonces), _WORDS * blocks)
+            np.ascontiguousarray(nonces).view("<u4"), filled.view("<u8").reshape(len(nonces), _WORDS * blocks)
         )
-        # In place: what is made on the way is half as much.
-        self._aes.blocks.update_into(counters.data, memory.data)
-        return np.ascontiguousarray(counters.reshape(len(nonces), blocks * _BLOCK_BYTES)[:, :length])
+        # In place, which takes half the memory. OpenSSL allows it where input and output begin at the same address and
+        # no part of a block is left from the call before: only whole blocks are ever passed.
+        self._aes.blocks.update_into(filled.data, memory.data)
+        return np.ascontiguousarray(filled.reshape(len(nonces), blocks * _BLOCK_BYTES)[:, :length])
 
     def bits(self, nonces: UInt8Array, count: int) -> UInt8Array:
         """Draw ``count`` bits, least significant first. Returns a uint8 array, (N, count / 8, rounded up)."""

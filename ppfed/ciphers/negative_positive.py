@@ -81,15 +81,18 @@ class NegativePositiveCipher(KeyedCipher[NPStream]):
     def _shuffles(self, shape: tuple[int, int, int]) -> bool:
         return self._spec.colour_shuffle and shape[2] == 3
 
-    def _chunk_values(self, shape: tuple[int, int, int]) -> int:
-        # What is made of them on the way is three times their size with a shuffle, and a quarter of it without, except
-        # where ``xor_spread`` stores a mask for each image.
+    def _chunk_values(self, shape: tuple[int, int, int], values: int) -> int:
+        chunk_values = super()._chunk_values(shape, values)
+        # What is made of them on the way is three times their size with a shuffle, and an eighth of it without (twice
+        # that in NP twice), except where ``xor_spread`` stores a mask for each image.
         stores_masks = self._spec.scope is Scope.IMAGE and math.prod(shape) % 8 != 0
         if not self._shuffles(shape) and not stores_masks:
-            return 16 * super()._chunk_values(shape)
-        # Each chunk queues for the interpreter's lock between its loops, some tens of microseconds each, as two threads
-        # wait for one another there: in small ones more than what a second thread gains.
-        return super()._chunk_values(shape) * (8 if self._threads > 1 else 1)
+            return 16 * chunk_values
+        if self._threads == 1:
+            return chunk_values
+        # Between its loops each chunk queues for the interpreter's lock, some tens of microseconds each time, as two
+        # threads wait for one another there: in small ones more than what a second thread gains.
+        return min(8 * chunk_values, max(chunk_values, -(-values // self._threads)))
 
     def _apply(self, pixels: UInt8Array, stream: NPStream, out: UInt8Array) -> None:
         if stream.permutation is None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TextIO
 
 from rich.console import Console
 from rich.markup import escape
@@ -18,9 +20,17 @@ _FILE_COLUMNS = 180
 
 def stdout() -> Console:
     """Return the console for results."""
-    # In a file there is room for a table's columns, and Rich would take it for a terminal of 80.
-    in_file = not sys.stdout.isatty() and "COLUMNS" not in os.environ
-    return Console(highlight=False, width=_FILE_COLUMNS if in_file else None)
+    # Rich asks all three streams for a terminal's width, and takes 80 where none is one.
+    streams = (sys.stdin, sys.stdout, sys.stderr)
+    wide = _is_file(sys.stdout) or not any(stream is not None and stream.isatty() for stream in streams)
+    return Console(highlight=False, width=_FILE_COLUMNS if wide and "COLUMNS" not in os.environ else None)
+
+
+def _is_file(stream: TextIO) -> bool:
+    try:
+        return stat.S_ISREG(os.fstat(stream.fileno()).st_mode)
+    except (OSError, ValueError):
+        return False
 
 
 def stderr() -> Console:

@@ -49,8 +49,8 @@ _LOCKED_VALUE = re.compile(
 _TRACE = re.compile(r"# fingerprint:|# ppfed secret key|PPFED-(SECRET|LOCKED)-KEY-")
 _SECRET = re.compile(r"PPFED-(SECRET|LOCKED)-KEY-|AGE-SECRET-KEY-")
 """What no path holds; it is not repeated in messages."""
-_BARE_SECRET = re.compile(r"[A-Za-z0-9_+/-]{43}=?|[0-9A-Fa-f]{64}")
-"""32 bytes as base64 or in hexadecimal."""
+_BARE_SECRET = re.compile(r"(?=.*[A-Z])(?=.*[a-z])(?=.*[0-9])[A-Za-z0-9_+/-]{40,43}=?|[0-9A-Fa-f]{64}")
+"""32 bytes as base64, of which a path keeps one of two slashes, or in hexadecimal."""
 _OTHER_VERSION = re.compile(r"PPFED-(SECRET|LOCKED)-KEY-[0-9]+ ")
 
 
@@ -294,8 +294,8 @@ _MISSING_KEY_HINT = "Check the path. `ppfed key new` makes a key, `ppfed key ope
 
 
 _SEEN_HINT = (
-    "Name the file that holds it. The key may stand in your shell's history now, and in logs: if others can read "
-    "these, make a new one."
+    "Name the file that holds the key. A key that was typed may stand in your shell's history now, and in logs: if "
+    "others can read these, make a new one."
 )
 
 
@@ -322,10 +322,10 @@ def _read(path: Path, missing_hint: str = "Check the path.") -> tuple[bytes, int
             data = file.read(MAX_FILE_BYTES + 1)
     except FileNotFoundError:
         # A key without its marker; a file may be called so, and then it is read.
-        if _BARE_SECRET.fullmatch(str(path)):
+        if _BARE_SECRET.fullmatch(str(path).strip()):
             raise KeyFileError(
                 "There is no such file, and what was given as its path has the form of a key, so it is not repeated.",
-                hint=_SEEN_HINT,
+                hint=f"If it is no key, check the path. {_SEEN_HINT}",
             ) from None
         raise KeyFileError(f"{path} does not exist.", hint=missing_hint) from None
     except IsADirectoryError:

@@ -396,4 +396,4 @@ ATTACKERS: Mapping[AttackName, Attacker] = MappingProxyType(
         AttackName.COLLUSION: Attacker(lambda _spec, _channels: True, _collusion),
     }
 )
-"""By name; gradients are attacked in ``ppfed/leakage/sent.py``."""
+"""By name; what owners send instead of images is attacked in ``ppfed/leakage/sent.py``."""

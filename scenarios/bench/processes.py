@@ -38,15 +38,15 @@ class Federation:
         """State folder of an owner."""
         return self.processes.folder / f"owner-{number}"
 
-    def wait(self, ready: Callable[[], bool]) -> None:
+    def wait(self, what: str, ready: Callable[[], bool]) -> None:
         """Wait until something is so.
 
         Raises
         ------
         ServiceError
-            If a process fails before, or it takes longer than ten minutes.
+            If a process fails or all have ended before, or it takes longer than ten minutes.
         """
-        self.processes.wait(ready, _WAIT_S)
+        self.processes.wait(what, ready, _WAIT_S)
 
 
 @contextmanager
@@ -77,7 +77,7 @@ def federation(folder: Path, options: Sequence[str], owners: int, images: int) -
             *("--classes", "10", "--size", "32", "--fingerprint", FINGERPRINT, "--device", "cpu"),
             *("--address", f"localhost:{free_port()}", *options),
         )
-        running.wait(lambda: "is open at" in processes.log(COORDINATOR))
+        running.wait("an open coordinator", lambda: "is open at" in processes.log(COORDINATOR))
         for number in range(owners):
             owner = running.owner_folder(number)
             invite = folder / f"{owner.name}.invite"

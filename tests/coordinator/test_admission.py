@@ -101,6 +101,28 @@ def test_an_owner_that_has_joined_is_not_invited_again(state: StateFolder, regis
         make_invite(state, "anna")
 
 
+def test_an_owner_that_lost_its_folder_is_replaced(
+    state: StateFolder, register: Registered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lost = make_invite(state, "anna")
+    admit(state, request(lost), register)
+    with monkeypatch.context() as running:
+        running.setattr(StateFolder, "running_pid", lambda _state: 1)
+        with pytest.raises(UsageError, match="a coordinator is running"):
+            make_invite(state, "anna", replace=True)
+    assert "anna" in state.owners().enrolled()
+    invite = make_invite(state, "anna", replace=True)
+    assert state.owners().enrolled() == {}
+    admit(state, request(invite, KEYS[1]), register)
+    assert register.nodes == [("anna", KEYS[0]), ("anna", KEYS[1])]
+    with pytest.raises(InviteError, match="does not know this invite"):
+        admit(state, request(lost), register)
+    # Flower knows its first node still, should the folder be found again.
+    admit(state, request(make_invite(state, "anna", replace=True)), register)
+    assert state.owners().enrolled()["anna"].node_id == 1001
+    assert len(register.nodes) == 2
+
+
 def test_no_more_owners_are_invited_than_take_part(state: StateFolder) -> None:
     for name in ("anna", "bert"):
         make_invite(state, name)

@@ -11,7 +11,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from coordinator.cli import app
-from coordinator.plan import agree, make_plan, split_address
+from coordinator.plan import _options_of, agree, make_plan, split_address
 from coordinator.state import StateFolder
 from ppfed.ciphers.spec import Scope
 from ppfed.errors import UsageError
@@ -232,7 +232,8 @@ def test_a_restart_goes_on_with_the_same_settings(tmp_path: Path, options: dict[
 
 CHANGED = {
     # What goes with a cipher or a strategy is refused for that reason.
-    **{name: OPTIONS[name] for name in OPTIONS if name not in {*NEEDED, "cipher", *SERVER}},
+    # Where it listens is its own business.
+    **{name: OPTIONS[name] for name in OPTIONS if name not in {*NEEDED, "cipher", *SERVER, "listen"}},
     "exchange": "images",
     "owners": 4,
     "classes": "dog,cat",
@@ -245,7 +246,7 @@ def test_a_contradiction_at_a_restart_is_refused(tmp_path: Path, option: str) ->
     folder = StateFolder(tmp_path / "state")
     agree(folder, NEEDED)
     before = folder.plan()
-    with pytest.raises(UsageError, match=f"other settings than {option}"):
+    with pytest.raises(UsageError, match=f"other settings: (.*, )?{option} is .*, not "):
         agree(folder, {option: CHANGED[option]})
     assert folder.plan() == before
 
@@ -254,8 +255,18 @@ def test_a_contradiction_at_a_restart_is_refused(tmp_path: Path, option: str) ->
 def test_another_cipher_or_strategy_at_a_restart_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     folder = StateFolder(tmp_path / "state")
     agree(folder, {**NEEDED, "strategy": "fedyogi", "server_learning_rate": 0.5})
-    with pytest.raises(UsageError, match="other settings than"):
+    with pytest.raises(UsageError, match="other settings: "):
         agree(folder, change)
+
+
+def test_where_it_listens_may_change_at_a_restart(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path / "state")
+    agree(folder, NEEDED)
+    before = folder.plan()
+    agree(folder, {"listen": "0.0.0.0:9000"})
+    assert folder.plan() == before.model_copy(update={"listen": "0.0.0.0:9000"})
+    agree(folder, {})
+    assert folder.plan().listen == "0.0.0.0:9000"
 
 
 def _parameters() -> dict[str, Any]:
@@ -285,3 +296,13 @@ def test_what_the_command_line_said_is_what_is_agreed(monkeypatch: pytest.Monkey
     monkeypatch.setattr("coordinator.plan.agree", lambda _folder, given: agreed.append(given) or sys.exit(0))
     assert CliRunner().invoke(app, ["start", *_flags(options), "--device", "cpu"]).exit_code == 0
     assert agreed == [options]
+
+
+def test_the_help_states_the_defaults_that_are_agreed() -> None:
+    agreed = _options_of(make_plan(NEEDED))
+    for name in ("name", "address", "channels", "cipher", "scope", "rounds", "base_maps", "padding", "update_format"):
+        assert _parameters()[name].show_default == str(agreed[name])
+    assert float(_parameters()["deadline_s"].show_default) == agreed["deadline_s"]
+    flags = ("adaptation", "horizontal_flip", "vertical_flip", "alternate_flip", "mirrored_views")
+    for name in flags:
+        assert _parameters()[name].show_default == ("" if agreed[name] else "no-") + name.replace("_", "-")

@@ -57,7 +57,7 @@ def run_rounds(
     )
     with federation(folder, options, owners, images) as running:
         # The record of a round is there once the next has begun, or the end was measured.
-        running.wait(lambda: len(running.state.status().rounds) == rounds)
+        running.wait("the last round", lambda: len(running.state.status().rounds) == rounds)
         return _seen(running, owners, rounds)
 
 

@@ -61,7 +61,7 @@ def upload(folder: Path, owners: int, shards: int) -> Uploaded:
             return "intake ended" in _events(running.state)
 
         with PeakMemory(lambda: {role: child.pid for role, child in running.processes.children.items()}) as memory:
-            running.wait(uploaded)
+            running.wait("all images", uploaded)
         events = _events(running.state)
     began, ended = events["intake began"], events["intake ended"]
     return Uploaded(ended - began, owners * images * _IMAGE_BYTES, *memory.peaks(ended), database_bytes)
