@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
 from collections.abc import Callable
@@ -71,9 +72,12 @@ class Summary:
 
 
 def default_folder(invite: Invite) -> Path:
-    """Where an owner keeps its encrypted store, node key and logs for one federation."""
-    federation = f"{invite.federation.name}-{invite.federation.digest()[:8]}"
-    return platformdirs.user_data_path("ppfed") / federation / invite.owner
+    """Where an owner keeps its encrypted store, node key, logs and model for one federation.
+
+    A federation is known by its certificate: two may have the same settings, and the model of the first must stay.
+    """
+    certificate = hashlib.sha256(invite.ca_certificate.encode()).hexdigest()
+    return platformdirs.user_data_path("ppfed") / f"{invite.federation.name}-{certificate[:8]}" / invite.owner
 
 
 def store_folder(folder: Path) -> Path:

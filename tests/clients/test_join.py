@@ -295,3 +295,18 @@ def test_a_lost_farewell_is_not_waited_for_for_ever(
     assert "the federation finished" in told
     assert "at the coordinator" in told
     assert 30 < seconds < 45
+
+
+def test_federations_with_equal_settings_do_not_share_a_folder(make_settings: MakeSettings) -> None:
+    first = Invite(
+        owner="anna",
+        address="127.0.0.1:9443",
+        ca_certificate="one",
+        token=new_token(bytes(32)),
+        federation=make_settings(),
+    )
+    again = first.model_copy(update={"token": new_token(b"another".ljust(32))})
+    second = first.model_copy(update={"ca_certificate": "another"})
+    assert join.default_folder(again) == join.default_folder(first)
+    assert join.default_folder(second) != join.default_folder(first)
+    assert join.default_folder(first).name == "anna"
