@@ -62,7 +62,8 @@ def start(  # noqa: PLR0917 -- each is an option
     name: Annotated[str | None, _agreed("What it is called.", _FEDERATION, default="federation")] = None,
     quorum: Annotated[int | None, _agreed("Owners that a round needs.", _FEDERATION, default="more than half")] = None,
     deadline_s: Annotated[
-        float | None, _agreed("Seconds a round may take.", _FEDERATION, "--deadline", default="600")
+        float | None,
+        _agreed("Seconds a round may take; may differ at each start.", _FEDERATION, "--deadline", default="600"),
     ] = None,
     address: Annotated[
         str | None,
@@ -70,7 +71,9 @@ def start(  # noqa: PLR0917 -- each is an option
     ] = None,
     listen: Annotated[
         str | None,
-        _agreed("host:port to listen on.", _FEDERATION, default="all interfaces; loopback for localhost"),
+        _agreed(
+            "host:port to listen on; may differ too.", _FEDERATION, default="all interfaces; loopback for localhost"
+        ),
     ] = None,
     fingerprint: Annotated[
         str | None, _agreed("Of the owners' key.", _FEDERATION, default="that of the first owner")

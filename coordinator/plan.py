@@ -27,12 +27,14 @@ def agree(folder: StateFolder, options: Mapping[str, Any]) -> None:
     ----------
     folder : StateFolder
     options : mapping of str to value
-        Those that were given, by the name of their option. Where this machine listens may differ each time.
+        Those that were given, by the name of their option. The deadline, and where this machine listens, may differ
+        each time.
 
     Raises
     ------
     UsageError
-        If an option is missing, makes no sense, or differs from what was agreed.
+        If an option is missing, makes no sense, or differs from what was agreed; or if one changes while a coordinator
+        is running.
     """
     if not folder.exists():
         folder.create(make_plan(options))
@@ -41,14 +43,20 @@ def agree(folder: StateFolder, options: Mapping[str, Any]) -> None:
         return
     plan = folder.plan()
     wanted = make_plan({**_options_of(plan), **options})
-    if wanted.model_copy(update={"listen": plan.listen}) != plan:
+    settings = plan.settings.model_copy(update={"deadline_s": wanted.settings.deadline_s})
+    if wanted != plan.model_copy(update={"listen": wanted.listen, "settings": settings}):
         raise UsageError(
             f"the federation in {folder.folder} was started with other settings: {_differences(plan, wanted)}",
             hint="Leave the options out to go on with it, or name a new folder with --state.",
         )
-    if wanted != plan:
-        # No invite holds it.
-        folder.set_plan(wanted)
+    if wanted == plan:
+        return
+    if folder.running_pid() is not None:
+        raise UsageError(
+            f"a coordinator is running in {folder.folder}: {_differences(plan, wanted)}",
+            hint="End it with 'ppfed coordinator stop', then start it with other options.",
+        )
+    folder.set_plan(wanted)
 
 
 def make_plan(options: Mapping[str, Any]) -> Plan:

@@ -94,7 +94,8 @@ class FederationSettings(_Agreed):
     quorum : int
         How many of them a round needs; one that misses the deadline is left out of it.
     deadline_s : float
-        How long a round, a shard of images or a gradient may take, in seconds.
+        How long a round, a shard of images or a gradient may take, in seconds. In an invite it says how it was when
+        that was made: owners never look at it.
     classes : tuple of str
         Labels are positions in it.
     height, width, channels : int
@@ -150,8 +151,11 @@ class FederationSettings(_Agreed):
         return self.height, self.width, self.channels
 
     def digest(self) -> str:
-        """SHA-256 of the settings, as 64 hex digits: two parties with the same digest agree on everything."""
-        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        """SHA-256 of the settings, as 64 hex digits: two parties with the same digest agree on everything.
+
+        But for the deadline: how long the coordinator waits is its own business, and may change from start to start.
+        """
+        text = json.dumps(self.model_dump(mode="json", exclude={"deadline_s"}), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def network_config(self) -> NetworkConfig:

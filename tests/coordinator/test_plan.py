@@ -232,8 +232,8 @@ def test_a_restart_goes_on_with_the_same_settings(tmp_path: Path, options: dict[
 
 CHANGED = {
     # What goes with a cipher or a strategy is refused for that reason.
-    # Where it listens is its own business.
-    **{name: OPTIONS[name] for name in OPTIONS if name not in {*NEEDED, "cipher", *SERVER, "listen"}},
+    # Where it listens, and how long it waits, is its own business.
+    **{name: OPTIONS[name] for name in OPTIONS if name not in {*NEEDED, "cipher", *SERVER, "listen", "deadline_s"}},
     "exchange": "images",
     "owners": 4,
     "classes": "dog,cat",
@@ -259,14 +259,32 @@ def test_another_cipher_or_strategy_at_a_restart_is_refused(tmp_path: Path, chan
         agree(folder, change)
 
 
-def test_where_it_listens_may_change_at_a_restart(tmp_path: Path) -> None:
+def test_where_it_listens_and_how_long_it_waits_may_change_at_a_restart(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path / "state")
     agree(folder, NEEDED)
     before = folder.plan()
     agree(folder, {"listen": "0.0.0.0:9000"})
     assert folder.plan() == before.model_copy(update={"listen": "0.0.0.0:9000"})
+    agree(folder, {"deadline_s": 3600.0})
     agree(folder, {})
-    assert folder.plan().listen == "0.0.0.0:9000"
+    plan = folder.plan()
+    assert (plan.listen, plan.settings.deadline_s) == ("0.0.0.0:9000", 3600.0)
+    assert plan.settings.digest() == before.settings.digest()
+    # What was agreed is as it was, and both go together.
+    with pytest.raises(UsageError, match=r"other settings: base_maps is 64, not 16, listen is 0\.0\.0\.0:9000, not "):
+        agree(folder, {"base_maps": 16, "listen": "127.0.0.1:9000"})
+    assert folder.plan() == plan
+
+
+def test_nothing_changes_while_a_coordinator_is_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = StateFolder(tmp_path / "state")
+    agree(folder, NEEDED)
+    before = folder.plan()
+    monkeypatch.setattr(StateFolder, "running_pid", lambda _state: 1)
+    agree(folder, {"deadline_s": before.settings.deadline_s})
+    with pytest.raises(UsageError, match=r"a coordinator is running in .*: deadline_s is 600\.0, not 3600"):
+        agree(folder, {"deadline_s": 3600.0})
+    assert folder.plan() == before
 
 
 def _parameters() -> dict[str, Any]:
