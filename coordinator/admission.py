@@ -123,12 +123,8 @@ def admit(state: StateFolder, request: EnrolmentRequest, register_node: Callable
         )
     if settings.exchange is Exchange.IMAGES:
         _require_space(state, settings, owner.name, request)
-    if known is not None:
-        node_id = known.node_id
-    elif node_key in owner.former:
-        node_id = owner.former[node_key]
-    else:
-        node_id = register_node(owner.name, node_key)
+    nodes = owner.former if known is None else {known.node_key: known.node_id}
+    node_id = nodes[node_key] if node_key in nodes else register_node(owner.name, node_key)
     enrolled = Enrolled(
         node_key=node_key,
         node_id=node_id,

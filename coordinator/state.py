@@ -47,7 +47,7 @@ _DELIVERED = TypeAdapter(dict[str, dict[Split, tuple[int, ...]]])
 
 
 class Plan(BaseModel):
-    """What ``coordinator start`` was told on first use."""
+    """What ``coordinator start`` was told on first use; later ones may change the deadline and where it listens."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -191,7 +191,7 @@ class StateFolder:
         self.set_plan(plan)
 
     def set_plan(self, plan: Plan) -> None:
-        """Write what was agreed, and where this machine listens."""
+        """Write what was agreed, where this machine listens, and how long it waits."""
         write_atomic(self.folder / "federation.json", plan.model_dump_json(indent=2))
 
     def plan(self) -> Plan:
