@@ -46,33 +46,20 @@ _DEFAULTS = {
 
 
 def make_strategy(settings: FederationSettings) -> Strategy:
-    """Make Flower's strategy object; every one weighs owners by their image counts."""
-    training, quorum = settings.training, settings.quorum
+    """Make Flower's strategy object; every one weighs owners by their image counts.
+
+    Who is asked, and how many must answer, is ours to see to (``coordinator/quorum.py``).
+    """
+    training = settings.training
     defaults = _DEFAULTS.get(training.strategy)
     if defaults is None:
-        return FedAvg(
-            min_train_nodes=quorum, min_evaluate_nodes=quorum, min_available_nodes=quorum, weighted_by_key=_WEIGHT
-        )
+        return FedAvg(weighted_by_key=_WEIGHT)
     rate = defaults.learning_rate if training.server_learning_rate is None else training.server_learning_rate
     momentum = defaults.momentum if training.server_momentum is None else training.server_momentum
     if training.strategy is ServerStrategy.FEDAVGM:
-        return FedAvgM(
-            min_train_nodes=quorum,
-            min_evaluate_nodes=quorum,
-            min_available_nodes=quorum,
-            weighted_by_key=_WEIGHT,
-            server_learning_rate=rate,
-            server_momentum=momentum,
-        )
+        return FedAvgM(weighted_by_key=_WEIGHT, server_learning_rate=rate, server_momentum=momentum)
     kind = FedAdam if training.strategy is ServerStrategy.FEDADAM else FedYogi
-    return kind(
-        min_train_nodes=quorum,
-        min_evaluate_nodes=quorum,
-        min_available_nodes=quorum,
-        weighted_by_key=_WEIGHT,
-        eta=rate,
-        beta_1=momentum,
-    )
+    return kind(weighted_by_key=_WEIGHT, eta=rate, beta_1=momentum)
 
 
 class Aggregation:

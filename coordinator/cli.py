@@ -29,13 +29,13 @@ _NETWORK = "Network"
 _AUGMENTATION = "Augmentation of encrypted images"
 _UPDATES = "Exchange updates"
 _GRADIENTS = "Exchange gradients"
-_MACHINE = "This machine: may differ at each start"
+_MACHINE = "The coordinator alone: may differ at each start"
 
 _OF_THIS_START = frozenset({"state", "device", "gpus", "machines", "data_placement", "compiled", "detach"})
 """Parameters of ``start`` that are no part of what owners and coordinator agree on."""
 
 
-def _agreed(text: str, panel: str, *flags: str, default: str | bool = False) -> Any:
+def _option(text: str, panel: str, *flags: str, default: str | bool = False) -> Any:
     return typer.Option(*flags, help=text, rich_help_panel=panel, show_default=default)
 
 
@@ -45,7 +45,7 @@ def _setting(name: str, text: str, panel: str, *flags: str) -> Any:
     if isinstance(default, bool):
         # As the flag is called that is on when nothing is said.
         default = f"{'' if default else 'no-'}{name.replace('_', '-')}"
-    return _agreed(text, panel, *flags, default=default is not None and str(default))
+    return _option(text, panel, *flags, default=default is not None and str(default))
 
 
 def _here(text: str, *flags: str, least: int | None = None) -> Any:
@@ -55,39 +55,36 @@ def _here(text: str, *flags: str, least: int | None = None) -> Any:
 @app.command()
 def start(  # noqa: PLR0917 -- each is an option
     context: typer.Context,
-    exchange: Annotated[str | None, _agreed("What owners send: images, updates or gradients.", _FEDERATION)] = None,
-    owners: Annotated[int | None, _agreed("How many owners take part.", _FEDERATION)] = None,
-    classes: Annotated[str | None, _agreed("cat,dog,... or a number N for 0 to N-1.", _FEDERATION)] = None,
-    size: Annotated[str | None, _agreed("Of images: 32, or 24x32 (height x width).", _FEDERATION)] = None,
-    name: Annotated[str | None, _agreed("What it is called.", _FEDERATION, default="federation")] = None,
-    quorum: Annotated[int | None, _agreed("Owners that a round needs.", _FEDERATION, default="more than half")] = None,
+    exchange: Annotated[str | None, _option("What owners send: images, updates or gradients.", _FEDERATION)] = None,
+    owners: Annotated[int | None, _option("How many owners take part.", _FEDERATION)] = None,
+    classes: Annotated[str | None, _option("cat,dog,... or a number N for 0 to N-1.", _FEDERATION)] = None,
+    size: Annotated[str | None, _option("Of images: 32, or 24x32 (height x width).", _FEDERATION)] = None,
+    name: Annotated[str | None, _option("What it is called.", _FEDERATION, default="federation")] = None,
+    quorum: Annotated[int | None, _option("Owners that a round needs.", _MACHINE, default="more than half")] = None,
     deadline_s: Annotated[
-        float | None,
-        _agreed("Seconds a round may take; may differ at each start.", _FEDERATION, "--deadline", default="600"),
+        float | None, _option("Seconds that a round may take.", _MACHINE, "--deadline", default="600")
     ] = None,
     address: Annotated[
         str | None,
-        _agreed("host:port under which owners reach this machine.", _FEDERATION, default="localhost:9443"),
+        _option("host:port under which owners reach this machine.", _FEDERATION, default="localhost:9443"),
     ] = None,
     listen: Annotated[
         str | None,
-        _agreed(
-            "host:port to listen on; may differ too.", _FEDERATION, default="all interfaces; loopback for localhost"
-        ),
+        _option("host:port to listen on.", _MACHINE, default="all interfaces; loopback for localhost"),
     ] = None,
     fingerprint: Annotated[
-        str | None, _agreed("Of the owners' key.", _FEDERATION, default="that of the first owner")
+        str | None, _option("Of the owners' key.", _FEDERATION, default="that of the first owner")
     ] = None,
-    channels: Annotated[int | None, _agreed("3 for colour, 1 for grey.", _IMAGES, default="3")] = None,
+    channels: Annotated[int | None, _option("3 for colour, 1 for grey.", _IMAGES, default="3")] = None,
     cipher: Annotated[
-        str | None, _agreed("np-v1, or a rival for comparison (docs/cipher.md).", _IMAGES, default="np-v1")
+        str | None, _option("np-v1, or a rival for comparison (docs/cipher.md).", _IMAGES, default="np-v1")
     ] = None,
     scope: Annotated[
-        str | None, _agreed("image (fresh mask for each image) or fixed (weak).", _IMAGES, default="image")
+        str | None, _option("image (fresh mask for each image) or fixed (weak).", _IMAGES, default="image")
     ] = None,
     colour_shuffle: Annotated[
         bool | None,
-        _agreed("Permute colours too.", _IMAGES, "--shuffle/--no-shuffle", default="shuffle, where the cipher has it"),
+        _option("Permute colours too.", _IMAGES, "--shuffle/--no-shuffle", default="shuffle, where the cipher has it"),
     ] = None,
     rounds: Annotated[
         int | None, _setting("rounds", "How many; in images and gradients, passes over the images.", _TRAINING)
@@ -128,7 +125,7 @@ def start(  # noqa: PLR0917 -- each is an option
     ] = None,
     adaptation: Annotated[
         bool | None,
-        _agreed("Adaptation network.", _NETWORK, "--adaptation/--no-adaptation", default="adaptation"),
+        _option("Adaptation network.", _NETWORK, "--adaptation/--no-adaptation", default="adaptation"),
     ] = None,
     adaptation_kind: Annotated[
         str | None,
@@ -136,7 +133,7 @@ def start(  # noqa: PLR0917 -- each is an option
     ] = None,
     features: Annotated[
         str | None,
-        _agreed(
+        _option(
             "What the network sees: values, fold, sorted-fold, fold-twice or sorted-fold-twice.",
             _NETWORK,
             default="what the cipher leaves",
@@ -161,11 +158,11 @@ def start(  # noqa: PLR0917 -- each is an option
     strategy: Annotated[str | None, _setting("strategy", "fedavg, fedavgm, fedadam or fedyogi.", _UPDATES)] = None,
     server_learning_rate: Annotated[
         float | None,
-        _agreed("Of a strategy other than fedavg.", _UPDATES, default="the strategy's"),
+        _option("Of a strategy other than fedavg.", _UPDATES, default="the strategy's"),
     ] = None,
     server_momentum: Annotated[
         float | None,
-        _agreed("Of a strategy other than fedavg.", _UPDATES, default="the strategy's"),
+        _option("Of a strategy other than fedavg.", _UPDATES, default="the strategy's"),
     ] = None,
     update_format: Annotated[
         str | None,
@@ -184,7 +181,7 @@ def start(  # noqa: PLR0917 -- each is an option
         _setting("min_local_batch", "Fewest images over which an owner computes a gradient.", _GRADIENTS),
     ] = None,
     gradient_clip: Annotated[
-        float | None, _agreed("Longest norm of an owner's gradient.", _GRADIENTS, default="none")
+        float | None, _option("Longest norm of an owner's gradient.", _GRADIENTS, default="none")
     ] = None,
     state: StateOption = _STATE,
     device: Annotated[str, _here("auto, cpu, cuda or mps.")] = "auto",

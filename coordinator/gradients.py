@@ -154,7 +154,7 @@ class Gradients:
         turns = {name: one.count(step) for name, one in self._turns.items() if one.part(step) is not None}
         if not turns:
             return []
-        needed = max(0, len(turns) - (len(self._turns) - self._settings.quorum))
+        needed = max(0, len(turns) - (len(self._turns) - self._quorum.needed))
         if not needed and set(turns) <= self._absent:
             return []
         order = pack_gradient_order(GradientOrder(number, step, self._steps, network_state(self._network)))
@@ -192,10 +192,10 @@ class Gradients:
         """Do without these owners for the rest of the pass, if the quorum is there without them."""
         self._refused |= self._quorum.refused
         left = len(self._quorum.wait() - self._refused)
-        if left < self._settings.quorum:
+        if left < self._quorum.needed:
             raise FederationError(
                 f"nobody gave a usable answer in {group}, and {left} owners are left of a quorum of "
-                f"{self._settings.quorum}",
+                f"{self._quorum.needed}",
                 hint=f"See audit.jsonl for each owner's reason. {_HINT}",
             )
         self._leave_out(group, owners)

@@ -11,9 +11,8 @@ import numpy as np
 from flwr.app import RecordDict
 
 from coordinator.conversation import Conversation, Reply
-from coordinator.state import Enrolled, StateFolder
+from coordinator.state import Enrolled, Plan, StateFolder
 from ppfed.errors import DataError, FederationError, PeerDataError
-from ppfed.federation import FederationSettings
 from ppfed.images.source import Split
 from ppfed.store import ShardStore, read_shard, rows_per_shard, verify_shard
 from ppfed.wire.messages import MANIFEST, SHARD, pack_request
@@ -50,7 +49,7 @@ class Intake:
     ----------
     conversation : Conversation
     state : StateFolder
-    settings : FederationSettings
+    plan : Plan
     owners : mapping of str to Enrolled
     on_progress : callable
         Called with the images received so far, and those expected.
@@ -60,13 +59,14 @@ class Intake:
         self,
         conversation: Conversation,
         state: StateFolder,
-        settings: FederationSettings,
+        plan: Plan,
         owners: Mapping[str, Enrolled],
         on_progress: Callable[[int, int], None],
     ) -> None:
         self._conversation = conversation
         self._state = state
-        self._settings = settings
+        self._plan = plan
+        self._settings = plan.settings
         self._owners = owners
         self._on_progress = on_progress
         self._deliveries = {owner: _Delivery() for owner in owners}
@@ -213,15 +213,13 @@ class Intake:
         self._report()
 
     def _ask_manifest(self, owner: str) -> None:
-        asked = self._conversation.ask(owner, MANIFEST, pack_request(), "intake", self._settings.deadline_s)
+        asked = self._conversation.ask(owner, MANIFEST, pack_request(), "intake", self._plan.deadline_s)
         self._deliveries[owner].paused = asked is None
 
     def _ask_shards(self, owner: str, delivery: _Delivery) -> None:
         while delivery.missing and len(delivery.asked) < _IN_FLIGHT:
             name = delivery.missing.pop(0)
-            message_id = self._conversation.ask(
-                owner, SHARD, pack_shard_request(name), "intake", self._settings.deadline_s
-            )
+            message_id = self._conversation.ask(owner, SHARD, pack_shard_request(name), "intake", self._plan.deadline_s)
             if message_id is None:
                 delivery.missing.insert(0, name)
                 delivery.paused = True
@@ -251,11 +249,11 @@ class Intake:
         for owner, delivery in list(self._deliveries.items()):
             if delivery.complete:
                 continue
-            if now - delivery.last_heard > self._settings.deadline_s:
+            if now - delivery.last_heard > self._plan.deadline_s:
                 if delivery.manifest is None and self._take_delivered(owner, delivery):
                     self._conversation.forget(owner)
                     continue
-                self._leave_out(owner, f"silent for {self._settings.deadline_s:.0f} s")
+                self._leave_out(owner, f"silent for {self._plan.deadline_s:.0f} s")
             elif delivery.paused:
                 online = self._conversation.online() if online is None else online
                 if owner in online:
@@ -269,10 +267,10 @@ class Intake:
         self._conversation.forget(owner)
         del self._deliveries[owner]
         self._state.audit("left out", owner=owner, reason=reason)
-        if len(self._deliveries) < self._settings.quorum:
+        if len(self._deliveries) < self._plan.quorum:
             raise FederationError(
                 f"{owner} could not deliver its images ({reason}), and fewer owners are left than the quorum of "
-                f"{self._settings.quorum}",
+                f"{self._plan.quorum}",
                 hint="Have the owner join again, then start the coordinator again: what was received is kept.",
             )
         self._report()

@@ -15,6 +15,7 @@ from ppfed.images.size import parse_size
 from ppfed.networks.config import best_features
 from ppfed.training.settings import TrainingSettings
 
+_OWN = ("quorum", "deadline_s")
 _REQUIRED = ("exchange", "owners", "classes", "size")
 _ADDRESS = "localhost:9443"
 _LOOPBACK = {"localhost": "127.0.0.1", "127.0.0.1": "127.0.0.1", "::1": "[::1]"}
@@ -27,8 +28,8 @@ def agree(folder: StateFolder, options: Mapping[str, Any]) -> None:
     ----------
     folder : StateFolder
     options : mapping of str to value
-        Those that were given, by the name of their option. The deadline, and where this machine listens, may differ
-        each time.
+        Those that were given, by the name of their option. What is the coordinator's own business may differ each
+        time: the quorum, the deadline, and where this machine listens.
 
     Raises
     ------
@@ -43,8 +44,7 @@ def agree(folder: StateFolder, options: Mapping[str, Any]) -> None:
         return
     plan = folder.plan()
     wanted = make_plan({**_options_of(plan), **options})
-    settings = plan.settings.model_copy(update={"deadline_s": wanted.settings.deadline_s})
-    if wanted != plan.model_copy(update={"listen": wanted.listen, "settings": settings}):
+    if (wanted.settings, wanted.address) != (plan.settings, plan.address):
         raise UsageError(
             f"the federation in {folder.folder} was started with other settings: {_differences(plan, wanted)}",
             hint="Leave the options out to go on with it, or name a new folder with --state.",
@@ -78,7 +78,7 @@ def make_plan(options: Mapping[str, Any]) -> Plan:
     if "adaptation" in training:
         default = TrainingSettings.model_fields["adaptation"].default
         training["adaptation"] = default if training["adaptation"] else ()
-    agreed = {name: options[name] for name in ("channels", "fingerprint", "deadline_s") if name in options}
+    agreed = {name: options[name] for name in ("channels", "fingerprint") if name in options}
     try:
         cipher = CipherSettings.model_validate(_cipher(options))
         training.setdefault("features", best_features(cipher.spec))
@@ -87,7 +87,6 @@ def make_plan(options: Mapping[str, Any]) -> Plan:
                 "name": options.get("name", "federation"),
                 "exchange": options["exchange"],
                 "owners": options["owners"],
-                "quorum": options.get("quorum", options["owners"] // 2 + 1),
                 "classes": parse_classes(options["classes"]),
                 "height": height,
                 "width": width,
@@ -97,16 +96,23 @@ def make_plan(options: Mapping[str, Any]) -> Plan:
             }
         )
     except ValidationError as error:
-        raise UsageError(
-            f"these settings make no federation: {describe_invalid(error)}",
-            hint="See 'ppfed coordinator start --help'.",
-        ) from None
+        raise _no_federation(error) from None
     cipher_info(settings.cipher.name).check(settings.cipher.spec, settings.shape)
     address = str(options.get("address", _ADDRESS))
     host, port = split_address(address)
     listen = str(options.get("listen") or _default_listen(host, port))
     split_address(listen)
-    return Plan(settings=settings, address=address, listen=listen)
+    own = {"quorum": settings.owners // 2 + 1, **{name: options[name] for name in _OWN if name in options}}
+    try:
+        return Plan(settings=settings, address=address, listen=listen, **own)
+    except ValidationError as error:
+        raise _no_federation(error) from None
+
+
+def _no_federation(error: ValidationError) -> UsageError:
+    return UsageError(
+        f"these settings make no federation: {describe_invalid(error)}", hint="See 'ppfed coordinator start --help'."
+    )
 
 
 def _cipher(options: Mapping[str, Any]) -> dict[str, Any]:
@@ -150,8 +156,8 @@ def _options_of(plan: Plan) -> dict[str, Any]:
         "cipher": settings.cipher.name,
         "scope": settings.cipher.scope,
         "colour_shuffle": settings.cipher.colour_shuffle,
-        "quorum": settings.quorum,
-        "deadline_s": settings.deadline_s,
+        "quorum": plan.quorum,
+        "deadline_s": plan.deadline_s,
         "address": plan.address,
         "listen": plan.listen,
         **training.model_dump(),

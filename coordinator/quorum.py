@@ -9,9 +9,8 @@ from typing import TypeVar
 from flwr.app import Message, RecordDict
 
 from coordinator.conversation import Conversation
-from coordinator.state import Enrolled, RoundRecord, StateFolder
+from coordinator.state import Enrolled, Plan, RoundRecord, StateFolder
 from ppfed.errors import FederationError, ModelError, PeerDataError
-from ppfed.federation import FederationSettings
 from ppfed.networks.classifier import ImageClassifier
 from ppfed.networks.state import network_state
 from ppfed.training.loop import Evaluation
@@ -32,7 +31,8 @@ class Quorum:
     conversation : Conversation
     state : StateFolder
         Its audit trail says who was left out and why.
-    settings : FederationSettings
+    plan : Plan
+        How many must answer, and how long they have.
     owners : mapping of str to Enrolled
     """
 
@@ -40,12 +40,14 @@ class Quorum:
         self,
         conversation: Conversation,
         state: StateFolder,
-        settings: FederationSettings,
+        plan: Plan,
         owners: Mapping[str, Enrolled],
     ) -> None:
         self._conversation = conversation
         self._state = state
-        self._settings = settings
+        self.needed = plan.quorum
+        """How many owners a round needs."""
+        self._deadline_s = plan.deadline_s
         self.owners = owners
         self.late: set[str] = set()
         """Owners that missed the deadline of the last question."""
@@ -54,7 +56,7 @@ class Quorum:
 
     def wait(self) -> set[str]:
         """Wait for the quorum as long as for an answer, and return who is online then."""
-        self._conversation.wait_for_number(self._settings.quorum, time.monotonic() + self._settings.deadline_s)
+        self._conversation.wait_for_number(self.needed, time.monotonic() + self._deadline_s)
         return self._conversation.online()
 
     def gather(self, attempt: Callable[[], dict[str, Answer]], needed: int, hint: str = _GO_ON) -> dict[str, Answer]:
@@ -96,10 +98,10 @@ class Quorum:
             Makes something of (owner, message); where it raises PeerDataError or ModelError the owner is left out.
         owners : set of str or None
         """
-        deadline = time.monotonic() + self._settings.deadline_s
+        deadline = time.monotonic() + self._deadline_s
         wanted = set(self.owners) if owners is None else owners
         for owner in sorted(self._conversation.online() & wanted):
-            self._conversation.ask(owner, message_type, content, group, self._settings.deadline_s)
+            self._conversation.ask(owner, message_type, content, group, self._deadline_s)
         answers: dict[str, Answer] = {}
         self.refused = set()
         for reply in self._conversation.answers(deadline):
@@ -125,7 +127,7 @@ class Quorum:
         def unpack(owner: str, message: Message) -> Evaluation:
             return unpack_evaluation(message.content, self.owners[owner].held_out_images)
 
-        answers = self.gather(lambda: self.ask(EVALUATE, order, group, unpack), self._settings.quorum)
+        answers = self.gather(lambda: self.ask(EVALUATE, order, group, unpack), self.needed)
         return list(answers.values())
 
 

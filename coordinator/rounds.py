@@ -120,7 +120,7 @@ class Rounds:
             return result, message
 
         group = f"round {number}"
-        results = self._quorum.gather(lambda: self._quorum.ask(TRAIN, order, group, unpack), self._settings.quorum)
+        results = self._quorum.gather(lambda: self._quorum.ask(TRAIN, order, group, unpack), self._quorum.needed)
         bounded = self._bound.bound_weights(weights, {owner: result.weights for owner, (result, _) in results.items()})
         for owner, one in bounded.items():
             result, message = results[owner]

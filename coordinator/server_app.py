@@ -14,11 +14,11 @@ from coordinator.conversation import Conversation, StopRequestedError
 from coordinator.flower_waiting import wait_briefly
 from coordinator.intake import Intake, distinct_images
 from coordinator.processes import Processes
-from coordinator.state import STATE_VARIABLE, Enrolled, StateFolder, Status
+from coordinator.state import STATE_VARIABLE, Enrolled, Plan, StateFolder, Status
 from coordinator.throttle import at_most_every
 from ppfed.enrolment import Phase
 from ppfed.errors import FederationError, PPFedError
-from ppfed.federation import Exchange, FederationSettings
+from ppfed.federation import Exchange
 from ppfed.images.source import Split
 from ppfed.services import end_with_parent
 from ppfed.store import ShardStore
@@ -55,11 +55,11 @@ def run_federation(grid: Grid, state: StateFolder, processes: Processes) -> None
     PPFedError
         If it fails; the status and the owners have been told.
     """
-    settings = state.plan().settings
+    plan = state.plan()
     owners = state.owners().enrolled()
     nodes = {name: one.node_id for name, one in owners.items()}
     conversation = Conversation(grid, nodes, state.stop_request.exists, state.joined_at)
-    run = _Run(conversation, state, settings, owners, processes)
+    run = _Run(conversation, state, plan, owners, processes)
     try:
         run.work()
     except StopRequestedError as error:
@@ -77,13 +77,13 @@ class _Run:
         self,
         conversation: Conversation,
         state: StateFolder,
-        settings: FederationSettings,
+        plan: Plan,
         owners: Mapping[str, Enrolled],
         processes: Processes,
     ) -> None:
         self._conversation = conversation
         self._state = state
-        self._settings = settings
+        self._plan = plan
         self._owners = dict(owners)
         self._processes = processes
         # After a crash, rounds of the earlier run stand in the status still.
@@ -91,7 +91,7 @@ class _Run:
 
     def work(self) -> None:
         """Receive images where they are exchanged, train, and tell the owners."""
-        images = self._settings.exchange is Exchange.IMAGES
+        images = self._plan.settings.exchange is Exchange.IMAGES
         self._set(phase=Phase.INTAKE if images else Phase.TRAINING)
         self._await_owners()
         if images:
@@ -102,7 +102,7 @@ class _Run:
         training = TrainingRun(
             self._conversation,
             self._state,
-            self._settings,
+            self._plan,
             self._owners,
             self._processes,
             at_most_every(_STATUS_S, self._show_step),
@@ -123,12 +123,12 @@ class _Run:
             return
         # Of an owner whose images are all here nothing is needed.
         owners -= set(self._state.delivered())
-        count = self._settings.quorum - (len(self._owners) - len(owners))
+        count = self._plan.quorum - (len(self._owners) - len(owners))
         absent = owners - self._conversation.online()
         if absent:
-            limit = f"{self._settings.deadline_s:.0f} s if the quorum is there"
+            limit = f"{self._plan.deadline_s:.0f} s if the quorum is there"
             self._set(message=f"waiting for {', '.join(sorted(absent))}, for {limit}")
-        missing = self._conversation.wait_for_most(owners, count, time.monotonic() + self._settings.deadline_s)
+        missing = self._conversation.wait_for_most(owners, count, time.monotonic() + self._plan.deadline_s)
         names = ", ".join(sorted(missing))
         if missing:
             self._state.audit("goes on without", owners=names)
@@ -138,7 +138,7 @@ class _Run:
         def on_progress(received: int, expected: int) -> None:
             self._set(images_received=received, images_expected=expected)
 
-        complete = Intake(self._conversation, self._state, self._settings, self._owners, on_progress).run()
+        complete = Intake(self._conversation, self._state, self._plan, self._owners, on_progress).run()
         # The card speaks of what was delivered, not of what was announced.
         self._owners = {name: self._delivered(name) for name in complete}
         self._set(phase=Phase.TRAINING)

@@ -27,9 +27,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated, Self, TextIO
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
 
 from ppfed.atomic import write_atomic
 from ppfed.enrolment import Phase
@@ -47,13 +47,34 @@ _DELIVERED = TypeAdapter(dict[str, dict[Split, tuple[int, ...]]])
 
 
 class Plan(BaseModel):
-    """What ``coordinator start`` was told on first use; later ones may change the deadline and where it listens."""
+    """What ``coordinator start`` was told: what was agreed with the owners, and what is the coordinator's own business.
+
+    Attributes
+    ----------
+    settings : FederationSettings
+    address : str
+        Where owners connect, ``host:port``; the certificate holds it.
+    listen : str
+        Where this machine listens, ``host:port``; may differ at each start, as what follows may.
+    quorum : int
+        How many owners a round needs; one that misses the deadline is left out of it.
+    deadline_s : float
+        How long a round, a shard of images or a gradient may take, in seconds.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     settings: FederationSettings
     address: str
     listen: str
+    quorum: int = Field(ge=1)
+    deadline_s: float = Field(default=600.0, gt=0, le=7 * 24 * 3600)
+
+    @model_validator(mode="after")
+    def _reachable(self) -> Self:
+        if self.quorum > self.settings.owners:
+            raise ValueError("the quorum is larger than the number of owners")
+        return self
 
 
 class Enrolled(BaseModel):

@@ -17,10 +17,10 @@ from coordinator.pooled import pooled_images, train_pooled
 from coordinator.processes import Processes, train_in_processes
 from coordinator.quorum import Quorum
 from coordinator.rounds import Rounds
-from coordinator.state import Enrolled, RoundRecord, StateFolder
+from coordinator.state import Enrolled, Plan, RoundRecord, StateFolder
 from coordinator.throttle import at_most_every
 from ppfed.errors import FederationError
-from ppfed.federation import Exchange, FederationSettings
+from ppfed.federation import Exchange
 from ppfed.leakage.reference import reference
 from ppfed.model_folder import CardOwner, ModelCard, installed_versions, write_model
 from ppfed.networks.classifier import build_network
@@ -40,7 +40,7 @@ class TrainingRun:
     ----------
     conversation : Conversation
     state : StateFolder
-    settings : FederationSettings
+    plan : Plan
     owners : mapping of str to Enrolled
         Those who take part; in exchange ``images`` with what they delivered.
     processes : Processes
@@ -57,14 +57,15 @@ class TrainingRun:
         self,
         conversation: Conversation,
         state: StateFolder,
-        settings: FederationSettings,
+        plan: Plan,
         owners: Mapping[str, Enrolled],
         processes: Processes,
         on_step: Callable[[int, int], None],
     ) -> None:
         self._conversation = conversation
         self._state = state
-        self._settings = settings
+        self._plan = plan
+        self._settings = settings = plan.settings
         self._owners = owners
         self._processes = processes
         self._on_step = on_step
@@ -76,7 +77,7 @@ class TrainingRun:
         """Train; a record after each round."""
         if self._settings.exchange is Exchange.IMAGES:
             return self._train_elsewhere() if self._processes.total > 1 else self._train_here()
-        quorum = Quorum(self._conversation, self._state, self._settings, self._owners)
+        quorum = Quorum(self._conversation, self._state, self._plan, self._owners)
         if self._settings.exchange is Exchange.UPDATES:
             return Rounds(quorum, self._state, self._settings, make_strategy(self._settings), self._network).run()
         return Gradients(quorum, self._state, self._settings, self._network, self._device, self._on_step).run()

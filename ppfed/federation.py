@@ -91,11 +91,6 @@ class FederationSettings(_Agreed):
     exchange : Exchange
     owners : int
         How many owners take part; training begins when all of them are there.
-    quorum : int
-        How many of them a round needs; one that misses the deadline is left out of it.
-    deadline_s : float
-        How long a round, a shard of images or a gradient may take, in seconds. In an invite it says how it was when
-        that was made: owners never look at it.
     classes : tuple of str
         Labels are positions in it.
     height, width, channels : int
@@ -108,8 +103,6 @@ class FederationSettings(_Agreed):
     name: Name
     exchange: Exchange
     owners: int = Field(ge=1, le=10_000)
-    quorum: int = Field(ge=1)
-    deadline_s: float = Field(default=600.0, gt=0, le=7 * 24 * 3600)
     classes: tuple[ClassName, ...] = Field(min_length=2, max_length=65_536)
     height: int = Field(ge=1, le=4096)
     width: int = Field(ge=1, le=4096)
@@ -122,8 +115,6 @@ class FederationSettings(_Agreed):
     def _consistent(self) -> Self:
         if len(set(self.classes)) != len(self.classes):
             raise ValueError("a class is named twice")
-        if self.quorum > self.owners:
-            raise ValueError("the quorum is larger than the number of owners")
         _require_exchange(self.exchange, self.training)
         self._check_augmentation()
         weights = count_weights(self.network_config())
@@ -151,11 +142,8 @@ class FederationSettings(_Agreed):
         return self.height, self.width, self.channels
 
     def digest(self) -> str:
-        """SHA-256 of the settings, as 64 hex digits: two parties with the same digest agree on everything.
-
-        But for the deadline: how long the coordinator waits is its own business, and may change from start to start.
-        """
-        text = json.dumps(self.model_dump(mode="json", exclude={"deadline_s"}), sort_keys=True, separators=(",", ":"))
+        """SHA-256 of the settings, as 64 hex digits: two parties with the same digest agree on everything."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(text.encode()).hexdigest()
 
     def network_config(self) -> NetworkConfig:

@@ -179,7 +179,6 @@ class ArmRun:
             name=arm.slug[:64],
             exchange=_EXCHANGES.get(arm.mode, Exchange.IMAGES),
             owners=arm.owners,
-            quorum=arm.owners,
             classes=self._material.classes,
             height=height,
             width=width,

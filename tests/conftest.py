@@ -65,8 +65,6 @@ def make_settings() -> Callable[..., FederationSettings]:
             "name": "zoo",
             "exchange": Exchange.UPDATES,
             "owners": 2,
-            "quorum": 2,
-            "deadline_s": 60.0,
             "classes": CLASSES,
             "height": 8,
             "width": 8,

@@ -45,6 +45,8 @@ from ppfed.store import SHARD_BYTES, ShardStore
 _LOOK_S = 0.1
 _COMPLAINTS = ("refused", "no answer", "missed the deadline", "left out")
 _SIMULATED = "simulated"
+_DEADLINE_S = 24 * 3600.0
+"""Owners take turns, so that a round takes as long as all of them that share a job; one that fails says so at once."""
 # Not -m: Ray finds classes by the name of their module.
 _CHILD = "from scenarios.simulated.flower_simulation import main; main()"
 _SETUP = "simulation.json"
@@ -188,8 +190,7 @@ def simulate(
     Parameters
     ----------
     settings : FederationSettings
-        The quorum must be all owners: an owner that fails ends the simulation, and none is left out in silence. Owners
-        take turns, so ``deadline_s`` is for as many of them as share a job.
+        All owners are the quorum: an owner that fails ends the simulation, and none is left out in silence.
     owners : mapping of str to Prepared
         Encrypted images of each owner, by name. Nobody compares their keys: that is what joining is for.
     folder : Path
@@ -255,11 +256,6 @@ def _check(
 ) -> None:
     if len(owners) != settings.owners:
         raise UsageError(f"the settings name {settings.owners} owners, and {len(owners)} were given")
-    if settings.quorum != settings.owners:
-        raise UsageError(
-            f"the quorum is {settings.quorum} of {settings.owners} owners",
-            hint="A simulation needs all of them: set the quorum to the number of owners.",
-        )
     if jobs is not None and jobs < 1:
         raise UsageError(f"at least one owner must work at a time, not {jobs}")
     if device.type not in ("cpu", "cuda"):
@@ -279,18 +275,28 @@ def _enrol(state: StateFolder, settings: FederationSettings, owners: Mapping[str
             listed.clear()
             for name, one in enrolled.items():
                 listed[name] = Owner(name=name, token_sha256="", invited_at=now_text(), enrolled=one)
-        state.create(Plan(settings=settings, address=_SIMULATED, listen=_SIMULATED))
+        state.create(_plan(settings))
         return
     before = state.owners().enrolled()
     # Nodes and times are of a run.
     of_a_run = {"node_id", "at"}
-    if state.plan().settings != settings or {
-        name: one.model_dump(exclude=of_a_run) for name, one in before.items()
-    } != {name: one.model_dump(exclude=of_a_run) for name, one in enrolled.items()}:
+    if state.plan() != _plan(settings) or {name: one.model_dump(exclude=of_a_run) for name, one in before.items()} != {
+        name: one.model_dump(exclude=of_a_run) for name, one in enrolled.items()
+    }:
         raise UsageError(
             f"{state.folder} holds a federation with other settings or other images",
             hint="Name another folder, or remove this one.",
         )
+
+
+def _plan(settings: FederationSettings) -> Plan:
+    return Plan(
+        settings=settings,
+        address=_SIMULATED,
+        listen=_SIMULATED,
+        quorum=settings.owners,
+        deadline_s=_DEADLINE_S,
+    )
 
 
 def _enrolled(prepared: Prepared) -> Enrolled:

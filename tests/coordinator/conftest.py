@@ -166,14 +166,21 @@ def flower_task(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(intake, "_CHASE_S", 0.05)
 
 
+def make_plan(settings: FederationSettings, **own: Any) -> Plan:
+    """Make a plan of all owners; ``quorum`` and ``deadline_s`` can be changed."""
+    own = {"quorum": settings.owners, "deadline_s": 60.0, **own}
+    return Plan(settings=settings, address="localhost:9443", listen="127.0.0.1:9443", **own)
+
+
 @pytest.fixture
 def make_state(tmp_path: Path, make_settings: Callable[..., FederationSettings]) -> Callable[..., StateFolder]:
     """Make the state folder of a federation."""
 
     def make(name: str = "state", settings: FederationSettings | None = None, **changes: Any) -> StateFolder:
         folder = StateFolder(tmp_path / name)
+        own = {one: changes.pop(one) for one in ("quorum", "deadline_s") if one in changes}
         agreed = settings or make_settings(**changes)
-        folder.create(Plan(settings=agreed, address="localhost:9443", listen="127.0.0.1:9443"))
+        folder.create(make_plan(agreed, **own))
         return folder
 
     return make
@@ -205,8 +212,9 @@ def make_federation(
         full = max(rows for parts in shards.values() for part in parts for rows in part)
         monkeypatch.setattr(intake, "rows_per_shard", lambda _shape: full)
         count = len(shards)
-        state = make_state(name, **{"owners": count, "quorum": count, **changes})
-        settings = state.plan().settings
+        state = make_state(name, **{"owners": count, **changes})
+        plan = state.plan()
+        settings = plan.settings
         nodes = {owner: 100 + position for position, owner in enumerate(shards)}
         prepared = {
             owner: make_prepared(tmp_path / name / "owners" / owner, *parts, seed=position)
@@ -234,6 +242,7 @@ def make_federation(
         grid = LoopbackGrid(nodes, {owner: app.client_app() for owner, app in apps.items()})
         return SimpleNamespace(
             state=state,
+            plan=plan,
             settings=settings,
             grid=grid,
             faults=grid.faults,

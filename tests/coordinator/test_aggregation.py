@@ -170,7 +170,7 @@ class CrashError(Exception):
 def test_going_on_after_a_crash_equals_an_undisturbed_run(make_federation: MakeFederation, strategy: str) -> None:
     def rounds_of(federation: SimpleNamespace) -> tuple[Rounds, Any]:
         network = build_network(federation.settings.network_config(), 0)
-        quorum = Quorum(federation.conversation, federation.state, federation.settings, federation.enrolled)
+        quorum = Quorum(federation.conversation, federation.state, federation.plan, federation.enrolled)
         strategy = make_strategy(federation.settings)
         return Rounds(quorum, federation.state, federation.settings, strategy, network), network
 

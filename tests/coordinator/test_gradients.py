@@ -61,7 +61,7 @@ def gradients_of(
     federation: SimpleNamespace, on_step: Callable[[int, int], None] = lambda _step, _steps: None
 ) -> tuple[Gradients, Any]:
     network = build_network(federation.settings.network_config(), federation.settings.training.seed)
-    quorum = Quorum(federation.conversation, federation.state, federation.settings, federation.enrolled)
+    quorum = Quorum(federation.conversation, federation.state, federation.plan, federation.enrolled)
     return Gradients(quorum, federation.state, federation.settings, network, CPU, on_step), network
 
 

@@ -34,9 +34,7 @@ def receive(federation: SimpleNamespace, progress: list[tuple[int, int]] | None 
         if progress is not None:
             progress.append((received, expected))
 
-    return Intake(
-        federation.conversation, federation.state, federation.settings, federation.enrolled, on_progress
-    ).run()
+    return Intake(federation.conversation, federation.state, federation.plan, federation.enrolled, on_progress).run()
 
 
 def assert_arrived(federation: SimpleNamespace, owner: str) -> None:
@@ -92,9 +90,7 @@ def test_an_interrupted_intake_goes_on_where_it_was(make_federation: MakeFederat
             federation.state.stop_request.touch()
 
     with pytest.raises(StopRequestedError):
-        Intake(
-            federation.conversation, federation.state, federation.settings, federation.enrolled, stop_after_two
-        ).run()
+        Intake(federation.conversation, federation.state, federation.plan, federation.enrolled, stop_after_two).run()
     kept = len(list(federation.state.folder.glob("store/*/*/*.arrow")))
     assert 2 <= kept < 5
     federation.state.stop_request.unlink()

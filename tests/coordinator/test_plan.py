@@ -86,13 +86,13 @@ def test_all_that_is_needed_is_named_at_once() -> None:
 def test_options_become_settings() -> None:
     plan = make_plan(OPTIONS)
     settings, training = plan.settings, plan.settings.training
-    assert (settings.name, settings.exchange, settings.owners, settings.quorum) == ("zoo", Exchange.UPDATES, 3, 3)
+    assert (settings.name, settings.exchange, settings.owners, plan.quorum) == ("zoo", Exchange.UPDATES, 3, 3)
     assert (settings.classes, settings.shape) == (("cat", "dog"), (24, 32, 1))
     cipher = settings.cipher
     assert (cipher.name, cipher.scope, cipher.colour_shuffle) == ("logistic-rc4-v1", Scope.FIXED, False)
     assert (training.strategy, training.server_learning_rate, training.server_momentum) == ("fedavgm", 0.5, 0.8)
     assert training.update_format == "bfloat16"
-    assert (settings.fingerprint, settings.deadline_s) == ("0123456789abcdef", 30.0)
+    assert (settings.fingerprint, plan.deadline_s) == ("0123456789abcdef", 30.0)
     assert (training.rounds, training.local_epochs, training.batch_size, training.seed) == (7, 2, 64, 4)
     assert (training.learning_rate, training.schedule, training.base_maps) == (0.3, "paper", 16)
     assert (training.adaptation, training.vertical_flip, training.horizontal_flip) == ((), True, False)
@@ -137,8 +137,8 @@ def test_the_network_is_shown_all_that_the_cipher_leaves(options: dict[str, Any]
 
 @pytest.mark.parametrize(("owners", "quorum"), [(1, 1), (2, 2), (3, 2), (4, 3), (5, 3), (10, 6)])
 def test_the_quorum_is_more_than_half_unless_it_is_given(owners: int, quorum: int) -> None:
-    assert make_plan({**NEEDED, "owners": owners}).settings.quorum == quorum
-    assert make_plan({**NEEDED, "owners": owners, "quorum": 1}).settings.quorum == 1
+    assert make_plan({**NEEDED, "owners": owners}).quorum == quorum
+    assert make_plan({**NEEDED, "owners": owners, "quorum": 1}).quorum == 1
 
 
 @pytest.mark.parametrize(
@@ -167,6 +167,7 @@ def test_only_a_federation_that_is_not_local_listens_on_all_interfaces(address: 
         {"size": "0"},
         {"owners": 0},
         {"quorum": 4},
+        {"quorum": 0},
         {"exchange": "pixels"},
         {"exchange": "images", "local_epochs": 2},
         {"exchange": "gradients", "local_epochs": 2},
@@ -187,6 +188,7 @@ def test_only_a_federation_that_is_not_local_listens_on_all_interfaces(address: 
         {"scope": "none"},
         {"fingerprint": "abc"},
         {"deadline_s": 0.0},
+        {"deadline_s": float("nan")},
         {"name": "../zoo"},
         {"rounds": 0},
         {"schedule": "cosine"},
@@ -230,10 +232,11 @@ def test_a_restart_goes_on_with_the_same_settings(tmp_path: Path, options: dict[
     assert folder.plan() == plan
 
 
+OWN = {"listen": "0.0.0.0:9000", "deadline_s": 3600.0, "quorum": 1}
+"""What is the coordinator's own business."""
 CHANGED = {
     # What goes with a cipher or a strategy is refused for that reason.
-    # Where it listens, and how long it waits, is its own business.
-    **{name: OPTIONS[name] for name in OPTIONS if name not in {*NEEDED, "cipher", *SERVER, "listen", "deadline_s"}},
+    **{name: OPTIONS[name] for name in OPTIONS if name not in {*NEEDED, "cipher", *SERVER, *OWN}},
     "exchange": "images",
     "owners": 4,
     "classes": "dog,cat",
@@ -259,17 +262,17 @@ def test_another_cipher_or_strategy_at_a_restart_is_refused(tmp_path: Path, chan
         agree(folder, change)
 
 
-def test_where_it_listens_and_how_long_it_waits_may_change_at_a_restart(tmp_path: Path) -> None:
+def test_what_is_the_coordinators_own_business_may_change_at_a_restart(tmp_path: Path) -> None:
     folder = StateFolder(tmp_path / "state")
     agree(folder, NEEDED)
     before = folder.plan()
-    agree(folder, {"listen": "0.0.0.0:9000"})
-    assert folder.plan() == before.model_copy(update={"listen": "0.0.0.0:9000"})
-    agree(folder, {"deadline_s": 3600.0})
+    for name, value in OWN.items():
+        agree(folder, {name: value})
     agree(folder, {})
     plan = folder.plan()
-    assert (plan.listen, plan.settings.deadline_s) == ("0.0.0.0:9000", 3600.0)
-    assert plan.settings.digest() == before.settings.digest()
+    assert plan == before.model_copy(update=OWN) != before
+    with pytest.raises(UsageError, match="the quorum is larger than the number of owners"):
+        agree(folder, {"quorum": 4})
     # What was agreed is as it was, and both go together.
     with pytest.raises(UsageError, match=r"other settings: base_maps is 64, not 16, listen is 0\.0\.0\.0:9000, not "):
         agree(folder, {"base_maps": 16, "listen": "127.0.0.1:9000"})
@@ -281,7 +284,7 @@ def test_nothing_changes_while_a_coordinator_is_running(tmp_path: Path, monkeypa
     agree(folder, NEEDED)
     before = folder.plan()
     monkeypatch.setattr(StateFolder, "running_pid", lambda _state: 1)
-    agree(folder, {"deadline_s": before.settings.deadline_s})
+    agree(folder, {"deadline_s": before.deadline_s})
     with pytest.raises(UsageError, match=r"a coordinator is running in .*: deadline_s is 600\.0, not 3600"):
         agree(folder, {"deadline_s": 3600.0})
     assert folder.plan() == before

@@ -41,7 +41,7 @@ CPU = torch.device("cpu")
 def rounds_of(federation: SimpleNamespace) -> tuple[Rounds, Any]:
     network = build_network(federation.settings.network_config(), federation.settings.training.seed)
     rounds = Rounds(
-        Quorum(federation.conversation, federation.state, federation.settings, federation.enrolled),
+        Quorum(federation.conversation, federation.state, federation.plan, federation.enrolled),
         federation.state,
         federation.settings,
         make_strategy(federation.settings),

@@ -463,6 +463,15 @@ def test_a_later_run_waits_for_the_quorum_as_long_as_it_takes(make_federation: M
     assert [record.owners for record in federation.state.status().rounds] == [3, 2]
 
 
+def test_a_smaller_quorum_lets_a_federation_go_on_that_lost_too_many(make_federation: MakeFederation) -> None:
+    federation = make_federation(THREE, quorum=3, deadline_s=2.0, training={"rounds": 2})
+    kill_when(federation, lambda question: question.metadata.group_id == "round 2")
+    federation.faults.offline |= {"bert", "carl"}
+    federation.state.set_plan(federation.plan.model_copy(update={"quorum": 1}))
+    run_federation(federation.grid, federation.state, Processes("cpu"))
+    assert [record.owners for record in federation.state.status().rounds] == [3, 1]
+
+
 def test_training_goes_on_without_owners_whose_images_are_all_here(
     make_federation: MakeFederation, monkeypatch: pytest.MonkeyPatch, audit: Audit
 ) -> None:

@@ -227,7 +227,7 @@ def test_settings_reach_the_federation(material: Material, tmp_path: Path) -> No
     )
     budget = BUDGET.model_copy(update={"epochs": 4})
     settings = ArmRun(arm, budget, material, 5, tmp_path, CPU, lambda _progress: None).settings()
-    assert (settings.exchange, settings.owners, settings.quorum) == ("updates", 3, 3)
+    assert (settings.exchange, settings.owners) == ("updates", 3)
     assert (settings.training.rounds, settings.training.local_epochs) == (2, 2)
     assert (settings.training.padding, settings.training.update_format) == ("reflect", "bfloat16")
     assert settings.network_config().features == "fold"

@@ -24,12 +24,11 @@ _SIDE = 32
 
 
 def federation_settings(owners: int, training: TrainingSettings) -> FederationSettings:
-    """Describe a federation of random 32x32 images in exchange ``updates``; all owners are the quorum."""
+    """Describe a federation of random 32x32 images in exchange ``updates``."""
     return FederationSettings(
         name="rounds",
         exchange=Exchange.UPDATES,
         owners=owners,
-        quorum=owners,
         classes=tuple(str(number) for number in range(_CLASSES)),
         height=_SIDE,
         width=_SIDE,

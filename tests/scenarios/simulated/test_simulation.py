@@ -124,7 +124,7 @@ def test_a_simulation_equals_the_same_federation_in_memory(
     assert simulate(federation.settings, federation.prepared, state.folder, CPU, again.append) == result
     assert again == told
     assert time.monotonic() - started < 1
-    other = federation.settings.model_copy(update={"deadline_s": 61.0})
+    other = federation.settings.model_copy(update={"name": "other"})
     with pytest.raises(UsageError, match="other settings or other images"):
         simulate(other, federation.prepared, state.folder, CPU)
 
@@ -206,7 +206,7 @@ def test_an_owner_that_fails_ends_the_simulation(
     with pytest.raises(FederationError, match=r"bert failed: .*00000\.arrow is not a shard") as caught:
         simulate(federation.settings, federation.prepared, tmp_path / "simulated", CPU)
     # It neither tries again nor waits for a deadline.
-    assert time.monotonic() - started < federation.settings.deadline_s
+    assert time.monotonic() - started < 60
     state = StateFolder(tmp_path / "simulated")
     assert str(log_file(state)) in caught.value.hint
     assert caught.value.message.count("bert failed") == 1
@@ -243,8 +243,7 @@ def test_a_process_that_was_killed_is_an_error(make_state: Callable[..., StateFo
 @pytest.mark.parametrize(
     ("changes", "arguments", "reason"),
     [
-        ({"owners": 4, "quorum": 4}, {}, "4 owners, and 3 were given"),
-        ({"owners": 3, "quorum": 2}, {}, "quorum is 2 of 3"),
+        ({"owners": 4}, {}, "4 owners, and 3 were given"),
         ({}, {"jobs": 0}, "at least one owner"),
         ({}, {"device": torch.device("meta")}, "cpu or cuda"),
     ],
