@@ -1,4 +1,4 @@
-"""How often an owner has answered in exchanges ``updates`` and ``gradients``; kept across restarts.
+"""How often an owner has answered in exchanges ``updates`` and ``gradients``, and in which order; kept across restarts.
 
 Each answer tells the coordinator something about the owner's images. A coordinator that could ask again and again, with
 weights of its choosing, would learn more than the rounds that were agreed tell.
@@ -7,6 +7,7 @@ weights of its choosing, would learn more than the rounds that were agreed tell.
 from __future__ import annotations
 
 import hashlib
+import secrets
 from pathlib import Path
 from typing import Literal
 
@@ -19,11 +20,13 @@ from ppfed.federation import Invite
 MOST_ANSWERS = 5
 """To one question: answers get lost, and a coordinator that is started again asks again."""
 
+_ORDER_BITS = 62
+
 
 class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    version: Literal[2] = 2
+    version: Literal[3] = 3
     invite: str
     """SHA-256 of the invite's token: who joins with another invite agrees afresh."""
     round: int = Field(default=0, ge=0)
@@ -32,10 +35,13 @@ class _Record(BaseModel):
     """In that round: how often each of its questions was answered."""
     steps: int | None = None
     """Of each pass, as the coordinator first said it."""
+    order: int = Field(default_factory=lambda: secrets.randbits(_ORDER_BITS), ge=0, lt=1 << _ORDER_BITS, repr=False)
+    """Says which images meet in a batch. Whoever may ask under one invite after another, for other numbers of steps,
+    would learn from the differences if it were the same."""
 
 
 class AnswerLimit:
-    """Counts an owner's answers, and refuses one too many.
+    """Counts an owner's answers, and refuses one too many; draws the order of its images.
 
     Parameters
     ----------
@@ -59,9 +65,15 @@ class AnswerLimit:
         except ValidationError:
             raise DataError(
                 f"{file} is damaged: it says how often the coordinator was answered",
-                hint="Remove it if you agree that the coordinator may ask for every round again.",
+                hint="Remove it if you agree that the coordinator may ask for every round again; another order of the "
+                "images is drawn.",
             ) from None
         self._record = record if record.invite == fresh.invite else fresh
+
+    @property
+    def order_seed(self) -> int:
+        """Of the order of the images: drawn once for each invite, and on disk before the first answer leaves."""
+        return self._record.order
 
     def require(self, number: int, question: int = 0) -> None:
         """Refuse a question that must not be answered any more.

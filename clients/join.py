@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import secrets
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -19,9 +18,8 @@ from clients.flower_executor import FlowerExecutor
 from clients.owner_app import Display, OwnerApp
 from clients.preparation import MARKER, Prepared
 from clients.supernode import SuperNode, ensure_node_key
-from ppfed.atomic import write_atomic
 from ppfed.enrolment import Phase
-from ppfed.errors import DataError, FederationError, ServiceError, UsageError
+from ppfed.errors import FederationError, ServiceError, UsageError
 from ppfed.federation import Exchange, FederationSettings, Invite
 from ppfed.model_folder import ModelCard
 
@@ -43,8 +41,6 @@ _FAREWELL_GRACE_S = 30.0
 _NODE_KEY = "node.key"
 _STORE = "store"
 _ANSWERS = "answers.json"
-_ORDER = "order"
-_ORDER_BITS = 62
 
 
 @dataclass(frozen=True)
@@ -74,10 +70,11 @@ class Summary:
 def default_folder(invite: Invite) -> Path:
     """Where an owner keeps its encrypted store, node key, logs and model for one federation.
 
-    A federation is known by its certificate: two may have the same settings, and the model of the first must stay.
+    A federation is known by its certificate and by what was agreed: two may have the same settings, and one certificate
+    may come with several, and the model of the first must stay.
     """
-    certificate = hashlib.sha256(invite.ca_certificate.encode()).hexdigest()
-    return platformdirs.user_data_path("ppfed") / f"{invite.federation.name}-{certificate[:8]}" / invite.owner
+    known = hashlib.sha256(f"{invite.federation.digest()} {invite.ca_certificate}".encode()).hexdigest()
+    return platformdirs.user_data_path("ppfed") / f"{invite.federation.name}-{known[:16]}" / invite.owner
 
 
 def store_folder(folder: Path) -> Path:
@@ -135,19 +132,27 @@ def serve(
     FederationError
         If the coordinator refuses this owner, cannot be reached, or the connection is lost for good.
     DataError
-        If the count of earlier answers, or the order of the images, is damaged.
+        If the count of earlier answers is damaged.
     """
     started = time.monotonic()
     node_key = folder / _NODE_KEY
     limit = AnswerLimit(folder / _ANSWERS, invite)
-    seed = _order_seed(folder / _ORDER)
     coordinator = CoordinatorClient(invite)
     try:
         coordinator.enrol(ensure_node_key(node_key), fingerprint, prepared)
         notice(f"admitted by the coordinator at {invite.address}")
         node = _connected_node(folder, invite, node_key, notice)
         try:
-            app = OwnerApp(invite.owner, invite.federation, prepared, device, folder / "model", display, limit, seed)
+            app = OwnerApp(
+                invite.owner,
+                invite.federation,
+                prepared,
+                device,
+                folder / "model",
+                display,
+                limit,
+                limit.order_seed,
+            )
             message = _answer_until_end(app, node, coordinator, notice)
         finally:
             node.stop()
@@ -173,24 +178,6 @@ def what_leaves(settings: FederationSettings) -> str:
         "and the training loss; with them, and once more at the end, the loss on your held-out images and how many of "
         "them were classified rightly; no image"
     )
-
-
-def _order_seed(file: Path) -> int:
-    """Draw the order of the images once, and keep it: a question that is asked again gets the same answer.
-
-    Raises
-    ------
-    DataError
-        If the file is damaged.
-    """
-    if not file.exists():
-        write_atomic(file, str(secrets.randbits(_ORDER_BITS)))
-    text = file.read_text(encoding="ascii", errors="replace").strip()
-    if not (text.isdecimal() and len(text) <= len(str(1 << _ORDER_BITS))):
-        raise DataError(
-            f"{file} is damaged: it holds the order in which images are trained on", hint="Remove it to draw another."
-        )
-    return int(text)
 
 
 def _connected_node(folder: Path, invite: Invite, node_key: Path, notice: Callable[[str], None]) -> SuperNode:

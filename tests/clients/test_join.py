@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from clients import cli, consent, join
 from clients.preparation import MARKER
 from ppfed.enrolment import Phase, StatusReply
-from ppfed.errors import BadImagesError, DataError, UsageError
+from ppfed.errors import BadImagesError, UsageError
 from ppfed.federation import FederationSettings, Invite, new_token
 from ppfed.keys.files import write_key_file
 from ppfed.keys.master import MasterKey
@@ -266,21 +266,6 @@ def wait_for_the_end(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str
     return wait
 
 
-def test_the_order_of_the_images_is_drawn_once_and_kept_from_others(tmp_path: Path) -> None:
-    (first, second) = (tmp_path / name for name in ("first", "second"))
-    drawn = join._order_seed(first)
-    assert join._order_seed(first) == drawn != join._order_seed(second)
-    assert stat.S_IMODE(first.stat().st_mode) == 0o600
-    assert 0 <= drawn < 2**62
-
-
-@pytest.mark.parametrize("content", [b"", b"-1", b"twelve", "\u0663".encode(), b"9" * 1000])
-def test_a_damaged_order_is_refused(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "order").write_bytes(content)
-    with pytest.raises(DataError, match="is damaged"):
-        join._order_seed(tmp_path / "order")
-
-
 @pytest.mark.parametrize("then", [status(Phase.FINISHED), None], ids=["coordinator there", "coordinator gone"])
 def test_a_lost_farewell_is_not_waited_for_for_ever(
     wait_for_the_end: Callable[..., tuple[str, float]], then: StatusReply | None
@@ -306,7 +291,11 @@ def test_federations_with_equal_settings_do_not_share_a_folder(make_settings: Ma
         federation=make_settings(),
     )
     again = first.model_copy(update={"token": new_token(b"another".ljust(32))})
-    second = first.model_copy(update={"ca_certificate": "another"})
+    others = (
+        first.model_copy(update={"ca_certificate": "another"}),
+        first.model_copy(update={"federation": make_settings(exchange="images")}),
+    )
     assert join.default_folder(again) == join.default_folder(first)
-    assert join.default_folder(second) != join.default_folder(first)
+    for other in others:
+        assert join.default_folder(other) != join.default_folder(first)
     assert join.default_folder(first).name == "anna"

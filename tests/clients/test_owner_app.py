@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import stat
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -386,6 +387,26 @@ def test_another_invite_is_another_agreement(make_owner: Callable[..., SimpleNam
     owner.ask(TRAIN, order(owner, 2))
     owner = make_owner(invite_number=1)
     owner.ask(TRAIN, order(owner, 1))
+
+
+def test_the_order_of_the_images_is_drawn_for_each_invite(make_owner: Callable[..., SimpleNamespace]) -> None:
+    """Cut the same order in 3 and then in 6 steps, and the sums of two answers differ by one image."""
+    gradients = {"exchange": "gradients", "training": {"min_local_batch": 2}}
+    owner = make_owner(**gradients)
+    gradient_of(owner, 1, 0)
+    again, renewed = make_owner(**gradients), make_owner(invite_number=1, **gradients)
+    seeds = [one.app._limit.order_seed for one in (owner, again, renewed)]
+    assert seeds[0] == seeds[1] != seeds[2]
+    assert all(0 <= seed < 2**62 for seed in seeds)
+
+
+def test_the_order_is_kept_from_others(make_owner: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
+    owner = make_owner()
+    owner.ask(TRAIN, order(owner))
+    kept = tmp_path / "answers.json"
+    assert stat.S_IMODE(kept.stat().st_mode) == 0o600
+    assert str(owner.app._limit.order_seed) in kept.read_text()
+    assert str(owner.app._limit.order_seed) not in repr(owner.app._limit._record)
 
 
 def test_the_count_does_not_hold_the_token(make_owner: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
