@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Sequence
 from importlib.metadata import entry_points
 from typing import Annotated
 
@@ -13,7 +14,8 @@ import typer
 import ppfed
 from ppfed.cli import audit, images, key, predict
 from ppfed.cli.console import print_bug, print_error, stdout
-from ppfed.errors import PPFedError
+from ppfed.errors import PPFedError, UsageError
+from ppfed.keys.files import SEEN_HINT, holds_key
 
 _EX_SOFTWARE = 70
 """As in BSD's sysexits.h: an error inside the program."""
@@ -53,12 +55,22 @@ def build_app() -> typer.Typer:
     return app
 
 
+def _require_no_key(arguments: Sequence[str]) -> None:
+    """Refuse a key among the arguments before anything can repeat it, in whichever message."""
+    if any(holds_key(argument) for argument in arguments):
+        raise UsageError(
+            "What was given as an argument is a key itself, or looks like one; it is not repeated.",
+            hint=f"If it is no key, check the path. {SEEN_HINT}",
+        )
+
+
 def main() -> None:
     """Run the command line; a ``PPFedError`` ends it with exit code 1, a bug with 70, and neither with a traceback.
 
     ``PPFED_DEBUG=1`` shows a bug's traceback, and never the values of variables: they may be keys and pixels.
     """
     try:
+        _require_no_key(sys.argv[1:])
         build_app()()
     except PPFedError as error:
         print_error(error)

@@ -51,6 +51,10 @@ _SECRET = re.compile(r"PPFED-(SECRET|LOCKED)-KEY-|AGE-SECRET-KEY-")
 """What no path holds; it is not repeated in messages."""
 _BARE_SECRET = re.compile(r"(?=.*[A-Z])(?=.*[a-z])(?=.*[0-9])[A-Za-z0-9_+/-]{40,43}=?|[0-9A-Fa-f]{64}")
 """32 bytes as base64, of which a path keeps one of two slashes, or in hexadecimal."""
+_BASE64_KEY = re.compile(r"[A-Za-z0-9_-]{43}=?")
+_HEX_KEY = re.compile(r"[0-9A-Fa-f]{64}")
+_LETTERS_OF_EITHER_CASE = 6
+"""Of 43 random characters fewer are upper or lower case once in 10,000 times."""
 _OTHER_VERSION = re.compile(r"PPFED-(SECRET|LOCKED)-KEY-[0-9]+ ")
 
 
@@ -293,10 +297,27 @@ def refuse_existing(path: Path) -> None:
 _MISSING_KEY_HINT = "Check the path. `ppfed key new` makes a key, `ppfed key open` unpacks one that was sealed for you."
 
 
-_SEEN_HINT = (
+SEEN_HINT = (
     "Name the file that holds the key. A key that was typed may stand in your shell's history now, and in logs: if "
     "others can read these, make a new one."
 )
+
+
+def holds_key(argument: str) -> bool:
+    """Whether a command's argument is a key, or has one in it, and not the path of a file."""
+    if _SECRET.search(argument):
+        return True
+    value = argument.partition("=")[2] if argument.startswith("--") else argument
+    parts = {argument.strip(), Path(value).name.strip()}
+    return any(map(_random, parts)) and not (value and Path(value).exists())
+
+
+def _random(text: str) -> bool:
+    """Whether a word looks like 32 random bytes: a name that somebody chose has hardly six letters of either case."""
+    letters = re.sub("[^A-Za-z]", "", text)
+    capitals = sum(letter.isupper() for letter in letters)
+    mixed = min(capitals, len(letters) - capitals) >= _LETTERS_OF_EITHER_CASE
+    return (mixed and _BASE64_KEY.fullmatch(text) is not None) or _HEX_KEY.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, repr=False)
@@ -311,7 +332,7 @@ def _read(path: Path, missing_hint: str = "Check the path.") -> tuple[bytes, int
     if _SECRET.search(str(path)):
         raise KeyFileError(
             "What was given as the path of a key file is a key itself.",
-            hint=_SEEN_HINT,
+            hint=SEEN_HINT,
         )
     try:
         with path.open("rb") as file:
@@ -325,7 +346,7 @@ def _read(path: Path, missing_hint: str = "Check the path.") -> tuple[bytes, int
         if _BARE_SECRET.fullmatch(str(path).strip()):
             raise KeyFileError(
                 "There is no such file, and what was given as its path has the form of a key, so it is not repeated.",
-                hint=f"If it is no key, check the path. {_SEEN_HINT}",
+                hint=f"If it is no key, check the path. {SEEN_HINT}",
             ) from None
         raise KeyFileError(f"{path} does not exist.", hint=missing_hint) from None
     except IsADirectoryError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 import pytest
 import typer
@@ -10,6 +11,8 @@ from rich.console import Console
 
 from ppfed.cli import console, main
 from ppfed.errors import DataError
+from ppfed.keys.files import holds_key, key_text
+from ppfed.keys.master import MasterKey
 
 
 def run(monkeypatch: pytest.MonkeyPatch, error: Exception) -> int:
@@ -55,6 +58,62 @@ def test_an_error_on_purpose_is_no_bug(monkeypatch: pytest.MonkeyPatch, capsys: 
     err = capsys.readouterr().err
     assert "no images" in err
     assert "bug" not in err
+
+
+KEY = MasterKey(bytes(range(200, 232)))
+FORMS = {
+    "marked": "PPFED-SECRET-KEY-1 {}",
+    "bare": "{}",
+    "in a folder": "no/such/folder/{}",
+    "with its option": "--key={}",
+    "with spaces": " {} ",
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("written", ["base64", "hexadecimal"])
+@pytest.mark.parametrize(
+    "before", [["key", "show"], ["key", "seal", "owners.key", "--to"], ["client", "join"], ["key"]]
+)
+def test_a_key_among_the_arguments_is_not_repeated(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], before: list[str], written: str, form: str
+) -> None:
+    """Whatever it is given as: each command, and the library that reads options, would quote it in a message."""
+    text = KEY.reveal().hex() if written == "hexadecimal" else key_text(KEY).split()[-1]
+    monkeypatch.setattr("sys.argv", ["ppfed", *before, FORMS[form].format(text)])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 1
+    out, err = capsys.readouterr()
+    assert text not in out + err
+    assert "it is not repeated" in " ".join(err.split())
+
+
+def test_a_file_may_be_called_as_a_key_looks(tmp_path: Path) -> None:
+    path = tmp_path / key_text(KEY).split()[-1]
+    assert holds_key(str(path))
+    path.touch()
+    assert not holds_key(str(path))
+    assert holds_key(path.name)
+
+
+@pytest.mark.parametrize(
+    "argument",
+    [
+        "owners.key",
+        "/home/anna/Data/Hospital2/federation-number-1a",
+        "age1ql3z7hjy54pw3hyww5ayyfg7zqgvc7w3j2elw8zmrj2kg5sfn9aqmcac8p",
+        "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJ7V3mYUiEWqeN1ZmA4Y3mYUiEWqeN1ZmA4Y3mYUiEWq anna@hospital",
+        "0123456789abcdef",
+        "Hospital-A-encrypted-2026-11-27-run-0000003",
+        "/scratch/Hospital-A-encrypted-2026-11-27-run-0003x",
+        "0" * 40,
+        "--fingerprint=0123456789abcdef",
+        "",
+    ],
+)
+def test_what_is_no_key_passes(argument: str) -> None:
+    assert not holds_key(argument)
 
 
 def test_a_live_bar_shows_text_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
