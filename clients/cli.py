@@ -100,7 +100,7 @@ def join(
         )
     # From here on nothing needs the key.
     del master, cipher
-    _report(console, prepared)
+    _report(console, prepared, settings)
     with RichDisplay(console) as display:
         summary = serve(invitation, fingerprint, prepared, folder, pick_device(device), display, display.notice)
     if summary.card is None:
@@ -185,12 +185,15 @@ def _show_leakage(console: Console, settings: FederationSettings, source: Sectio
         print_line(console, f"             {seen.picture} shows it beside your images; keep it to yourself")
 
 
-def _report(console: Console, prepared: Prepared) -> None:
+def _report(console: Console, prepared: Prepared, settings: FederationSettings) -> None:
     """Say what came of the owner's images."""
     from ppfed.cli.console import print_line
 
     lines = [f"encrypted    {prepared.train_images} to train on, {prepared.held_out_images} held out"]
     lines += [f"note         {count} images: {note}" for note, count in sorted(prepared.notes.items())]
+    if prepared.measured(settings) != prepared.held_out_images:
+        least = settings.training.min_local_batch
+        lines.append(f"note         nothing is measured on your held-out images: they are fewer than {least}")
     if prepared.bad:
         lines.append(f"left out     {prepared.bad} images that cannot be used")
     for line in lines:

@@ -83,7 +83,7 @@ class CoordinatorClient:
             channels=settings.channels,
             classes=settings.classes,
             train_images=prepared.train_images,
-            held_out_images=prepared.held_out_images,
+            held_out_images=prepared.measured(settings),
             copies=prepared.copies,
             ppfed_version=ppfed.__version__,
         )

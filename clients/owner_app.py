@@ -247,7 +247,8 @@ class OwnerApp:
             raise PeerDataError("the coordinator asked to measure weights before the last round")
         self._require_below_limit(order.round)
         self._load_weights(order)
-        evaluation = evaluate(self._network, self._images.held_out)
+        part = slice(self._prepared.measured(self._settings))
+        evaluation = evaluate(self._network, self._images.held_out, part)
         self._count(order.round)
         if self._settings.exchange is Exchange.GRADIENTS:
             self._begin_pass(order.round, evaluation)

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ppfed.atomic import write_atomic
 from ppfed.ciphers.registry import Cipher
 from ppfed.errors import BadImagesError, DataError, MismatchError, UsageError
-from ppfed.federation import FederationSettings
+from ppfed.federation import Exchange, FederationSettings, class_difference, some_names
 from ppfed.images.source import ImageSource, LoadReport, Split, files_digest, no_progress
 from ppfed.images.types import EncryptedImages, Int64Array
 from ppfed.store import Shard, ShardStore, rows_per_shard, verify_shard
@@ -59,6 +59,15 @@ class Prepared:
     bad: int
     notes: dict[str, int]
 
+    def measured(self, settings: FederationSettings) -> int:
+        """How many held-out images weights are measured on.
+
+        In exchange ``gradients`` none, where they are fewer than a gradient takes: measured often enough, with weights
+        chosen for it, single images could be read.
+        """
+        few = settings.exchange is Exchange.GRADIENTS and self.held_out_images < settings.training.min_local_batch
+        return 0 if few else self.held_out_images
+
 
 def class_positions(classes: tuple[str, ...], settings: FederationSettings) -> Int64Array:
     """Map an owner's labels to the federation's: by name, or by position where ``by_position`` says so.
@@ -75,17 +84,17 @@ def class_positions(classes: tuple[str, ...], settings: FederationSettings) -> I
     """
     if by_position(classes, settings):
         return np.arange(len(classes), dtype=np.int64)
-    missing = [name for name in settings.classes if name not in classes]
-    extra = [name for name in classes if name not in settings.classes]
+    missing, extra = class_difference(settings.classes, classes)
     # A source that numbers its classes knows of those that it has images of, and of no others.
     if extra or (missing and not _numbered(classes)):
-        parts = [f"yours lacks {', '.join(missing)}"] if missing else []
-        parts += [f"yours has {', '.join(extra)} besides"] if extra else []
+        parts = [f"yours lacks {some_names(missing)}"] if missing else []
+        parts += [f"yours has {some_names(extra)} besides"] if extra else []
         raise MismatchError(
             f"the class list differs from the federation's: {'; '.join(parts)}",
-            hint=f"Name your class folders: {', '.join(settings.classes)} (a class without images is an empty folder).",
+            hint=f"Name your class folders: {some_names(settings.classes)}; a class without images is an empty folder.",
         )
-    return np.array([settings.classes.index(name) for name in classes], dtype=np.int64)
+    positions = {name: position for position, name in enumerate(settings.classes)}
+    return np.array([positions[name] for name in classes], dtype=np.int64)
 
 
 def by_position(classes: tuple[str, ...], settings: FederationSettings) -> bool:

@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -55,6 +56,9 @@ _SETTINGS_OF = {
     "gradient_clip": (Exchange.GRADIENTS,),
 }
 """In which exchanges a setting means something."""
+
+_NAMES_SHOWN = 10
+_NAME_SHOWN = 50
 
 _SMALLEST_CROP = 8
 """Pixels of a side: ResNet-18 halves maps three times."""
@@ -193,14 +197,20 @@ class Invite(_Agreed):
         Raises
         ------
         InviteError
-            If the file exists.
+            If the file exists, or cannot be written; nothing of it is left then.
         """
         try:
             descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         except FileExistsError:
             raise InviteError(f"{path} exists already", hint="Name another file with --out.") from None
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(self.model_dump_json(indent=2) + "\n")
+        except OSError as error:
+            raise _not_written(path, error) from None
+        try:
+            with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                file.write(self.model_dump_json(indent=2) + "\n")
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise _not_written(path, error) from None
 
     @classmethod
     def read(cls, path: Path) -> Invite:
@@ -230,6 +240,12 @@ class Invite(_Agreed):
             ) from None
 
 
+def _not_written(path: Path, error: OSError) -> InviteError:
+    return InviteError(
+        f"cannot write the invite {path}: {error.strerror}", hint="Name another file with --out, in a folder of yours."
+    )
+
+
 def describe_invalid(error: Exception) -> str:
     """Say in one line what pydantic found wrong, without repeating the input."""
     if isinstance(error, ValidationError):
@@ -253,6 +269,19 @@ def _require_exchange(exchange: Exchange, training: TrainingSettings) -> None:
         training.server_learning_rate is not None or training.server_momentum is not None
     ):
         raise ValueError("strategy fedavg has no server learning rate and no server momentum: choose another strategy")
+
+
+def class_difference(agreed: Sequence[str], offered: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return which of the agreed classes are missing from a list, and which it has besides."""
+    known, listed = set(agreed), set(offered)
+    return [name for name in agreed if name not in listed], [name for name in offered if name not in known]
+
+
+def some_names(names: Sequence[str]) -> str:
+    """List names for a message, as a peer may have sent any number of any length: ten, of fifty characters at most."""
+    shown = [name if len(name) <= _NAME_SHOWN else f"{name[:_NAME_SHOWN]}..." for name in names[:_NAMES_SHOWN]]
+    more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def new_token(random_bytes: bytes) -> str:

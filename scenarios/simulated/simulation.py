@@ -267,7 +267,7 @@ def _check(
 
 def _enrol(state: StateFolder, settings: FederationSettings, owners: Mapping[str, Prepared]) -> None:
     """Write what ``coordinator start`` and the front door write; or see that it is the same."""
-    enrolled = {name: _enrolled(one) for name, one in owners.items()}
+    enrolled = {name: _enrolled(one, settings) for name, one in owners.items()}
     if not state.exists():
         state.folder.mkdir(parents=True, exist_ok=True)
         # Owners first: the plan is what makes the folder a federation.
@@ -299,13 +299,13 @@ def _plan(settings: FederationSettings) -> Plan:
     )
 
 
-def _enrolled(prepared: Prepared) -> Enrolled:
+def _enrolled(prepared: Prepared, settings: FederationSettings) -> Enrolled:
     return Enrolled(
         node_key=_SIMULATED,
         node_id=0,
         fingerprint=next(prepared.store.shards(Split.TRAIN)).images.fingerprint,
         train_images=prepared.train_images,
-        held_out_images=prepared.held_out_images,
+        held_out_images=prepared.measured(settings),
         copies=prepared.copies,
         at=now_text(),
     )

@@ -538,6 +538,17 @@ def test_a_step_is_answered_some_times_and_no_more(make_owner: Callable[..., Sim
         owner.ask(EVALUATE, order(owner, 3))
 
 
+@pytest.mark.parametrize(("least", "measured"), [(6, 6), (7, 0)])
+def test_few_held_out_images_are_not_measured_in_gradients(
+    make_owner: Callable[..., SimpleNamespace], least: int, measured: int
+) -> None:
+    """Measured with weights chosen for it, in each pass and five times over, one image could be read."""
+    owner = make_owner(exchange="gradients", training={"min_local_batch": least})
+    assert owner.prepared.held_out_images == 6
+    answer = owner.ask(EVALUATE, order(owner, 2))
+    assert unpack_evaluation(answer, owner.prepared.measured(owner.settings)).count == measured
+
+
 def test_nothing_is_measured_before_the_first_pass(make_owner: Callable[..., SimpleNamespace]) -> None:
     owner = make_owner(exchange="gradients")
     with pytest.raises(PeerDataError, match="before the first round"):

@@ -227,7 +227,7 @@ def make_federation(
                     "node_id": nodes[owner],
                     "fingerprint": fingerprint,
                     "train_images": one.train_images,
-                    "held_out_images": one.held_out_images,
+                    "held_out_images": one.measured(settings),
                     "copies": one.copies,
                     "at": now_text(),
                     **(enrolled or {}).get(owner, {}),
