@@ -6,16 +6,18 @@ import hashlib
 import hmac
 import secrets
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack, nullcontext
+from pathlib import Path
 
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from coordinator.state import Enrolled, Owner, StateFolder, now_text
+from coordinator.state import Enrolled, Owner, Plan, StateFolder, now_text
 from ppfed.enrolment import EnrolmentRequest
 from ppfed.errors import FederationError, InviteError, MismatchError, UsageError
-from ppfed.federation import Exchange, FederationSettings, Invite, new_token
+from ppfed.federation import Exchange, FederationSettings, Invite, class_difference, new_token, some_names
 from ppfed.images.types import ID_BYTES
 
 _ROW_BYTES = ID_BYTES + 8 + 32
@@ -24,28 +26,28 @@ _ROW_BYTES = ID_BYTES + 8 + 32
 _ASK_AGAIN = "Ask the coordinator for a new invite: ppfed coordinator invite NAME"
 
 
-def make_invite(state: StateFolder, name: str, *, replace: bool = False) -> Invite:
+def make_invite(state: StateFolder, name: str, file: Path | None = None, *, replace: bool = False) -> Invite:
     """Invite an owner; of its token only the hash is kept.
 
     Parameters
     ----------
     state : StateFolder
     name : str
+    file : Path or None
+        Where to write the invite. Where that fails nothing has changed.
     replace : bool
         Whether to take the place of an owner that has joined from it, for whoever lost the folder with its node key.
+        What its former holder sent is deleted: it may have been somebody else.
 
     Raises
     ------
+    InviteError
+        If the file cannot be written.
     UsageError
         If the owner has joined already and is not to be replaced, or is while a coordinator is running; or if the
         federation is complete.
     """
     plan = state.plan()
-    if replace and state.running_pid() is not None:
-        # It would go on with the node that it knows.
-        raise UsageError(
-            f"a coordinator is running in {state.folder}", hint="End it with 'ppfed coordinator stop', then replace."
-        )
     token = new_token(secrets.token_bytes(32))
     invite = Invite(
         owner=name,
@@ -54,24 +56,37 @@ def make_invite(state: StateFolder, name: str, *, replace: bool = False) -> Invi
         token=token,
         federation=plan.settings,
     )
-    with state.changing_owners() as owners:
-        known = owners.get(name)
-        joined = None if known is None else known.enrolled
-        if joined is not None and not replace:
-            raise UsageError(
-                f"{name} has joined already",
-                hint="It joins again with the invite and the --state that it has. If that folder is lost, stop the "
-                "coordinator and use --replace.",
-            )
-        if known is None and len(owners) >= plan.settings.owners:
-            raise UsageError(
-                f"all {plan.settings.owners} owners of this federation are invited: {', '.join(owners)}",
-                hint="Invite one of them again to replace an invite that was not used.",
-            )
-        former = ({} if known is None else known.former) | ({} if joined is None else {joined.node_key: joined.node_id})
-        owners[name] = Owner(name=name, token_sha256=_hash(token), invited_at=now_text(), former=former)
+    with ExitStack() as undo:
+        # A coordinator that runs would go on with the node that it knows.
+        with state.running() if replace else nullcontext(), state.changing_owners() as owners:
+            owners[name] = _invited(plan, owners, name, token, replace=replace)
+            if file is not None:
+                invite.write(file)
+                undo.callback(file.unlink, missing_ok=True)
+            if replace:
+                state.set_delivered(name, None)
+                shutil.rmtree(state.store(name), ignore_errors=True)
+        undo.pop_all()
     state.audit("replaced" if replace else "invited", owner=name)
     return invite
+
+
+def _invited(plan: Plan, owners: Mapping[str, Owner], name: str, token: str, *, replace: bool) -> Owner:
+    known = owners.get(name)
+    joined = None if known is None else known.enrolled
+    if joined is not None and not replace:
+        raise UsageError(
+            f"{name} has joined already",
+            hint="It joins again with the invite and the --state that it has. If that folder is lost, stop the "
+            "coordinator and use --replace.",
+        )
+    if known is None and len(owners) >= plan.settings.owners:
+        raise UsageError(
+            f"all {plan.settings.owners} owners of this federation are invited: {', '.join(owners)}",
+            hint="Invite one of them again to replace an invite that was not used.",
+        )
+    former = ({} if known is None else known.former) | ({} if joined is None else {joined.node_key: joined.node_id})
+    return Owner(name=name, token_sha256=_hash(token), invited_at=now_text(), former=former)
 
 
 def find_owner(state: StateFolder, token: str) -> Owner:
@@ -179,7 +194,7 @@ def _compare(settings: FederationSettings, fingerprint: str | None, request: Enr
     if request.classes != settings.classes:
         raise MismatchError(
             f"the class list differs: {_class_difference(settings.classes, request.classes)}",
-            hint=f"Name your class folders: {', '.join(settings.classes)} (a class without images is an empty folder).",
+            hint=f"Name your class folders: {some_names(settings.classes)}; a class without images is an empty folder.",
         )
     if request.settings_digest != settings.digest():
         raise MismatchError("the invite is of other settings than this federation's", hint=_ASK_AGAIN)
@@ -204,13 +219,12 @@ def _require_space(state: StateFolder, settings: FederationSettings, asking: str
 
 
 def _class_difference(agreed: tuple[str, ...], offered: tuple[str, ...]) -> str:
-    missing = [name for name in agreed if name not in offered]
-    extra = [name for name in offered if name not in agreed]
+    missing, extra = class_difference(agreed, offered)
     parts = []
     if missing:
-        parts.append(f"you lack {', '.join(missing)}")
+        parts.append(f"you lack {some_names(missing)}")
     if extra:
-        parts.append(f"you have {', '.join(extra)} besides")
+        parts.append(f"you have {some_names(extra)} besides")
     return "; ".join(parts) or "the order is another"
 
 
@@ -221,7 +235,8 @@ def _times(shape: tuple[int, int, int]) -> str:
 def _canonical_node_key(text: str) -> str:
     try:
         key = serialization.load_ssh_public_key(text.encode())
-    except (ValueError, UnsupportedAlgorithm):
+    # A compressed point is well-formed, and not implemented.
+    except (ValueError, UnsupportedAlgorithm, NotImplementedError):
         key = None
     if not isinstance(key, ec.EllipticCurvePublicKey) or not isinstance(key.curve, ec.SECP384R1):
         raise FederationError("the node key is not a P-384 public key", hint="Update ppfed and join again.")

@@ -223,10 +223,9 @@ def start(  # noqa: PLR0917 -- each is an option
 
     folder = StateFolder(state)
     given = {key: value for key, value in context.params.items() if key not in _OF_THIS_START}
-    agree(folder, {key: value for key, value in given.items() if value is not None})
-    settings = folder.plan().settings
     processes = Processes(device, gpus, machines, DataPlacement.named(data_placement), compiled)
-    processes.check(settings)
+    agree(folder, {key: value for key, value in given.items() if value is not None}, processes.check)
+    settings = folder.plan().settings
     console = stderr()
     print_line(console, f"leakage: {quoted(settings.cipher.spec, settings.exchange, settings.channels)}")
     if settings.exchange is Exchange.IMAGES:
@@ -264,15 +263,12 @@ def invite(
     from ppfed.federation import describe_invalid
 
     path = out or Path(f"{name}.invite")
-    if path.exists():
-        raise UsageError(f"{path} exists already", hint="Name another file with --out, or remove it.")
     try:
-        made = make_invite(StateFolder(state), name, replace=replace)
+        make_invite(StateFolder(state), name, path, replace=replace)
     except ValidationError as error:
         raise UsageError(
             f"{name!r} is no name for an owner: {describe_invalid(error)}", hint="Use letters, digits, '.', '_', '-'."
         ) from None
-    made.write(path)
     print_line(stdout(), str(path))
 
 

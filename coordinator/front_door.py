@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import re
 import ssl
 import threading
@@ -43,7 +44,8 @@ from ppfed.enrolment import (
 from ppfed.errors import FederationError, InviteError, ServiceError
 from ppfed.federation import describe_invalid
 
-_MOST_JSON_BYTES = 4 << 20
+_MOST_ENROLMENT_BYTES = 16 << 10
+"""Besides the list of classes, of which an owner sends what its invite says."""
 _MOST_STATUS_BYTES = 4 << 10
 _MOST_FLEET_BYTES = 80 << 20
 _BODY_TIMEOUT_S = 30.0
@@ -93,6 +95,15 @@ class _Relayed(StreamingResponse):
 
 
 @dataclass
+class _Refusals:
+    """Of one owner, or of strangers, since the last line about them in the audit trail."""
+
+    count: int = 0
+    reason: str = ""
+    next_line: float = 0.0
+
+
+@dataclass
 class Traffic:
     """What the front door saw of each owner; read by the coordinator's own process."""
 
@@ -127,8 +138,8 @@ class FrontDoor:
         self._ca = ca
         self._register_node = register_node
         self._admission = asyncio.Lock()
-        self._strangers = 0
-        self._next_strangers_line = 0.0
+        self._most_enrolment_bytes = _MOST_ENROLMENT_BYTES + len(json.dumps(state.plan().settings.classes))
+        self._refusals: dict[str | None, _Refusals] = {}
         self._client: httpx.AsyncClient | None = None
         self._under_way: Counter[str] = Counter()
         self.traffic = Traffic(received_bytes=state.traffic())
@@ -155,11 +166,12 @@ class FrontDoor:
         ) as client:
             self._client = client
             yield
-        self._audit_strangers()
+        for owner in self._refusals:
+            self._audit_refusals(owner)
 
     async def _enrol(self, request: Request) -> Response:
         try:
-            asked = EnrolmentRequest.model_validate_json(await _read(request, _MOST_JSON_BYTES))
+            asked = EnrolmentRequest.model_validate_json(await _read(request, self._most_enrolment_bytes))
         except (ValidationError, _TooLargeError) as error:
             self._count_stranger()
             reply = EnrolmentReply(
@@ -174,16 +186,16 @@ class FrontDoor:
         except ClientDisconnect:
             return self._went_away()
         try:
-            find_owner(self._state, asked.token)
+            owner = find_owner(self._state, asked.token)
         except InviteError as error:
             self._count_stranger()
-            return _json(EnrolmentReply(admitted=False, message=error.message, hint=error.hint), 403)
+            return _json(_refusal(error), 403)
         async with self._admission:
             try:
                 owner = await asyncio.to_thread(admit, self._state, asked, self._register_node)
             except FederationError as error:
-                self._state.audit("refused", reason=error.message)
-                return _json(EnrolmentReply(admitted=False, message=error.message, hint=error.hint), 403)
+                self._refused(error.message, owner.name)
+                return _json(_refusal(error), 403)
         enrolled = owner.enrolled
         if enrolled is None:
             raise RuntimeError("an admitted owner is enrolled")
@@ -265,16 +277,24 @@ class FrontDoor:
         return PlainTextResponse("the request was not finished", 400)
 
     def _count_stranger(self) -> None:
-        """Count a request without a valid invite; anyone may send them, so they must not fill the audit trail."""
-        self._strangers += 1
-        if time.monotonic() >= self._next_strangers_line:
-            self._audit_strangers()
+        """Count a request without a valid invite."""
+        self._refused("malformed, or without a valid invite", None)
 
-    def _audit_strangers(self) -> None:
-        if self._strangers:
-            self._state.audit("refused", reason="malformed, or without a valid invite", requests=self._strangers)
-        self._strangers = 0
-        self._next_strangers_line = time.monotonic() + _AUDIT_EVERY_S
+    def _refused(self, reason: str, owner: str | None) -> None:
+        """Write to the audit trail, once a minute for each owner and for strangers: they must not fill the disk."""
+        refusals = self._refusals.setdefault(owner, _Refusals())
+        refusals.count += 1
+        refusals.reason = reason
+        if time.monotonic() >= refusals.next_line:
+            self._audit_refusals(owner)
+
+    def _audit_refusals(self, owner: str | None) -> None:
+        refusals = self._refusals[owner]
+        if refusals.count:
+            who = {} if owner is None else {"owner": owner}
+            self._state.audit("refused", **who, reason=refusals.reason, requests=refusals.count)
+        refusals.count = 0
+        refusals.next_line = time.monotonic() + _AUDIT_EVERY_S
 
     async def _counted(self, request: Request, owner: str) -> AsyncIterator[bytes]:
         size = 0
@@ -369,6 +389,17 @@ async def _read(request: Request, most: int) -> bytes:
             if len(body) > most:
                 raise _TooLargeError("it is too large")
     return bytes(body)
+
+
+def _refusal(error: FederationError) -> EnrolmentReply:
+    """Tell an owner why it was not admitted; Flower's words are for the coordinator."""
+    if isinstance(error, ServiceError):
+        return EnrolmentReply(
+            admitted=False,
+            message="it could not register this owner's node",
+            hint="The coordinator's audit.jsonl has the reason. Join again once that is mended.",
+        )
+    return EnrolmentReply(admitted=False, message=error.message, hint=error.hint)
 
 
 def _json(reply: EnrolmentReply | StatusReply, code: int) -> JSONResponse:

@@ -77,7 +77,8 @@ class Gradients:
             name: Turns(count, self._steps, training.min_local_batch, owner_offset(name))
             for name, count in images.items()
         }
-        self._bound = NormBound(SeenNorms())
+        self._nodes = {name: one.node_id for name, one in quorum.owners.items()}
+        self._bound = NormBound(SeenNorms(), self._nodes)
         # Whoever missed a deadline is asked again in the next pass, not in each step: a step would take the deadline.
         self._absent: set[str] = set()
         # Those for whose bad answers a step was passed over: where training diverges, everybody's are bad.
@@ -97,7 +98,7 @@ class Gradients:
             done, so_far = checkpoint.rounds, checkpoint.so_far
             load_network_state(self._network, checkpoint.weights)
             self._trainer.load_momentum(checkpoint.momentum)
-            self._bound = NormBound(checkpoint.norms)
+            self._bound = NormBound(checkpoint.norms, self._nodes)
             if checkpoint.record is not None and so_far.steps == 0:
                 yield self._evaluated(checkpoint.record)
         for number in range(done + 1, self._settings.training.rounds + 1):

@@ -70,12 +70,15 @@ class SeenNorms(BaseModel):
         Norm of the longest answer of each owner so far.
     beyond : dict of str to int
         How often an owner went beyond the bound.
+    nodes : dict of str to int
+        With which node each of them answered: who has taken the place of another has a record of its own.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     longest: dict[str, float] = {}
     beyond: dict[str, int] = {}
+    nodes: dict[str, int] = {}
 
 
 class NormBound:
@@ -85,16 +88,20 @@ class NormBound:
     ----------
     seen : SeenNorms
         Of the run so far.
+    nodes : mapping of str to int
+        The node of each owner.
     """
 
-    def __init__(self, seen: SeenNorms) -> None:
-        self._longest = dict(seen.longest)
-        self._beyond = Counter(seen.beyond)
+    def __init__(self, seen: SeenNorms, nodes: Mapping[str, int]) -> None:
+        self._nodes = dict(nodes)
+        others = {name for name, node in seen.nodes.items() if nodes.get(name) != node}
+        self._longest = {name: norm for name, norm in seen.longest.items() if name not in others}
+        self._beyond = Counter({name: count for name, count in seen.beyond.items() if name not in others})
 
     @property
     def seen(self) -> SeenNorms:
         """What was seen until now, for the checkpoint."""
-        return SeenNorms(longest=dict(self._longest), beyond=dict(self._beyond))
+        return SeenNorms(longest=dict(self._longest), beyond=dict(self._beyond), nodes=self._nodes)
 
     def bound_weights(
         self, base: Mapping[str, Tensor], answers: Mapping[str, Mapping[str, Tensor]]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from coordinator.state import Plan, StateFolder
+from coordinator.state import MADE_FIRST, Plan, StateFolder
 from ppfed.ciphers.spec import cipher_info
 from ppfed.errors import UsageError
 from ppfed.federation import CipherSettings, FederationSettings, describe_invalid, parse_classes
@@ -21,7 +22,7 @@ _ADDRESS = "localhost:9443"
 _LOOPBACK = {"localhost": "127.0.0.1", "127.0.0.1": "127.0.0.1", "::1": "[::1]"}
 
 
-def agree(folder: StateFolder, options: Mapping[str, Any]) -> None:
+def agree(folder: StateFolder, options: Mapping[str, Any], check: Callable[[FederationSettings], object]) -> None:
     """Make the folder of a new federation, or check that the options do not contradict the one that is there.
 
     Parameters
@@ -30,19 +31,25 @@ def agree(folder: StateFolder, options: Mapping[str, Any]) -> None:
     options : mapping of str to value
         Those that were given, by the name of their option. What is the coordinator's own business may differ each
         time: the quorum, the deadline, and where this machine listens.
+    check : callable
+        Refuses settings for other reasons, before anything is written.
 
     Raises
     ------
     UsageError
         If an option is missing, makes no sense, or differs from what was agreed; or if one changes while a coordinator
-        is running.
+        is running; or if the folder of a new federation holds anything.
     """
     if not folder.exists():
-        folder.create(make_plan(options))
-        return
-    if not options:
+        _require_unused(folder.folder)
+        plan = make_plan(options)
+        check(plan.settings)
+        folder.create(plan)
         return
     plan = folder.plan()
+    check(plan.settings)
+    if not options:
+        return
     wanted = make_plan({**_options_of(plan), **options})
     if (wanted.settings, wanted.address) != (plan.settings, plan.address):
         raise UsageError(
@@ -57,6 +64,15 @@ def agree(folder: StateFolder, options: Mapping[str, Any]) -> None:
             hint="End it with 'ppfed coordinator stop', then start it with other options.",
         )
     folder.set_plan(wanted)
+
+
+def _require_unused(folder: Path) -> None:
+    """Refuse a folder with anything in it but what a start leaves that was interrupted: others may need it."""
+    if folder.exists() and not all(one.name in MADE_FIRST for one in folder.iterdir()):
+        raise UsageError(
+            f"{folder} holds files, and no federation",
+            hint="Name a folder with --state that is missing or empty.",
+        )
 
 
 def make_plan(options: Mapping[str, Any]) -> Plan:

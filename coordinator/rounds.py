@@ -53,7 +53,8 @@ class Rounds:
         self._aggregation = Aggregation(strategy, network)
         self._network = network
         self._layout = network_layout(network)
-        self._bound = NormBound(SeenNorms())
+        self._nodes = {name: one.node_id for name, one in quorum.owners.items()}
+        self._bound = NormBound(SeenNorms(), self._nodes)
 
     def run(self) -> Iterator[RoundRecord]:
         """Run all rounds, going on from the last checkpoint; yields a record of each when its accuracy is known.
@@ -72,7 +73,7 @@ class Rounds:
             pending = checkpoint.record
             load_network_state(self._network, checkpoint.weights)
             self._aggregation.load_state(checkpoint.momentum)
-            self._bound = NormBound(checkpoint.norms)
+            self._bound = NormBound(checkpoint.norms, self._nodes)
         rounds = self._settings.training.rounds
         for number in range(done + 1, rounds + 1):
             started = time.monotonic()

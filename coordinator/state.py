@@ -40,6 +40,9 @@ from ppfed.images.source import Split
 STATE_VARIABLE = "PPFED_COORDINATOR_STATE"
 """Environment variable that tells the ServerApp, which Flower starts, the folder."""
 
+MADE_FIRST = ("pki", "flower", "logs")
+"""Folders that are there before the plan is."""
+
 _LOOK_S = 0.5
 _STEPS = TypeAdapter(Annotated[int, Field(ge=1)])
 _TRAFFIC = TypeAdapter(dict[str, int])
@@ -207,8 +210,8 @@ class StateFolder:
         """Make the folder for a new federation."""
         self.folder.mkdir(parents=True, exist_ok=True)
         self.folder.chmod(0o700)
-        for part in (self.pki, self.flower, self.logs):
-            part.mkdir(exist_ok=True)
+        for part in MADE_FIRST:
+            (self.folder / part).mkdir(exist_ok=True)
         self.set_plan(plan)
 
     def set_plan(self, plan: Plan) -> None:

@@ -15,9 +15,10 @@ import tomli_w
 
 from coordinator.pki import Certificates
 from ppfed.atomic import write_atomic
-from ppfed.errors import ServiceError
+from ppfed.errors import FederationError, ServiceError
 from ppfed.services import Service, flower_command, flower_environment, flower_service, free_port
 
+_KEY_TAKEN = "Public key already in use"
 _CONNECTION = "ppfed"
 _COMMAND_TIMEOUT_S = 60.0
 _START_TIMEOUT_S = 60.0
@@ -107,11 +108,27 @@ class SuperLink:
         self._superlink.stop()
 
     def register_node(self, owner: str, node_key: str) -> int:
-        """Register a node's public key (OpenSSH format) and return the node's id. Raises ServiceError."""
+        """Register a node's public key (OpenSSH format) and return the node's id.
+
+        Raises
+        ------
+        FederationError
+            If Flower knows the key, and the coordinator does not: it was killed in between.
+        ServiceError
+            If it fails otherwise.
+        """
         with tempfile.NamedTemporaryFile("w", dir=self._home, suffix=".pub") as file:
             file.write(node_key + "\n")
             file.flush()
-            reply = self._flwr("supernode", "register", file.name, _CONNECTION, "--name", owner)
+            try:
+                reply = self._flwr("supernode", "register", file.name, _CONNECTION, "--name", owner)
+            except ServiceError as error:
+                if _KEY_TAKEN not in error.message:
+                    raise
+                raise FederationError(
+                    "this node key was registered by an attempt to join that was interrupted",
+                    hint="Remove node.key from your --state folder, and join again with the same invite.",
+                ) from None
         return int(reply["node-id"])
 
     def submit(self) -> int:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import datetime
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -19,6 +21,7 @@ from coordinator.state import StateFolder
 from ppfed.enrolment import MOST_IMAGES, EnrolmentRequest
 from ppfed.errors import FederationError, InviteError, MismatchError, UsageError
 from ppfed.federation import Invite, new_token
+from ppfed.images.source import Split
 
 FINGERPRINT = "0123456789abcdef"
 
@@ -28,6 +31,15 @@ def openssh(key: Any) -> str:
 
 
 KEYS = [openssh(ec.generate_private_key(ec.SECP384R1())) for _ in range(3)]
+
+
+def compressed(node_key: str) -> str:
+    """Write the point of a P-384 key by one coordinate and a sign, which is well-formed and not implemented."""
+    kind, text = node_key.split()
+    data = base64.b64decode(text)
+    point = data[-97:]
+    short = bytes([2 + point[-1] % 2]) + point[1:49]
+    return f"{kind} {base64.b64encode(data[:-101] + len(short).to_bytes(4, 'big') + short).decode()}"
 
 
 @pytest.fixture
@@ -101,15 +113,11 @@ def test_an_owner_that_has_joined_is_not_invited_again(state: StateFolder, regis
         make_invite(state, "anna")
 
 
-def test_an_owner_that_lost_its_folder_is_replaced(
-    state: StateFolder, register: Registered, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_owner_that_lost_its_folder_is_replaced(state: StateFolder, register: Registered) -> None:
     lost = make_invite(state, "anna")
     admit(state, request(lost), register)
-    with monkeypatch.context() as running:
-        running.setattr(StateFolder, "running_pid", lambda _state: 1)
-        with pytest.raises(UsageError, match="a coordinator is running"):
-            make_invite(state, "anna", replace=True)
+    with state.running(), pytest.raises(UsageError, match="a coordinator is running"):
+        make_invite(state, "anna", replace=True)
     assert "anna" in state.owners().enrolled()
     invite = make_invite(state, "anna", replace=True)
     assert state.owners().enrolled() == {}
@@ -121,6 +129,47 @@ def test_an_owner_that_lost_its_folder_is_replaced(
     admit(state, request(make_invite(state, "anna", replace=True)), register)
     assert state.owners().enrolled()["anna"].node_id == 1001
     assert len(register.nodes) == 2
+
+
+def test_what_the_former_holder_of_a_place_sent_is_deleted(state: StateFolder, register: Registered) -> None:
+    """It may have been a thief of the invite: its images must not be trained on under the owner's name."""
+    for name, key in (("anna", KEYS[0]), ("bert", KEYS[1])):
+        admit(state, request(make_invite(state, name), key), register)
+        state.set_delivered(name, {Split.TRAIN: (1,), Split.HELD_OUT: ()})
+        (state.store(name) / "train").mkdir(parents=True)
+        (state.store(name) / "train" / "00000.arrow").write_bytes(b"images")
+    make_invite(state, "anna", replace=True)
+    assert set(state.delivered()) == {"bert"}
+    assert not state.store("anna").exists()
+    assert (state.store("bert") / "train" / "00000.arrow").exists()
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_an_invite_that_cannot_be_written_changes_nothing(
+    state: StateFolder, register: Registered, tmp_path: Path, replace: bool
+) -> None:
+    invite = make_invite(state, "anna", tmp_path / "anna.invite")
+    assert Invite.read(tmp_path / "anna.invite") == invite
+    if replace:
+        admit(state, request(invite), register)
+    before = state.owners()
+    for path, reason in ((tmp_path / "no" / "folder", "cannot write the invite"), (tmp_path, "exists already")):
+        with pytest.raises(InviteError, match=reason):
+            make_invite(state, "anna", path, replace=replace)
+    assert state.owners() == before
+    assert find_owner(state, invite.token).name == "anna"
+
+
+def test_no_invite_is_left_that_nobody_knows(
+    state: StateFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("coordinator.state.write_atomic", full)
+    with pytest.raises(OSError, match="No space"):
+        make_invite(state, "anna", tmp_path / "anna.invite")
+    assert not (tmp_path / "anna.invite").exists()
 
 
 def test_no_more_owners_are_invited_than_take_part(state: StateFolder) -> None:
@@ -310,6 +359,7 @@ def test_images_that_the_disk_cannot_hold_are_refused(
         "ecdsa-sha2-nistp384 AAAA",
         KEYS[0][:-20],
         KEYS[0].replace("nistp384", "nistp256"),
+        compressed(KEYS[0]),
         "\ud800",
         "ünïcode",
     ],

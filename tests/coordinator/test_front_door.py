@@ -527,11 +527,15 @@ def test_a_call_that_does_not_go_on_or_does_not_end_is_given_up(
 def test_strangers_who_hang_up_leave_no_traceback(
     client: httpx.Client, door: FrontDoor, capfd: pytest.CaptureFixture[str], path: str
 ) -> None:
-    before = door._strangers + bool(door._next_strangers_line)
+    def counted() -> int:
+        strangers = door._refusals.get(None)
+        return 0 if strangers is None else strangers.count + bool(strangers.next_line)
+
+    before = counted()
     for _ in range(3):
         with half_sent(client, path, {}, 1):
             time.sleep(0.05)
-    eventually(lambda: door._strangers + bool(door._next_strangers_line) == before + 3)
+    eventually(lambda: counted() == before + 3)
     with half_sent(client, path, {}, 0), socket.create_connection((client.base_url.host, client.base_url.port)) as one:
         one.sendall(b"no TLS and no HTTP")
     assert "Traceback" not in capfd.readouterr().err
@@ -661,6 +665,46 @@ def test_strangers_do_not_fill_the_audit_trail(
     monkeypatch.setattr(front_door, "time", SimpleNamespace(monotonic=lambda: time_now() + 61))
     knock()
     assert lines() == [1, 10, 1]
+
+
+def test_refused_owners_do_not_fill_the_audit_trail(client: httpx.Client, state: StateFolder) -> None:
+    """Two owners, a line each; and no line is long, whatever an owner says of its classes."""
+    names = ["x" * 200] + [f"class {number}" for number in range(60)]
+    for name in ("anna", "bert"):
+        invite = make_invite(state, name)
+        for _ in range(5):
+            answer = client.post(ENROL_PATH, json=request(invite, classes=names))
+            assert answer.status_code == 403
+            assert "and 51 more besides" in answer.json()["message"]
+            assert "x" * 51 not in answer.text
+    found = [json.loads(line) for line in (state.folder / "audit.jsonl").read_text().splitlines()]
+    refused = [line for line in found if line["event"] == "refused"]
+    assert [line["owner"] for line in refused] == ["anna", "bert"]
+    assert all(len(line["reason"]) < 1000 for line in refused)
+
+
+def test_an_enrolment_may_be_as_large_as_the_federations_classes_make_it(
+    client: httpx.Client, state: StateFolder
+) -> None:
+    """512 connections of megabytes each, from strangers, would fill the coordinator's memory."""
+    body = json.dumps(request(make_invite(state, "anna"))).encode()
+    most = front_door._MOST_ENROLMENT_BYTES + len('["cat", "dog"]')
+    assert "too large" not in client.post(ENROL_PATH, content=body.ljust(most)).text
+    assert "too large" in client.post(ENROL_PATH, content=body.ljust(most + 1)).json()["message"]
+
+
+def test_what_flower_says_is_for_the_coordinator(
+    client: httpx.Client, state: StateFolder, door: FrontDoor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_owner: str, _node_key: str) -> int:
+        raise ServiceError("'flwr supernode register' failed: 127.0.0.1:34411", hint="See the logs.")
+
+    monkeypatch.setattr(door, "_register_node", fail)
+    answer = client.post(ENROL_PATH, json=request(make_invite(state, "anna")))
+    assert answer.status_code == 403
+    assert "could not register this owner's node" in answer.json()["message"]
+    assert "34411" not in answer.text
+    assert "34411" in (state.folder / "audit.jsonl").read_text()
 
 
 def test_connections_are_limited(door: FrontDoor, certificates: Certificates, monkeypatch: pytest.MonkeyPatch) -> None:

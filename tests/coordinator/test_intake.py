@@ -450,7 +450,7 @@ def test_an_owner_that_falls_silent_after_it_delivered_is_kept(make_federation: 
     assert [line["owner"] for line in audit(federation.state) if line["event"] == "complete already"] == ["bert"]
 
 
-@pytest.mark.parametrize("how", ["damaged", "announced anew", "half"])
+@pytest.mark.parametrize("how", ["damaged", "announced anew", "announced one more", "half"])
 def test_an_owner_that_is_away_is_left_out_where_its_images_are_not_complete(
     make_federation: MakeFederation, how: str
 ) -> None:
@@ -463,8 +463,10 @@ def test_an_owner_that_is_away_is_left_out_where_its_images_are_not_complete(
     store = ShardStore(federation.state.store("anna"))
     if how == "damaged":
         flip(store.path(Split.TRAIN, 0))
-    elif how == "announced anew":
-        federation.enrolled["anna"] = federation.enrolled["anna"].model_copy(update={"train_images": 99})
+    elif how.startswith("announced"):
+        # One more makes as many shards as before.
+        images = 99 if how == "announced anew" else federation.enrolled["anna"].train_images + 1
+        federation.enrolled["anna"] = federation.enrolled["anna"].model_copy(update={"train_images": images})
     federation.faults.drop = lambda _owner, _question: False
     for owner in federation.enrolled:
         federation.conversation.forget(owner)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import pytest
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from coordinator import plan as module
 from coordinator.cli import app
-from coordinator.plan import _options_of, agree, make_plan, split_address
+from coordinator.plan import _options_of, make_plan, split_address
 from coordinator.state import StateFolder
 from ppfed.ciphers.spec import Scope
 from ppfed.errors import UsageError
-from ppfed.federation import Exchange
+from ppfed.federation import Exchange, FederationSettings
 
 NEEDED: dict[str, Any] = {"exchange": "updates", "owners": 3, "classes": "cat,dog", "size": "24x32"}
 # Every option, with a value that is not the default.
@@ -69,6 +71,10 @@ IMAGES: dict[str, Any] = {
     "average_passes": 0.25,
     "precision": "bfloat16",
 }
+
+
+def agree(folder: StateFolder, options: dict[str, Any]) -> None:
+    module.agree(folder, options, lambda _settings: None)
 
 
 @pytest.mark.parametrize("option", NEEDED)
@@ -290,6 +296,36 @@ def test_nothing_changes_while_a_coordinator_is_running(tmp_path: Path, monkeypa
     assert folder.plan() == before
 
 
+def test_a_folder_with_anything_in_it_is_not_taken(tmp_path: Path) -> None:
+    folder = tmp_path / "shared"
+    folder.mkdir(mode=0o755)
+    (folder / "thesis.txt").write_text("years of work")
+    with pytest.raises(UsageError, match="holds files, and no federation"):
+        agree(StateFolder(folder), NEEDED)
+    assert [one.name for one in folder.iterdir()] == ["thesis.txt"]
+    assert stat.S_IMODE(folder.stat().st_mode) == 0o755
+    # What is left of a start that was killed is no reason.
+    (folder / "thesis.txt").rename(tmp_path / "thesis.txt")
+    (folder / "pki").mkdir()
+    agree(StateFolder(folder), NEEDED)
+    assert StateFolder(folder).exists()
+
+
+def test_what_is_refused_for_another_reason_leaves_nothing(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path / "state")
+
+    def refuse(settings: FederationSettings) -> None:
+        raise UsageError(f"exchange '{settings.exchange}' takes one GPU")
+
+    with pytest.raises(UsageError, match="takes one GPU"):
+        module.agree(folder, NEEDED, refuse)
+    assert not folder.folder.exists()
+    agree(folder, NEEDED)
+    with pytest.raises(UsageError, match="takes one GPU"):
+        module.agree(folder, {"quorum": 1}, refuse)
+    assert folder.plan().quorum == 2
+
+
 def _parameters() -> dict[str, Any]:
     return {one.name: one for one in get_command(app).commands["start"].params if one.name != "help"}
 
@@ -314,7 +350,7 @@ def test_every_option_is_tested() -> None:
 @pytest.mark.parametrize("options", [OPTIONS, GRADIENTS, IMAGES])
 def test_what_the_command_line_said_is_what_is_agreed(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
     agreed: list[dict[str, Any]] = []
-    monkeypatch.setattr("coordinator.plan.agree", lambda _folder, given: agreed.append(given) or sys.exit(0))
+    monkeypatch.setattr("coordinator.plan.agree", lambda _folder, given, _check: agreed.append(given) or sys.exit(0))
     assert CliRunner().invoke(app, ["start", *_flags(options), "--device", "cpu"]).exit_code == 0
     assert agreed == [options]
 

@@ -580,6 +580,13 @@ def test_the_bound_outlives_a_restart(make_federation: MakeFederation, rewrite: 
     assert bounded(audit, federation) == [("carl", "round 2"), ("carl", "round 3")]
 
 
+def test_who_takes_the_place_of_another_has_no_record() -> None:
+    seen = norm_bound.SeenNorms(longest={"anna": 1e5, "bert": 1.0}, beyond={"anna": 2}, nodes={"anna": 1, "bert": 2})
+    assert norm_bound.NormBound(seen, {"anna": 1, "bert": 2}).seen == seen
+    replaced = norm_bound.NormBound(seen, {"anna": 3, "bert": 2}).seen
+    assert (replaced.longest, replaced.beyond, replaced.nodes) == ({"bert": 1.0}, {}, {"anna": 3, "bert": 2})
+
+
 def test_who_went_beyond_the_bound_twice_is_known_after_a_restart(
     make_federation: MakeFederation, rewrite: Rewrite, audit: Audit
 ) -> None:
