@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ppfed.images.sections import SectionedSource
     from ppfed.images.source import ImageSource
 
+_CLASSES_SHOWN = 20
+
 app = typer.Typer(help="Take part in a federation as an owner of images.", no_args_is_help=True)
 
 
@@ -106,9 +108,8 @@ def join(
     if summary.card is None:
         print_line(console, summary.message)
         raise typer.Exit(1)
-    accuracy = "not measured" if summary.card.accuracy is None else f"{summary.card.accuracy:.2%}"
     print_line(out, f"model     {summary.model_folder}")
-    out.print(f"accuracy  {accuracy} on {summary.card.held_out_images} held-out images of all owners")
+    out.print(f"accuracy  {summary.card.measured()}")
     print_line(out, f"leakage   {quoted(settings.cipher.spec, settings.exchange, settings.channels)}")
     out.print(f"sent      {summary.bytes_out / 1e6:.2f} MB in {summary.seconds:.0f} s")
 
@@ -188,13 +189,25 @@ def _show_leakage(console: Console, settings: FederationSettings, source: Sectio
 def _report(console: Console, prepared: Prepared, settings: FederationSettings) -> None:
     """Say what came of the owner's images."""
     from ppfed.cli.console import print_line
+    from ppfed.federation import some_names
 
     lines = [f"encrypted    {prepared.train_images} to train on, {prepared.held_out_images} held out"]
     lines += [f"note         {count} images: {note}" for note, count in sorted(prepared.notes.items())]
+    if prepared.by_class:
+        named = sorted(zip(settings.classes, prepared.by_class, strict=True), key=lambda one: -sum(one[1]))
+        shown = [f"{name} {train} + {held_out}" for name, (train, held_out) in named[:_CLASSES_SHOWN]]
+        more = f", and {len(named) - len(shown)} classes more" if len(named) > len(shown) else ""
+        lines.append(f"by class     {', '.join(shown)}{more}")
+        without = [name for name, (train, _) in named if not train]
+        if without:
+            lines.append(f"note         no image to train on of {some_names(without)}")
     if prepared.measured(settings) != prepared.held_out_images:
         least = settings.training.min_local_batch
         lines.append(f"note         nothing is measured on your held-out images: they are fewer than {least}")
     if prepared.bad:
         lines.append(f"left out     {prepared.bad} images that cannot be used")
+        lines += [f"             {path}: {reason}" for path, reason in prepared.left_out]
+        if prepared.bad > len(prepared.left_out):
+            lines.append(f"             and {prepared.bad - len(prepared.left_out)} more")
     for line in lines:
         print_line(console, line)

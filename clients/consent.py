@@ -15,7 +15,7 @@ _LONGEST = 1024
 
 
 def agrees(question: str) -> bool:
-    """Ask, with yes as the default.
+    """Ask; without a clear yes the answer is no.
 
     Raises
     ------
@@ -23,7 +23,7 @@ def agrees(question: str) -> bool:
         If there is no terminal: whoever scripts a command has to say that the answer is yes.
     """
     if _has_terminal():
-        return typer.confirm(question, default=True, err=True)
+        return typer.confirm(question, default=False, err=True)
     try:
         terminal = os.open(TERMINAL, os.O_RDWR | os.O_NOCTTY)
     except OSError:
@@ -32,12 +32,12 @@ def agrees(question: str) -> bool:
         ) from None
     try:
         while True:
-            os.write(terminal, f"{question} [Y/n]: ".encode())
+            os.write(terminal, f"{question} [y/N]: ".encode())
             line = os.read(terminal, _LONGEST)
             answer = line.decode(errors="replace").strip().lower()
-            if answer in ("y", "yes") or line == b"\n":
+            if answer in ("y", "yes"):
                 return True
-            if answer in ("n", "no") or not line:
+            if answer in ("n", "no", ""):
                 return False
     finally:
         os.close(terminal)

@@ -93,7 +93,7 @@ class CoordinatorClient:
             raise FederationError(
                 f"the coordinator at {self._invite.address} cannot be reached: {error}",
                 hint="Check that 'ppfed coordinator start' runs there, that the address in the invite is right, and "
-                "that a firewall lets this port through.",
+                "that a firewall lets this port through. If the federation has finished, ask for its model folder.",
             ) from None
         try:
             reply = EnrolmentReply.model_validate_json(body)

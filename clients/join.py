@@ -38,6 +38,8 @@ _REJOIN_S = 90.0
 _REJOIN_PAUSE_S = 10.0
 _FAREWELL_GRACE_S = 30.0
 
+_GO_ON = "If the coordinator is started again, the same command goes on"
+
 _NODE_KEY = "node.key"
 _STORE = "store"
 _ANSWERS = "answers.json"
@@ -90,7 +92,12 @@ def make_private(folder: Path) -> None:
     UsageError
         If it holds what ppfed did not make: others may need that.
     """
-    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(
+            f"the folder {folder} cannot be made: {error.strerror}", hint="Name another one with --state."
+        ) from None
     ours = (folder / _NODE_KEY, store_folder(folder) / MARKER)
     # Whoever was shown what leaks and said no has nothing but the picture here.
     others = any(one.name != LEAKAGE_PICTURE for one in folder.iterdir())
@@ -241,13 +248,13 @@ def _answer_until_end(
                 if status.phase is Phase.FINISHED and finished is None:
                     finished = time.monotonic()
                 if status.phase in (Phase.STOPPED, Phase.FAILED):
-                    return f"the federation {status.phase}: {status.message}"
+                    return f"the federation {status.phase}: {status.message}. {_GO_ON}"
             if line and line != told:
                 notice(line)
                 told = line
         # The reply to the last message is on its way: let the node deliver it.
         time.sleep(_DELIVERY_S)
-        return "" if app.farewell.completed else f"the federation ended without a model: {app.farewell.message}"
+        return "" if app.farewell.completed else f"there is no model yet: {app.farewell.message}. {_GO_ON}"
     finally:
         executor.close()
 

@@ -33,6 +33,7 @@ MARKER = ".ppfed-store"
 """A file that says: ppfed made this folder, and may delete it."""
 
 _RECORD = "prepared.json"
+_LEFT_OUT_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class Prepared:
         Images left out because they could not be used.
     notes : dict of str to int
         Conversions, with the number of images.
+    by_class : tuple of (int, int)
+        Of each class of the federation, distinct images to train on and held out; empty where nobody counted.
+    left_out : tuple of (str, str)
+        Path of the first images left out, and why.
     """
 
     store: ShardStore
@@ -58,6 +63,8 @@ class Prepared:
     copies: int
     bad: int
     notes: dict[str, int]
+    by_class: tuple[tuple[int, int], ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
 
     def measured(self, settings: FederationSettings) -> int:
         """How many held-out images weights are measured on.
@@ -166,7 +173,7 @@ def prepare(
     writers = {split: _ShardWriter(store, split, settings) for split in Split}
     held_out_given = Split.HELD_OUT in source.counts
     variants = _variants(Augmentation.of(settings.training), copies)
-    counted: Counter[Split] = Counter()
+    counted = {split: np.zeros(len(settings.classes), dtype=np.int64) for split in Split}
     seen: Counter[int] = Counter()
     for split in source.counts:
         for batch in source.read(
@@ -181,7 +188,7 @@ def prepare(
             held_out = np.full(len(labels), split is Split.HELD_OUT) if held_out_given else _every_tenth(labels, seen)
             for part, rows in ((Split.TRAIN, ~held_out), (Split.HELD_OUT, held_out)):
                 where = np.flatnonzero(rows)
-                counted[part] += len(where)
+                counted[part] += np.bincount(labels[where], minlength=len(settings.classes))
                 chosen = Shard(encrypted[where], labels[where])
                 for variant in variants(chosen) if part is Split.TRAIN else [chosen]:
                     writers[part].add(variant)
@@ -189,16 +196,24 @@ def prepare(
         _remove_store(folder)
         raise BadImagesError(report.bad)
     fewest = settings.training.min_local_batch
-    if counted[Split.TRAIN] < fewest:
+    train_images, held_out_images = (int(counted[split].sum()) for split in (Split.TRAIN, Split.HELD_OUT))
+    if train_images < fewest:
         _remove_store(folder)
         raise DataError(
-            f"{path} holds {counted[Split.TRAIN]} images to train on, and training here needs {fewest} at least",
+            f"{path} holds {train_images} images to train on, and training here needs {fewest} at least",
             hint="Name a folder with one sub-folder per class, with images in them.",
         )
     for writer in writers.values():
         writer.flush()
     prepared = Prepared(
-        store, counted[Split.TRAIN], counted[Split.HELD_OUT], copies, len(report.bad), dict(report.notes)
+        store,
+        train_images,
+        held_out_images,
+        copies,
+        len(report.bad),
+        dict(report.notes),
+        tuple(zip(counted[Split.TRAIN].tolist(), counted[Split.HELD_OUT].tolist(), strict=True)),
+        tuple(report.bad[:_LEFT_OUT_SHOWN]),
     )
     _write_record(folder, signature, prepared)
     return prepared
@@ -315,6 +330,8 @@ class _Record(BaseModel):
     copies: int
     bad: int
     notes: dict[str, int]
+    by_class: tuple[tuple[int, int], ...] = ()
+    left_out: tuple[tuple[str, str], ...] = ()
 
 
 def _write_record(folder: Path, signature: str, prepared: Prepared) -> None:
@@ -325,6 +342,8 @@ def _write_record(folder: Path, signature: str, prepared: Prepared) -> None:
         copies=prepared.copies,
         bad=prepared.bad,
         notes=prepared.notes,
+        by_class=prepared.by_class,
+        left_out=prepared.left_out,
     )
     write_atomic(folder / _RECORD, record.model_dump_json())
 
@@ -347,4 +366,4 @@ def _known(folder: Path, signature: str) -> Prepared | None:
                 return None
     except DataError:
         return None
-    return Prepared(store, record.train_images, record.held_out_images, record.copies, record.bad, record.notes)
+    return Prepared(store, **record.model_dump(exclude={"signature"}))

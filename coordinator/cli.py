@@ -239,9 +239,14 @@ def start(  # noqa: PLR0917 -- each is an option
     if status.phase is not Phase.FINISHED:
         print_line(console, f"{status.phase}: {status.message}")
         raise typer.Exit(0 if status.phase is Phase.STOPPED else 1)
-    last = status.rounds[-1].accuracy if status.rounds else None
+    if status.message:
+        print_line(console, status.message)
     print_line(stdout(), f"model     {folder.model}")
-    stdout().print(f"accuracy  {'not measured' if last is None else format(last, '.2%')}")
+    last = status.rounds[-1] if status.rounds else None
+    accuracy = "not measured"
+    if last is not None and last.accuracy is not None:
+        accuracy = f"{last.accuracy:.2%} on {last.held_out_images} held-out images"
+    stdout().print(f"accuracy  {accuracy}")
 
 
 @app.command()

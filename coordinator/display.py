@@ -66,9 +66,13 @@ class Watch:
             if self._message:
                 self._say(self._message)
         for record in status.rounds[self._rounds :]:
-            accuracy = "" if record.accuracy is None else f", accuracy {record.accuracy:.2%}"
+            accuracy = ""
+            if record.accuracy is not None:
+                accuracy = f", accuracy {record.accuracy:.2%} of {record.held_out_images} held-out images"
             loss = "" if record.train_loss is None else f", loss {record.train_loss:.3f}"
-            self._say(f"round {record.round} of {settings.training.rounds}{loss}{accuracy}, {record.seconds:.1f} s")
+            few = f", with {record.owners} of {settings.owners} owners" if record.owners < settings.owners else ""
+            number = f"round {record.round} of {settings.training.rounds}"
+            self._say(f"{number}{loss}{accuracy}, {record.seconds:.1f} s{few}")
         self._rounds = max(self._rounds, len(status.rounds))
         if status.phase is Phase.INTAKE:
             done, total = status.images_received, status.images_expected or None
@@ -159,7 +163,7 @@ def status_tables(report: dict[str, Any]) -> list[Table]:
         else:
             owners.add_row(_text(one["name"]), "not joined yet", "", "", "")
     rounds = Table(title="last rounds", title_justify="left")
-    for heading in ("round", "loss", "held-out loss", "accuracy", "owners", "seconds"):
+    for heading in ("round", "loss", "held-out loss", "accuracy", "held out", "owners", "seconds"):
         rounds.add_column(heading, justify="right")
     for record in report["rounds"][-_SHOWN_ROUNDS:]:
         rounds.add_row(
@@ -167,6 +171,7 @@ def status_tables(report: dict[str, Any]) -> list[Table]:
             _number(record["train_loss"], ".3f"),
             _number(record["held_out_loss"], ".3f"),
             _number(record["accuracy"], ".2%"),
+            str(record["held_out_images"] or ""),
             str(record["owners"]),
             f"{record['seconds']:.1f}",
         )

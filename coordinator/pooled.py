@@ -114,6 +114,7 @@ def train_pooled(
             train_loss=result.loss,
             held_out_loss=evaluation.loss if evaluation.count else None,
             accuracy=evaluation.accuracy if evaluation.count else None,
+            held_out_images=evaluation.count,
             seconds=time.monotonic() - started,
             owners=owners,
         )

@@ -138,4 +138,4 @@ def with_evaluation(record: RoundRecord, evaluations: Sequence[Evaluation]) -> R
         return record
     correct = sum(one.correct for one in evaluations)
     loss = sum(one.loss * one.count for one in evaluations if one.count) / count
-    return record.model_copy(update={"accuracy": correct / count, "held_out_loss": loss})
+    return record.model_copy(update={"accuracy": correct / count, "held_out_loss": loss, "held_out_images": count})

@@ -111,8 +111,9 @@ class _Run:
             kept = [one for one in self._status.rounds if one.round < record.round]
             self._set(phase=Phase.TRAINING, rounds=[*kept, record], steps=0)
         # The status says "finished" only after the owners were told: then the services may go.
-        self._tell(training.write_model(self._status.rounds), _FAREWELL_S)
-        self._set(phase=Phase.FINISHED, message="")
+        away = ", ".join(sorted(self._tell(training.write_model(self._status.rounds), _FAREWELL_S)))
+        left = f"{away} did not get the model: send them the folder {self._state.model}" if away else ""
+        self._set(phase=Phase.FINISHED, message=left)
 
     def _await_owners(self) -> None:
         """Wait for all before the first run; later for those that come in time, and for the quorum."""
@@ -167,16 +168,24 @@ class _Run:
         finally:
             self._set(phase=phase, message=message)
 
-    def _tell(self, farewell: RecordDict, timeout_s: float) -> None:
-        """Tell every owner that is online how it ended, and wait until each has heard it or the time is over."""
+    def _tell(self, farewell: RecordDict, timeout_s: float) -> set[str]:
+        """Tell every owner that is online how it ended, and wait until each has heard it or the time is over.
+
+        Returns
+        -------
+        set of str
+            Those that have not heard it.
+        """
         for owner in self._conversation.waiting_for():
             self._conversation.forget(owner)
         for owner in sorted(self._conversation.online()):
             self._conversation.ask(owner, FINISH, farewell, "finish", timeout_s)
-        for _ in self._conversation.answers(time.monotonic() + timeout_s, heed_stop=False):
-            pass
-        for owner in self._conversation.waiting_for():
+        answers = self._conversation.answers(time.monotonic() + timeout_s, heed_stop=False)
+        heard = {reply.owner for reply in answers if reply.message is not None}
+        deaf = set(self._state.owners().enrolled()) - heard
+        for owner in sorted(deaf):
             self._state.audit("did not hear the end", owner=owner)
+        return deaf
 
     def _set(self, **changes: object) -> None:
         self._status = self._status.model_copy(update=changes)

@@ -58,7 +58,7 @@ def run_coordinator(state: StateFolder, processes: Processes, on_ready: Callable
     if state.status().phase is Phase.FINISHED:
         raise UsageError(
             f"this federation has finished: its model is {state.model}",
-            hint="Name another folder with --state to start a new one.",
+            hint="Send that folder to an owner that lacks it. For a new federation name another folder with --state.",
         )
     processes.check(state.plan().settings)
     processes.check_machine(state.compiled)

@@ -135,6 +135,8 @@ class RoundRecord(BaseModel):
     train_loss: float | None = None
     held_out_loss: float | None = None
     accuracy: float | None = None
+    held_out_images: int = 0
+    """On which the accuracy was measured: those of the owners that were there."""
     seconds: float
     owners: int
 
@@ -207,11 +209,16 @@ class StateFolder:
         return (self.folder / "federation.json").exists()
 
     def create(self, plan: Plan) -> None:
-        """Make the folder for a new federation."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.folder.chmod(0o700)
-        for part in MADE_FIRST:
-            (self.folder / part).mkdir(exist_ok=True)
+        """Make the folder for a new federation. Raises UsageError if it cannot be made."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.chmod(0o700)
+            for part in MADE_FIRST:
+                (self.folder / part).mkdir(exist_ok=True)
+        except OSError as error:
+            raise UsageError(
+                f"the folder {self.folder} cannot be made: {error.strerror}", hint="Name another one with --state."
+            ) from None
         self.set_plan(plan)
 
     def set_plan(self, plan: Plan) -> None:

@@ -130,7 +130,6 @@ class TrainingRun:
     def _card(self, rounds: Sequence[RoundRecord]) -> ModelCard:
         settings = self._settings
         network = settings.network_config()
-        accuracy = rounds[-1].accuracy if rounds else None
         return ModelCard(
             federation=settings.name,
             exchange=str(settings.exchange),
@@ -152,8 +151,8 @@ class TrainingRun:
             ),
             rounds=len(rounds),
             local_epochs=settings.training.local_epochs,
-            accuracy=accuracy,
-            held_out_images=0 if accuracy is None else sum(one.held_out_images for one in self._owners.values()),
+            accuracy=rounds[-1].accuracy if rounds else None,
+            held_out_images=rounds[-1].held_out_images if rounds else 0,
             seed=settings.training.seed,
             training=settings.training.model_dump(mode="json"),
             versions=installed_versions(),
@@ -170,6 +169,8 @@ def _curve(rounds: Sequence[RoundRecord]) -> list[CurvePoint]:
             held_out_loss=one.held_out_loss,
             accuracy=one.accuracy,
             seconds=one.seconds,
+            held_out_images=one.held_out_images,
+            owners=one.owners,
         )
         for one in rounds
     ]

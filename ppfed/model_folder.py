@@ -172,6 +172,14 @@ class ModelCard(_Frozen):
             backbone=self.backbone,
         )
 
+    def measured(self) -> str:
+        """Say how accurate it was, and on what."""
+        if self.accuracy is None:
+            return "not measured"
+        announced = sum(owner.held_out_images for owner in self.owners)
+        of = f" of {announced}, as not all owners were there" if self.held_out_images < announced else ""
+        return f"{self.accuracy:.2%} on {self.held_out_images} held-out images{of}"
+
     def cipher_spec(self) -> CipherSpec:
         """How queries are encrypted."""
         return self.cipher.spec

@@ -28,6 +28,10 @@ class CurvePoint:
         On held-out images, 0 to 1, after the round.
     seconds : float or None
         How long the round took.
+    held_out_images : int or None
+        On which loss and accuracy were measured: those of the owners that were there.
+    owners : int or None
+        How many took part in the round.
     """
 
     round: int
@@ -35,6 +39,8 @@ class CurvePoint:
     held_out_loss: float | None = None
     accuracy: float | None = None
     seconds: float | None = None
+    held_out_images: int | None = None
+    owners: int | None = None
 
 
 _CURVE = TypeAdapter(list[CurvePoint])

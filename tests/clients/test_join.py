@@ -81,7 +81,7 @@ def test_a_script_has_to_say_yes(call: Callable[..., SimpleNamespace], tmp_path:
 
 
 @pytest.mark.parametrize(
-    ("typed", "joins"), [(b"\n", True), (b"perhaps\nyes\n", True), (b"n\n", False), (b"\x04", False)]
+    ("typed", "joins"), [(b"\n", False), (b"perhaps\nyes\n", True), (b"n\n", False), (b"\x04", False)]
 )
 def test_who_pipes_the_key_is_asked_at_the_terminal(
     call: Callable[..., SimpleNamespace], typed: bytes, *, joins: bool
@@ -91,7 +91,7 @@ def test_who_pipes_the_key_is_asked_at_the_terminal(
         os.write(person, typed)
         done = call(terminal=os.ttyname(terminal))
         assert len(done.served) == joins
-        assert b"Join? [Y/n]" in os.read(person, 1000)
+        assert b"Join? [y/N]" in os.read(person, 1000)
     finally:
         os.close(person)
         os.close(terminal)
@@ -131,10 +131,27 @@ def test_yes_goes_on_and_shows_the_numbers(
     done = call(*options, answer=answer)
     assert len(done.served) == 1
     assert "18 to train on, 2 held out" in done.text
+    assert "by class     cat 9 + 1, dog 9 + 1\n" in done.text
     assert done.text.index("nothing leaves before") < done.text.index("18 to train on")
     assert ("Join?" in done.text) == (answer is not None)
     assert "warning" not in done.text
     assert "by position" not in done.text
+
+
+def test_what_is_left_out_and_what_is_missing_is_named(call: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
+    for path in (tmp_path / "data" / "dog").iterdir():
+        path.unlink()
+    for number in range(12):
+        (tmp_path / "data" / "cat" / f"no-{number:02}.png").write_bytes(b"no image")
+    for _ in range(2):
+        # And again, where the store of the first time is used.
+        text = call("--yes", "--skip-bad").text
+        assert "by class     cat 9 + 1, dog 0 + 0\n" in text
+        assert "no image to train on of dog\n" in text
+        assert "left out     12 images" in text
+        assert "no-09.png: " in text
+        assert "no-10.png" not in text
+        assert "and 2 more\n" in text
 
 
 @pytest.mark.parametrize(

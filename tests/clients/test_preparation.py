@@ -169,6 +169,15 @@ def test_every_tenth_image_of_each_class_is_held_out(
             assert found == [labels[row] for row in rows]
 
 
+@pytest.mark.parametrize("copies", [1, 3])
+def test_images_are_counted_by_class(tmp_path: Path, make_settings: MakeSettings, copies: int) -> None:
+    settings = make_settings(exchange="images", classes=("dog", "emu", "cat"))
+    data = class_folder(tmp_path / "data", {"cat": 10, "dog": 21, "emu": 0})
+    for _ in range(2):
+        prepared = made(data, settings, tmp_path / "store", copies=copies)
+        assert prepared.by_class == ((19, 2), (0, 0), (9, 1))
+
+
 def test_held_out_images_that_are_given_are_taken(tmp_path: Path, make_settings: MakeSettings) -> None:
     data = npz(tmp_path / "data.npz", [0, 1] * 10, held_out=[1, 0, 1])
     prepared = made(data, make_settings(), tmp_path / "store")

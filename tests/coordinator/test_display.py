@@ -7,8 +7,9 @@ from collections.abc import Callable
 
 from rich.console import Console
 
-from coordinator.display import status_report, status_tables
-from coordinator.state import Enrolled, Owner, StateFolder, Status, now_text
+from coordinator.display import Watch, status_report, status_tables
+from coordinator.front_door import Traffic
+from coordinator.state import Enrolled, Owner, RoundRecord, StateFolder, Status, now_text
 from ppfed.enrolment import Phase
 
 HOSTILE = "[red]a[/red] [link=https://evil.example.org]b[/link] :smile: \x1b[2J [/nothing]"
@@ -44,6 +45,17 @@ def test_text_of_others_is_no_markup_and_no_command(make_state: Callable[..., St
     assert shown.count("[red]a[/red] [link=https://evil.example.org]b[/link] :smile: ") == 5
     assert "\x1b[2J" not in shown
     assert "\x1b]8" not in shown
+
+
+def test_a_round_that_went_on_without_an_owner_says_so(make_state: Callable[..., StateFolder]) -> None:
+    state = make_state()
+    whole = RoundRecord(round=1, train_loss=0.5, accuracy=6 / 11, held_out_images=11, seconds=1.0, owners=2)
+    fewer = RoundRecord(round=2, accuracy=0.5, held_out_images=6, seconds=1.0, owners=1)
+    file = io.StringIO()
+    Watch(Console(file=file, width=200), state)(Status(phase=Phase.TRAINING, rounds=[whole, fewer]), Traffic())
+    lines = file.getvalue().splitlines()
+    assert "round 1 of 2, loss 0.500, accuracy 54.55% of 11 held-out images, 1.0 s" in lines
+    assert "round 2 of 2, accuracy 50.00% of 6 held-out images, 1.0 s, with 1 of 2 owners" in lines
 
 
 def test_steps_of_a_round_under_way_are_shown(make_state: Callable[..., StateFolder]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import threading
 from collections.abc import Callable
@@ -438,10 +439,32 @@ def test_a_federation_that_is_started_again_goes_on_without_an_owner_that_is_gon
     )
     run_federation(federation.grid, federation.state, Processes("cpu"))
     status = federation.state.status()
-    assert (status.phase, status.message) == (Phase.FINISHED, "")
+    assert status.phase is Phase.FINISHED
+    assert status.message == f"carl did not get the model: send them the folder {federation.state.model}"
+    assert [line["owner"] for line in audit(federation.state) if line["event"] == "did not hear the end"] == ["carl"]
     assert [record.round for record in status.rounds] == [1, 2, 3]
     assert [line["owners"] for line in audit(federation.state) if line["event"] == "goes on without"] == ["carl"]
     assert said[0] == "going on without carl, who may join again"
+
+
+def test_the_card_counts_the_images_that_were_measured(make_federation: MakeFederation) -> None:
+    """And not those of an owner that had left: 3 of 6 are 50 %, and no share of 11."""
+    federation = make_federation(quorum=1, deadline_s=2.0)
+
+    def leave(_owner: str, question: Message) -> bool:
+        if question.metadata.group_id == "round 2":
+            federation.faults.offline.add("bert")
+        return False
+
+    federation.faults.refuse = leave
+    run_federation(federation.grid, federation.state, Processes("cpu"))
+    rounds = federation.state.status().rounds
+    assert [(one.owners, one.held_out_images) for one in rounds] == [(2, 6), (1, 6)]
+    card = load_model(federation.state.model, CPU).card
+    assert card.held_out_images == 6
+    assert card.measured() == f"{card.accuracy:.2%} on 6 held-out images of 11, as not all owners were there"
+    curve = list(csv.DictReader((federation.state.model / "curve.csv").open()))
+    assert [(one["owners"], one["held_out_images"]) for one in curve] == [("2", "6"), ("1", "6")]
 
 
 def test_a_first_run_waits_for_all(make_federation: MakeFederation) -> None:
