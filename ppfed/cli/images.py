@@ -137,6 +137,7 @@ def preview(
         restore=solver(spec, device=torch.device("cpu")) if solvable else None,
         finding=quoted(spec, Exchange.IMAGES, max(sample.image.shape[2] for sample in samples)),
     )
+    _print_notes(report.notes)
     _print_bad(report.bad)
     _print(f"{len(samples)} images shown in {out}")
 
@@ -152,8 +153,10 @@ def _warn_of_fixed_scope(spec: CipherSpec) -> None:
 
 
 def _print_notes(notes: Mapping[str, int]) -> None:
+    from ppfed.images.decode import asks_for_action
+
     for note, count in sorted(Counter(notes).items()):
-        _print(f"{count:>9,}  note: {note}")
+        _print(f"{count:>9,}  {'warning' if asks_for_action(note) else 'note'}: {note}")
 
 
 def _print_bad(bad: Sequence[tuple[str, str]]) -> None:

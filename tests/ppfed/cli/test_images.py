@@ -124,6 +124,15 @@ def test_bad_images(folder: Path) -> None:
     assert "encrypted 21 images" in result.stdout
 
 
+def test_images_that_turn_out_nearly_black_are_warned_of(folder: Path) -> None:
+    Image.fromarray(np.full((6, 8), 4095, np.uint16)).save(folder / "photos" / "dog" / "12-bit.png")
+    result = run("encrypt", "photos", "--key", "owner.key", "--out", "out")
+    assert "1  warning: 16-bit, but only the lowest 12 bits are used: nearly black" in result.stdout
+    assert "reduced" not in result.stdout
+    shown = run("preview", "photos", "--key", "owner.key", "--out", "sheet.png", "--count", "21", "--size", "8")
+    assert "1  warning: 16-bit, but only the lowest 12 bits" in shown.stdout
+
+
 def test_names_do_not_steer_the_terminal(folder: Path) -> None:
     (folder / "photos" / "cow\x1b]0;title\x07").mkdir()
     (folder / "photos" / "cow\x1b]0;title\x07" / "a\x1b[2J\n100 images.png").touch()

@@ -125,6 +125,15 @@ def test_conversions_are_counted(tmp_path: Path) -> None:
     assert report.notes == {"16-bit reduced to 8 bits": 2}
 
 
+def test_images_that_turn_out_nearly_black_are_counted_apart(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    for name, greatest in (("a", 4095), ("b", 3000), ("c", 65535)):
+        Image.fromarray(np.full((4, 5), greatest, np.uint16)).save(tmp_path / "cat" / f"{name}.png")
+    _, report = read(tmp_path)
+    assert sorted(report.notes.values()) == [1, 2]
+    assert report.notes["16-bit reduced to 8 bits"] == 1
+
+
 def test_a_batch_ends_where_the_shape_changes(tmp_path: Path) -> None:
     for name, shape in [("a", (4, 5, 3)), ("b", (4, 5, 3)), ("c", (5, 4, 3)), ("d", (5, 4)), ("e", (4, 5, 3))]:
         put(tmp_path / "cat" / f"{name}.png", shape=shape)
