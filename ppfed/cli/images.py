@@ -38,6 +38,14 @@ def encrypt(
     scope: ScopeOption = Scope.IMAGE,
     shuffle: ShuffleOption = None,
     size: _SizeOption = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(
+            metavar="1|3",
+            help="Make all images grey (1) or colour (3) first, as the network takes them.",
+            show_default="grey kept at 1, others 3",
+        ),
+    ] = None,
     skip_bad: _SkipBadOption = False,
 ) -> None:
     """Encrypt images into PNG files that look like noise."""
@@ -48,6 +56,8 @@ def encrypt(
     from ppfed.images.size import parse_size
 
     sides = None if size is None else parse_size(size)
+    if channels not in (None, 1, 3):
+        raise UsageError(f"--channels is 1 or 3, not {channels}.", hint="Take 3 for colour, 1 for grey.")
     spec = cipher_info(cipher_name).spec(scope, colour_shuffle=shuffle)
     cipher = make_cipher(spec, load_key(key))
     _warn_of_fixed_scope(spec)
@@ -55,7 +65,9 @@ def encrypt(
     with quiet_decoders():
         images = open_source(source)
         with progress_bar("encrypting", sum(images.counts.values())) as progress:
-            report = encrypt_folder(images, cipher, out, size=sides, skip_bad=skip_bad, progress=progress)
+            report = encrypt_folder(
+                images, cipher, out, size=sides, channels=channels, skip_bad=skip_bad, progress=progress
+            )
     seconds = time.perf_counter() - started
     for section, counts in report.written.items():
         for class_name, count in counts.items():

@@ -81,6 +81,21 @@ def test_options_reach_the_files(folder: Path, scope: Scope, shuffle: bool) -> N
     assert ("recover" in result.stderr) == (scope is Scope.FIXED)
 
 
+@pytest.mark.parametrize("channels", [None, 1, 3])
+def test_channels_reach_the_files(folder: Path, channels: int | None) -> None:
+    Image.fromarray(np.zeros((6, 8), np.uint8)).save(folder / "photos" / "cat" / "grey.png")
+    wanted = [] if channels is None else ["--channels", str(channels)]
+    run("encrypt", "photos", "--key", "owner.key", "--out", "out", *wanted)
+    assert read_encrypted_png(folder / "out" / "cat" / "grey.png").shape == (6, 8, channels or 1)
+    assert read_encrypted_png(folder / "out" / "cat" / "0.png").shape == (6, 8, channels or 3)
+
+
+def test_two_channels_are_refused(folder: Path) -> None:
+    error = fail(UsageError, "encrypt", "photos", "--key", "owner.key", "--out", "out", "--channels", "2")
+    assert "1 or 3" in error.message
+    assert not (folder / "out").exists()
+
+
 @pytest.mark.parametrize("scope", Scope)
 @pytest.mark.parametrize("name", [name for name in cipher_names() if name != "np-v1"])
 def test_every_cipher_there_and_back(folder: Path, name: str, scope: Scope) -> None:
