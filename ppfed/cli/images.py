@@ -130,27 +130,35 @@ def preview(
     from ppfed.images.size import parse_size
     from ppfed.images.source import LoadReport
     from ppfed.leakage.reference import quoted
-    from ppfed.preview import choose_samples, write_contact_sheet
+    from ppfed.picture_grid import require_writable
+    from ppfed.preview import REDUCED, choose_samples, solved_shape, write_contact_sheet
 
     sides = None if size is None else parse_size(size)
     if out.suffix.lower() != ".png":
         raise UsageError(f"{out} is not the name of a PNG file.", hint="Let it end in .png.")
+    require_writable(out)
     spec = cipher_info(cipher_name).spec(scope, colour_shuffle=shuffle)
     cipher = make_cipher(spec, load_key(key))
     _warn_of_fixed_scope(spec)
     report = LoadReport()
     with quiet_decoders():
         samples = choose_samples(open_source(source), size=sides, count=count, seed=seed, report=report)
-    solvable = all(fits(spec.name, sample.image.shape) for sample in samples)
-    write_contact_sheet(
-        out,
-        samples,
-        cipher,
-        restore=solver(spec, device=torch.device("cpu")) if solvable else None,
-        finding=quoted(spec, Exchange.IMAGES, max(sample.image.shape[2] for sample in samples)),
-    )
+    shapes = [sample.image.shape for sample in samples]
+    solvable = all(fits(spec.name, solved_shape(shape)) for shape in shapes)
+    restore = solver(spec, device=torch.device("cpu")) if solvable else None
+    with progress_bar("solving" if restore else "drawing", len(samples)) as progress:
+        write_contact_sheet(
+            out,
+            samples,
+            cipher,
+            restore=restore,
+            finding=quoted(spec, Exchange.IMAGES, max(channels for *_, channels in shapes)),
+            progress=progress,
+        )
     _print_notes(report.notes)
     _print_bad(report.bad)
+    if restore and any(solved_shape(shape) != shape for shape in shapes):
+        _print(f"what the solver restores is {REDUCED}; --size 32, or another size, is for all columns")
     _print(f"{len(samples)} images shown in {out}")
 
 

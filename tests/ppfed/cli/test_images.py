@@ -19,6 +19,7 @@ from ppfed.images.png import read_encrypted_png
 from ppfed.keys.files import write_key_file
 from ppfed.keys.master import MasterKey
 from ppfed.leakage.reference import quoted
+from ppfed.preview import REDUCED
 
 KEY = MasterKey(bytes(range(32)))
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -189,6 +190,27 @@ def test_preview(folder: Path) -> None:
     assert "warning" in run("preview", "photos", "--key", "owner.key", "--out", "a.png", "--scope", "fixed").stderr
     fail(UsageError, "preview", "photos", "--key", "owner.key", "--out", "sheet.pdf")
     run("preview", "photos", "--key", "owner.key", "--out", "le.png", "--cipher", "le-v1", "--size", "8")
+
+
+def test_a_preview_of_large_images_says_what_the_solver_was_given(folder: Path) -> None:
+    (folder / "large" / "cat").mkdir(parents=True)
+    Image.new("RGB", (72, 96), (200, 150, 100)).save(folder / "large" / "cat" / "one.png")
+    result = run("preview", "large", "--key", "owner.key", "--out", "sheet.png")
+    assert REDUCED in result.stdout
+    assert REDUCED not in run("preview", "large", "--key", "owner.key", "--out", "a.png", "--size", "16").stdout
+
+
+@pytest.mark.parametrize(("out", "said"), [("nowhere/a.png", "no folder nowhere"), ("photos.png", "is a folder")])
+def test_a_preview_that_cannot_be_written_is_refused_before_the_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, out: str, said: str
+) -> None:
+    (folder / "photos.png").mkdir()
+
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("images were read")
+
+    monkeypatch.setattr("ppfed.images.open.open_source", work)
+    assert said in fail(UsageError, "preview", "photos", "--key", "owner.key", "--out", out).message
 
 
 @pytest.mark.parametrize("channels", [1, 3])
