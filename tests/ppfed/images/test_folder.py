@@ -105,6 +105,20 @@ def test_bad_files_are_named_and_left_out(tmp_path: Path) -> None:
     assert report.notes == {"other file beside the class folders ignored": 1}
 
 
+def test_what_is_evidently_no_image_is_not_counted_as_one(tmp_path: Path) -> None:
+    """Nor is it passed over: it is bad, unless it holds an image, as the content decides. Progress keeps in step."""
+    for name in ("cat/a.png", "cat/no suffix.png", "cat/b.png"):
+        put(tmp_path / name)
+    (tmp_path / "cat" / "no suffix.png").rename(tmp_path / "cat" / "no suffix")
+    (tmp_path / "cat" / "b.png").rename(tmp_path / "cat" / "b.txt")
+    for name in ("labels.CSV", "scan.dcm"):
+        (tmp_path / "cat" / name).write_text("text")
+    assert FolderSource(tmp_path).counts == {Split.TRAIN: 3}
+    _, report = read(tmp_path)
+    assert [path for path, _ in report.bad] == ["cat/labels.CSV", "cat/scan.dcm"]
+    assert report.used == 3
+
+
 def test_what_systems_leave_is_ignored_and_counted(tmp_path: Path) -> None:
     put(tmp_path / "cat" / "a.png")
     for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._a.png"):
