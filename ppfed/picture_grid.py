@@ -6,6 +6,7 @@ Everything is laid out in pixels, and text is measured before it is placed, so n
 from __future__ import annotations
 
 import io
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from ppfed.atomic import write_atomic
-from ppfed.errors import PPFedError
+from ppfed.errors import PPFedError, UsageError
 from ppfed.images.types import UInt8Array
 
 _CELL_PX = 128
@@ -159,6 +160,27 @@ def draw_grid(
     return sheet.finish()
 
 
+def require_writable(path: Path) -> None:
+    """Find out whether a file can be made at a path before work goes into it; nothing is left there.
+
+    Raises
+    ------
+    UsageError
+        If it is a folder, or there is no folder for it.
+    PPFedError
+        If the folder takes no files.
+    """
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder.", hint="Name the file that is to be made in it.")
+    if not path.parent.is_dir():
+        raise UsageError(f"{path} cannot be written: there is no folder {path.parent}.", hint="Make the folder first.")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
 def write_figure(path: Path, figure: Figure) -> None:
     """Write a figure as a PNG that only its owner may read, for it shows plain images.
 
@@ -173,7 +195,11 @@ def write_figure(path: Path, figure: Figure) -> None:
     try:
         write_atomic(path, buffer.getvalue(), mode=_MODE)
     except OSError as error:
-        raise PPFedError(f"{path} cannot be written: {error.strerror}.", hint="Choose another place.") from error
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: Path, error: OSError) -> PPFedError:
+    return PPFedError(f"{path} cannot be written: {error.strerror}.", hint="Choose another place.")
 
 
 class _Sheet:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -12,10 +12,11 @@ from matplotlib.figure import Figure
 from ppfed.attacks.alone import Solver
 from ppfed.attacks.values.fold import folds, keyless_view
 from ppfed.ciphers.registry import Cipher
-from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info
+from ppfed.ciphers.spec import BLOCK_PX, CipherSpec, Scope, cipher_info
 from ppfed.errors import DataError
+from ppfed.images.arrays import resize_pixels
 from ppfed.images.sections import SectionedSource
-from ppfed.images.source import LoadReport, Split
+from ppfed.images.source import LoadReport, Split, no_progress
 from ppfed.images.types import PlainImages, UInt8Array
 from ppfed.leakage.wording import NOT_CONFIDENTIAL
 from ppfed.picture_grid import Column, Paragraph, Row, draw_grid, write_figure
@@ -25,6 +26,10 @@ ENCRYPTED = Column("encrypted")
 FOLD = Column("what anyone without the key sees (fold)")
 """For NP alone: other ciphers do not keep a value's fold at its place."""
 RESTORED = Column("what a solver without the key restores", strong=True)
+
+SOLVED_PX = 64
+"""Longer side of what the solver is given at most: for photographs with sides of 300 pixels it takes minutes each."""
+REDUCED = f"of the image reduced to {SOLVED_PX} pixels at its longer side, then encrypted"
 
 
 @dataclass(frozen=True)
@@ -77,8 +82,23 @@ def choose_samples(
     return samples
 
 
+def solved_shape(shape: tuple[int, int, int]) -> tuple[int, int, int]:
+    """Tell what (height, width, channels) becomes for the solver: no side above ``SOLVED_PX``, and whole blocks."""
+    height, width, channels = shape
+    longest = max(height, width)
+    if longest <= SOLVED_PX:
+        return shape
+    height, width = (max(1, round(side * SOLVED_PX / longest / BLOCK_PX)) * BLOCK_PX for side in (height, width))
+    return height, width, channels
+
+
 def contact_sheet(
-    samples: Sequence[Sample], cipher: Cipher, *, restore: Solver | None = None, finding: str = ""
+    samples: Sequence[Sample],
+    cipher: Cipher,
+    *,
+    restore: Solver | None = None,
+    finding: str = "",
+    progress: Callable[[int], None] = no_progress,
 ) -> Figure:
     """Draw each sample plain, encrypted, for NP as anyone without the key sees it, and as an attacker restores it.
 
@@ -87,20 +107,33 @@ def contact_sheet(
     samples : sequence of Sample
     cipher : Cipher
     restore : callable or None
-        What an attacker does with a single ciphertext; None leaves its column out.
+        What an attacker does with a single ciphertext, whose shape is `solved_shape`; None leaves its column out.
     finding : str
         What was measured of such an attacker, in a sentence; stands below.
+    progress : callable
+        Called with the number of samples done.
     """
     columns = [PLAIN, ENCRYPTED]
     columns += [FOLD] if folds(cipher.spec.name) else []
-    columns += [] if restore is None else [RESTORED]
-    rows = [Row(_views(sample.image, cipher, restore), sample.class_name) for sample in samples]
+    if restore is not None:
+        reduced = any(solved_shape(sample.image.shape) != sample.image.shape for sample in samples)
+        columns.append(replace(RESTORED, notes=(REDUCED,)) if reduced else RESTORED)
+    rows = []
+    for sample in samples:
+        rows.append(Row(_views(sample.image, cipher, restore), sample.class_name))
+        progress(1)
     paragraphs = [Paragraph(finding, strong=True)] if finding else []
     return draw_grid(columns, rows, [*paragraphs, *map(Paragraph, _caption(cipher))])
 
 
 def write_contact_sheet(
-    path: Path, samples: Sequence[Sample], cipher: Cipher, *, restore: Solver | None = None, finding: str = ""
+    path: Path,
+    samples: Sequence[Sample],
+    cipher: Cipher,
+    *,
+    restore: Solver | None = None,
+    finding: str = "",
+    progress: Callable[[int], None] = no_progress,
 ) -> None:
     """Write the contact sheet as a PNG that only its owner may read; parameters as in ``contact_sheet``.
 
@@ -109,7 +142,7 @@ def write_contact_sheet(
     PPFedError
         If it cannot be written.
     """
-    write_figure(path, contact_sheet(samples, cipher, restore=restore, finding=finding))
+    write_figure(path, contact_sheet(samples, cipher, restore=restore, finding=finding, progress=progress))
 
 
 def _class_by_class(labels: Sequence[int], seed: int) -> list[int]:
@@ -130,6 +163,9 @@ def _views(image: PlainImages, cipher: Cipher, restore: Solver | None) -> list[U
     if folds(cipher.spec.name):
         views.append(keyless_view(encrypted))
     if restore is not None:
+        shape = solved_shape(image.shape)
+        if shape != image.shape:
+            encrypted = cipher.encrypt(PlainImages(resize_pixels(image.pixels[0], shape[:2])[None]))
         views.append(restore(encrypted.pixels))
     return [pixels[0] for pixels in views]
 

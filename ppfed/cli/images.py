@@ -38,6 +38,14 @@ def encrypt(
     scope: ScopeOption = Scope.IMAGE,
     shuffle: ShuffleOption = None,
     size: _SizeOption = None,
+    channels: Annotated[
+        int | None,
+        typer.Option(
+            metavar="1|3",
+            help="Make all images grey (1) or colour (3) first, as the network takes them.",
+            show_default="grey kept at 1, others 3",
+        ),
+    ] = None,
     skip_bad: _SkipBadOption = False,
 ) -> None:
     """Encrypt images into PNG files that look like noise."""
@@ -48,6 +56,8 @@ def encrypt(
     from ppfed.images.size import parse_size
 
     sides = None if size is None else parse_size(size)
+    if channels not in (None, 1, 3):
+        raise UsageError(f"--channels is 1 or 3, not {channels}.", hint="Take 3 for colour, 1 for grey.")
     spec = cipher_info(cipher_name).spec(scope, colour_shuffle=shuffle)
     cipher = make_cipher(spec, load_key(key))
     _warn_of_fixed_scope(spec)
@@ -55,7 +65,9 @@ def encrypt(
     with quiet_decoders():
         images = open_source(source)
         with progress_bar("encrypting", sum(images.counts.values())) as progress:
-            report = encrypt_folder(images, cipher, out, size=sides, skip_bad=skip_bad, progress=progress)
+            report = encrypt_folder(
+                images, cipher, out, size=sides, channels=channels, skip_bad=skip_bad, progress=progress
+            )
     seconds = time.perf_counter() - started
     for section, counts in report.written.items():
         for class_name, count in counts.items():
@@ -118,26 +130,35 @@ def preview(
     from ppfed.images.size import parse_size
     from ppfed.images.source import LoadReport
     from ppfed.leakage.reference import quoted
-    from ppfed.preview import choose_samples, write_contact_sheet
+    from ppfed.picture_grid import require_writable
+    from ppfed.preview import REDUCED, choose_samples, solved_shape, write_contact_sheet
 
     sides = None if size is None else parse_size(size)
     if out.suffix.lower() != ".png":
         raise UsageError(f"{out} is not the name of a PNG file.", hint="Let it end in .png.")
+    require_writable(out)
     spec = cipher_info(cipher_name).spec(scope, colour_shuffle=shuffle)
     cipher = make_cipher(spec, load_key(key))
     _warn_of_fixed_scope(spec)
     report = LoadReport()
     with quiet_decoders():
         samples = choose_samples(open_source(source), size=sides, count=count, seed=seed, report=report)
-    solvable = all(fits(spec.name, sample.image.shape) for sample in samples)
-    write_contact_sheet(
-        out,
-        samples,
-        cipher,
-        restore=solver(spec, device=torch.device("cpu")) if solvable else None,
-        finding=quoted(spec, Exchange.IMAGES, max(sample.image.shape[2] for sample in samples)),
-    )
+    shapes = [sample.image.shape for sample in samples]
+    solvable = all(fits(spec.name, solved_shape(shape)) for shape in shapes)
+    restore = solver(spec, device=torch.device("cpu")) if solvable else None
+    with progress_bar("solving" if restore else "drawing", len(samples)) as progress:
+        write_contact_sheet(
+            out,
+            samples,
+            cipher,
+            restore=restore,
+            finding=quoted(spec, Exchange.IMAGES, max(channels for *_, channels in shapes)),
+            progress=progress,
+        )
+    _print_notes(report.notes)
     _print_bad(report.bad)
+    if restore and any(solved_shape(shape) != shape for shape in shapes):
+        _print(f"what the solver restores is {REDUCED}; --size 32, or another size, is for all columns")
     _print(f"{len(samples)} images shown in {out}")
 
 
@@ -152,8 +173,10 @@ def _warn_of_fixed_scope(spec: CipherSpec) -> None:
 
 
 def _print_notes(notes: Mapping[str, int]) -> None:
+    from ppfed.images.decode import asks_for_action
+
     for note, count in sorted(Counter(notes).items()):
-        _print(f"{count:>9,}  note: {note}")
+        _print(f"{count:>9,}  {'warning' if asks_for_action(note) else 'note'}: {note}")
 
 
 def _print_bad(bad: Sequence[tuple[str, str]]) -> None:

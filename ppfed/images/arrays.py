@@ -75,10 +75,16 @@ class ArraySource(SectionedSource):
             elif channels == 3 and pixels.shape[3] == 1:
                 pixels = np.repeat(pixels, 3, axis=3)
             if size is not None and size != pixels.shape[1:3]:
-                pixels = np.stack([_resized(image, size) for image in pixels])
+                pixels = np.stack([resize_pixels(image, size) for image in pixels])
             report.used += len(rows)
             yield LabelledImages(PlainImages(pixels), arrays.labels[rows], tuple(_name(int(row)) for row in rows))
             progress(len(rows))
+
+
+def resize_pixels(pixels: UInt8Array, size: tuple[int, int]) -> UInt8Array:
+    """Stretch one image, (H, W, C), to (height, width), as files are stretched."""
+    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
+    return np.array(resize_image(image, size)).reshape(*size, pixels.shape[2])
 
 
 def _name(number: int) -> str:
@@ -89,8 +95,3 @@ def _to_grey(pixels: UInt8Array) -> UInt8Array:
     # ITU-R 601-2 luma in Pillow's own fixed-point arithmetic: arrays and files give the same grey.
     weighted = pixels.astype(np.uint32) @ np.array([19595, 38470, 7471], dtype=np.uint32)
     return ((weighted + 0x8000) >> 16).astype(np.uint8)[..., None]
-
-
-def _resized(pixels: UInt8Array, size: tuple[int, int]) -> UInt8Array:
-    image = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else np.ascontiguousarray(pixels))
-    return np.array(resize_image(image, size)).reshape(*size, pixels.shape[2])

@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import IO, TYPE_CHECKING, Any, NamedTuple, TypeVar, cast
 
 from PIL import Image, UnidentifiedImageError
 
@@ -52,6 +52,10 @@ _PNG_DEPTH_AT = 24
 _BITS_TAG, _PHOTOMETRIC_TAG = 258, 262  # TIFF 6.0
 _WHITE_IS_ZERO = 0
 _WIDE_GREY = "I;16"
+_USUAL_BITS = (8, 10, 12, 13)
+"""What instruments measure in, and exports put into the lowest of 16 bits as it is; the last leaves room above 12. The
+least that holds all values is named, not their exact number of bits, in which images of one instrument differ."""
+_FAINT_NOTE = "16-bit, but only the lowest"
 _CONVERTED = {"1": "L", "P": "RGB", "CMYK": "RGB", "YCbCr": "RGB", "RGBX": "RGB", "HSV": "RGB"}
 
 # EXIF 2.32, tag 0x0112: what brings a picture upright again.
@@ -106,6 +110,11 @@ def quiet_decoders() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", module="PIL")
         yield
+
+
+def asks_for_action(note: str) -> bool:
+    """Whether a note warns: images are used as they are, but hardly as their owner means it."""
+    return note.startswith(_FAINT_NOTE)
 
 
 def decode_image(
@@ -266,7 +275,7 @@ def _prepared(image: Image.Image, header: bytes, size: tuple[int, int] | None, c
     if bits > 8:
         if "transparency" in image.info:
             raise DataError(f"{bits}-bit with a transparent colour")
-        notes.append(f"{bits}-bit reduced to 8 bits")
+        notes.append(_depth_note(image, bits))
     orientation, readable = _orientation(image)
     if not readable:
         notes.append("EXIF unreadable, orientation unknown")
@@ -292,6 +301,34 @@ def _bits(image: Image.Image, header: bytes) -> int:
         bits: tuple[int, ...] = _tiff_tag(image, _BITS_TAG, (1,))
         return max(bits)
     return 8
+
+
+def _depth_note(image: Image.Image, bits: int) -> str:
+    """Say that values are reduced to 8 bits, and whether next to nothing is left of them."""
+    greatest = _greatest(image) if bits == 16 else None
+    if greatest:  # An image that is black is black in any number of bits.
+        for used in _USUAL_BITS:
+            if greatest < 1 << used:
+                end = "white" if _white_is_zero(image) else "black"
+                return f"{_FAINT_NOTE} {used} bits are used: nearly {end} at 8 bits; rescale all images alike before"
+    return f"{bits}-bit reduced to 8 bits"
+
+
+def _greatest(image: Image.Image) -> int:
+    """Greatest value of a 16-bit image; in colour, where Pillow keeps the high byte, the greatest that it may be."""
+    import numpy as np
+
+    if image.mode.startswith(_WIDE_GREY):
+        return int(np.array(image).max())
+    if not image.mode.startswith("RGB"):
+        return 0
+    colours = cast("tuple[tuple[int, int], ...]", image.getextrema())[:3]
+    high = max(greatest for _, greatest in colours)
+    return high << 8 | 0xFF if high else 0
+
+
+def _white_is_zero(image: Image.Image) -> bool:
+    return image.format == "TIFF" and bool(_tiff_tag(image, _PHOTOMETRIC_TAG, None) == _WHITE_IS_ZERO)
 
 
 def _tiff_tag(image: Image.Image, tag: int, default: Any) -> Any:
@@ -342,7 +379,7 @@ def _reduce_grey(image: Image.Image, bits: int) -> Image.Image:
     white = (1 << bits) - 1
     reduced = ((values * 255 + white // 2) // white).astype(np.uint8)
     # Pillow turns white-is-zero into black-is-zero for up to 8 bits only.
-    if image.format == "TIFF" and _tiff_tag(image, _PHOTOMETRIC_TAG, None) == _WHITE_IS_ZERO:
+    if _white_is_zero(image):
         reduced = 255 - reduced
     return Image.fromarray(reduced)
 

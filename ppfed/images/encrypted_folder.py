@@ -71,6 +71,7 @@ def encrypt_folder(
     out: Path,
     *,
     size: tuple[int, int] | None = None,
+    channels: int | None = None,
     skip_bad: bool = False,
     progress: Callable[[int], None] = no_progress,
 ) -> EncryptReport:
@@ -84,6 +85,8 @@ def encrypt_folder(
         Must not exist, or be empty.
     size : (height, width) or None
         Resize to it first; None keeps each image's own size.
+    channels : 1, 3 or None
+        Convert to it first; None keeps grey images at one channel and gives all others three.
     skip_bad : bool
         Leave bad images out instead of raising.
     progress : callable
@@ -108,7 +111,7 @@ def encrypt_folder(
                 folder.mkdir(parents=True)
             targets: dict[tuple[int, str], str] = {}
             for batch in source.read_section(
-                section, size=size, channels=None, report=load, batch_size=_BATCH_SIZE, progress=progress
+                section, size=size, channels=channels, report=load, batch_size=_BATCH_SIZE, progress=progress
             ):
                 # Here rather than above: other processes decode in the meantime.
                 targets = targets or _targets(source.listing(section))

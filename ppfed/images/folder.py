@@ -27,6 +27,8 @@ SPLIT_FOLDERS: Mapping[str, Split] = {
     "test": Split.HELD_OUT,
 }
 
+_OTHER_SUFFIXES = (".txt", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".md", ".html", ".pdf", ".log", ".xlsx")
+"""What is not counted as an image in advance. It is read like any other file all the same: the content decides."""
 _SYSTEM_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 _IGNORED_NOTE = "hidden or system file ignored"
 _BESIDE_NOTE = "other file beside the class folders ignored"
@@ -89,6 +91,14 @@ class FolderSource(SectionedSource):
         """Label and name of each image of a section, in the order of reading."""
         return [(file.label, file.name) for file in self._scans[section].files]
 
+    @property
+    def counts(self) -> Mapping[Split, int]:
+        """How many images each split lists, without files that are evidently something else."""
+        totals: Counter[Split] = Counter()
+        for section, split in self.sections.items():
+            totals[split] += _images_among(self._scans[section].files)
+        return dict(totals)
+
     def read_section(
         self,
         section: str,
@@ -127,7 +137,11 @@ class FolderSource(SectionedSource):
                 else:
                     report.notes.update(result.notes)
                     yield file, result.pixels
-            progress(len(group))
+            progress(_images_among(file for file, _ in group))
+
+
+def _images_among(files: Iterable[_File]) -> int:
+    return sum(not file.name.lower().endswith(_OTHER_SUFFIXES) for file in files)
 
 
 def _batch(images: list[tuple[_File, UInt8Array]], report: LoadReport) -> LabelledImages:

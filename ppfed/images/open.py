@@ -11,6 +11,10 @@ from ppfed.images.npz import open_npz
 from ppfed.images.sections import SectionedSource
 from ppfed.images.source import LoadReport
 
+_NO_CLASSES_HINT = (
+    "Put the images of each class into a sub-folder named after it. Images that are only to be encrypted, shown or "
+    "classified need no classes: put them all into one sub-folder of any name. "
+)
 _HINT = (
     "Supported are: a folder of class folders (ROOT/<class>/<image>), one with train/ and val/, valid/ or test/ of "
     "class folders, CIFAR-10 for Python (cifar-10-batches-py/), and an .npz in the layout of MedMNIST."
@@ -63,4 +67,4 @@ def _open_folder(path: Path) -> FolderSource:
     except DataError as error:
         if "no class folders" not in error.message:
             raise
-        raise DataError(error.message, hint=_HINT) from error
+        raise DataError(error.message, hint=_NO_CLASSES_HINT + _HINT) from error

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from matplotlib.transforms import Bbox
 from PIL import Image
 
-from ppfed.errors import PPFedError
+from ppfed.errors import PPFedError, UsageError
 from ppfed.images.types import UInt8Array
-from ppfed.picture_grid import Column, Paragraph, Row, draw_grid, write_figure
+from ppfed.picture_grid import Column, Paragraph, Row, draw_grid, require_writable, write_figure
 
 WORDS = "A coordinator that trains a network on pictures of its own restores these images. " * 3
 
@@ -111,3 +111,21 @@ def test_text_is_taken_literally() -> None:
 def test_every_row_needs_all_pictures() -> None:
     with pytest.raises(ValueError, match="2 pictures"):
         draw_grid([Column("one"), Column("two")], [Row([picture(8, 8, 3)])], [])
+
+
+def test_whether_a_place_can_be_written_is_known_before(tmp_path: Path) -> None:
+    require_writable(tmp_path / "a.png")
+    assert not list(tmp_path.iterdir())
+    (tmp_path / "a.png").write_bytes(b"kept")
+    require_writable(tmp_path / "a.png")
+    assert (tmp_path / "a.png").read_bytes() == b"kept"
+    with pytest.raises(UsageError, match="is a folder"):
+        require_writable(tmp_path)
+    with pytest.raises(UsageError, match="no folder"):
+        require_writable(tmp_path / "nowhere" / "a.png")
+
+
+@pytest.mark.skipif(not Path("/proc/self").is_dir(), reason="root may write to all folders but such a one")
+def test_a_folder_that_takes_no_files_is_named() -> None:
+    with pytest.raises(PPFedError, match=r"/proc/a\.png cannot be written"):
+        require_writable(Path("/proc/a.png"))

@@ -7,17 +7,31 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from ppfed.attacks.values.fold import folds, keyless_view
 from ppfed.ciphers.registry import make_cipher
-from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info, cipher_names
+from ppfed.ciphers.spec import BLOCK_PX, CipherSpec, Scope, cipher_info, cipher_names
 from ppfed.errors import DataError, PPFedError
 from ppfed.images.open import open_source
 from ppfed.images.source import LoadReport
 from ppfed.images.types import PlainImages, UInt8Array
 from ppfed.keys.master import MasterKey
-from ppfed.preview import ENCRYPTED, FOLD, PLAIN, RESTORED, Sample, choose_samples, contact_sheet, write_contact_sheet
+from ppfed.preview import (
+    ENCRYPTED,
+    FOLD,
+    PLAIN,
+    REDUCED,
+    RESTORED,
+    SOLVED_PX,
+    Sample,
+    choose_samples,
+    contact_sheet,
+    solved_shape,
+    write_contact_sheet,
+)
 
 KEY = MasterKey(bytes(32))
 
@@ -138,6 +152,43 @@ def test_a_trained_attacker_gets_a_column_and_its_number(name: str, columns: int
     text = " ".join(written.get_text() for written in figure.texts)
     assert RESTORED.title in text
     assert "SSIM 0.47" in text
+
+
+@given(st.integers(1, 9000), st.integers(1, 9000), st.sampled_from([1, 3]))
+def test_what_the_solver_is_given_is_small(height: int, width: int, channels: int) -> None:
+    shape = solved_shape((height, width, channels))
+    if max(height, width) <= SOLVED_PX:
+        assert shape == (height, width, channels)
+        return
+    assert max(shape[:2]) == SOLVED_PX
+    assert shape[0] % BLOCK_PX == shape[1] % BLOCK_PX == 0
+    # Rounding to whole blocks moves a side by half a block, and none vanishes.
+    factor = SOLVED_PX / max(height, width)
+    assert all(abs(is_px - was_px * factor) <= BLOCK_PX for is_px, was_px in zip(shape, (height, width), strict=False))
+
+
+@pytest.mark.parametrize("name", ["np-v1", "le-v1", "etc-v1"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_solver_is_given_large_images_reduced_and_the_sheet_says_so(name: str, channels: int) -> None:
+    """Encrypted at that size, for nobody can reduce a ciphertext; the other columns keep theirs."""
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 200, 120, channels), dtype=np.uint8)
+    cipher = make_cipher(cipher_info(name).spec(), KEY)
+    seen: list[UInt8Array] = []
+    steps: list[int] = []
+
+    def restore(ciphertexts: UInt8Array) -> UInt8Array:
+        seen.append(ciphertexts)
+        return ciphertexts
+
+    small = np.full((1, 8, 8, channels), 9, np.uint8)
+    samples = [Sample("cat", PlainImages(pixels)), Sample("cat", PlainImages(small))]
+    figure = contact_sheet(samples, cipher, restore=restore, progress=steps.append)
+    assert [batch.shape for batch in seen] == [(1, 64, 40, channels), (1, 8, 8, channels)]
+    assert sum(steps) == 2
+    assert [len(np.asarray(axes.images[0].get_array())) for axes in figure.axes[:2]] == [200, 200]
+    assert REDUCED in " ".join(written.get_text() for written in figure.texts)
+    figure = contact_sheet(samples[1:], cipher, restore=restore)
+    assert "reduced" not in " ".join(written.get_text() for written in figure.texts)
 
 
 def test_the_file_is_private(root: Path, tmp_path: Path) -> None:

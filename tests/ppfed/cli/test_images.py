@@ -19,6 +19,7 @@ from ppfed.images.png import read_encrypted_png
 from ppfed.keys.files import write_key_file
 from ppfed.keys.master import MasterKey
 from ppfed.leakage.reference import quoted
+from ppfed.preview import REDUCED
 
 KEY = MasterKey(bytes(range(32)))
 app = typer.Typer(pretty_exceptions_enable=False)
@@ -81,6 +82,21 @@ def test_options_reach_the_files(folder: Path, scope: Scope, shuffle: bool) -> N
     assert ("recover" in result.stderr) == (scope is Scope.FIXED)
 
 
+@pytest.mark.parametrize("channels", [None, 1, 3])
+def test_channels_reach_the_files(folder: Path, channels: int | None) -> None:
+    Image.fromarray(np.zeros((6, 8), np.uint8)).save(folder / "photos" / "cat" / "grey.png")
+    wanted = [] if channels is None else ["--channels", str(channels)]
+    run("encrypt", "photos", "--key", "owner.key", "--out", "out", *wanted)
+    assert read_encrypted_png(folder / "out" / "cat" / "grey.png").shape == (6, 8, channels or 1)
+    assert read_encrypted_png(folder / "out" / "cat" / "0.png").shape == (6, 8, channels or 3)
+
+
+def test_two_channels_are_refused(folder: Path) -> None:
+    error = fail(UsageError, "encrypt", "photos", "--key", "owner.key", "--out", "out", "--channels", "2")
+    assert "1 or 3" in error.message
+    assert not (folder / "out").exists()
+
+
 @pytest.mark.parametrize("scope", Scope)
 @pytest.mark.parametrize("name", [name for name in cipher_names() if name != "np-v1"])
 def test_every_cipher_there_and_back(folder: Path, name: str, scope: Scope) -> None:
@@ -124,6 +140,15 @@ def test_bad_images(folder: Path) -> None:
     assert "encrypted 21 images" in result.stdout
 
 
+def test_images_that_turn_out_nearly_black_are_warned_of(folder: Path) -> None:
+    Image.fromarray(np.full((6, 8), 4095, np.uint16)).save(folder / "photos" / "dog" / "12-bit.png")
+    result = run("encrypt", "photos", "--key", "owner.key", "--out", "out")
+    assert "1  warning: 16-bit, but only the lowest 12 bits are used: nearly black" in result.stdout
+    assert "reduced" not in result.stdout
+    shown = run("preview", "photos", "--key", "owner.key", "--out", "sheet.png", "--count", "21", "--size", "8")
+    assert "1  warning: 16-bit, but only the lowest 12 bits" in shown.stdout
+
+
 def test_names_do_not_steer_the_terminal(folder: Path) -> None:
     (folder / "photos" / "cow\x1b]0;title\x07").mkdir()
     (folder / "photos" / "cow\x1b]0;title\x07" / "a\x1b[2J\n100 images.png").touch()
@@ -165,6 +190,27 @@ def test_preview(folder: Path) -> None:
     assert "warning" in run("preview", "photos", "--key", "owner.key", "--out", "a.png", "--scope", "fixed").stderr
     fail(UsageError, "preview", "photos", "--key", "owner.key", "--out", "sheet.pdf")
     run("preview", "photos", "--key", "owner.key", "--out", "le.png", "--cipher", "le-v1", "--size", "8")
+
+
+def test_a_preview_of_large_images_says_what_the_solver_was_given(folder: Path) -> None:
+    (folder / "large" / "cat").mkdir(parents=True)
+    Image.new("RGB", (72, 96), (200, 150, 100)).save(folder / "large" / "cat" / "one.png")
+    result = run("preview", "large", "--key", "owner.key", "--out", "sheet.png")
+    assert REDUCED in result.stdout
+    assert REDUCED not in run("preview", "large", "--key", "owner.key", "--out", "a.png", "--size", "16").stdout
+
+
+@pytest.mark.parametrize(("out", "said"), [("nowhere/a.png", "no folder nowhere"), ("photos.png", "is a folder")])
+def test_a_preview_that_cannot_be_written_is_refused_before_the_work(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, out: str, said: str
+) -> None:
+    (folder / "photos.png").mkdir()
+
+    def work(*_: object, **__: object) -> None:
+        raise AssertionError("images were read")
+
+    monkeypatch.setattr("ppfed.images.open.open_source", work)
+    assert said in fail(UsageError, "preview", "photos", "--key", "owner.key", "--out", out).message
 
 
 @pytest.mark.parametrize("channels", [1, 3])

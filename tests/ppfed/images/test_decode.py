@@ -18,7 +18,7 @@ from PIL import Image, ImageCms, PngImagePlugin
 
 from ppfed.errors import DataError
 from ppfed.images import decode
-from ppfed.images.decode import decode_image
+from ppfed.images.decode import asks_for_action, decode_image
 from ppfed.images.types import UInt8Array
 
 GENERATOR = np.random.default_rng(7)
@@ -179,6 +179,56 @@ def test_16_bit_grey(tmp_path: Path, name: str) -> None:
     decoded = decode_image(tmp_path / name)
     assert np.array_equal(decoded.pixels[..., 0], np.round(values / 257))
     assert decoded.notes == ("16-bit reduced to 8 bits",)
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+@pytest.mark.parametrize(
+    ("greatest", "bits"), [(1, 8), (255, 8), (256, 10), (1023, 10), (4095, 12), (4096, 13), (8191, 13)]
+)
+def test_values_in_the_lowest_of_16_bits_are_told(tmp_path: Path, name: str, greatest: int, bits: int) -> None:
+    """An export of fewer bits as they are: the fixed rule holds, for owners must not differ, but nothing hides it."""
+    values = np.minimum(WIDE, greatest)
+    Image.fromarray(values).save(tmp_path / name)
+    decoded = decode_image(tmp_path / name)
+    assert np.array_equal(decoded.pixels[..., 0], np.round(values / 257))
+    (note,) = decoded.notes
+    assert f"only the lowest {bits} bits" in note
+    assert "nearly black" in note
+    assert asks_for_action(note)
+
+
+@pytest.mark.parametrize("greatest", [0, 8192, 65535])
+def test_dark_and_black_images_are_no_such_export(tmp_path: Path, greatest: int) -> None:
+    Image.fromarray(np.minimum(WIDE, greatest)).save(tmp_path / "a.png")
+    assert decode_image(tmp_path / "a.png").notes == ("16-bit reduced to 8 bits",)
+    assert not asks_for_action("16-bit reduced to 8 bits")
+
+
+def test_tiff_that_says_how_many_bits_it_has_is_scaled_by_these(tmp_path: Path) -> None:
+    """Its white is 4,095: nothing is dark, and nothing is warned of."""
+    rows = np.array([[0, 2048, 4095, 4095]])
+    packed = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255]) for a, b in rows.reshape(-1, 2).tolist())
+    tags = [(256, 4), (257, 1), (258, 12), (259, 1), (262, 1), (273, 8), (277, 1), (278, 1), (279, len(packed))]
+    entries = b"".join(struct.pack("<HHII", tag, 4, 1, value) for tag, value in tags)
+    head = b"II*\0" + struct.pack("<I", 8 + len(packed)) + packed
+    (tmp_path / "a.tif").write_bytes(head + struct.pack("<H", len(tags)) + entries + bytes(4))
+    decoded = decode_image(tmp_path / "a.tif")
+    assert decoded.pixels[0, :, 0].tolist() == [0, 128, 255, 255]
+    assert decoded.notes == ("12-bit reduced to 8 bits",)
+
+
+@pytest.mark.parametrize(("colour", "channels"), [(2, 3), (4, 2), (6, 4)], ids=["RGB", "LA", "RGBA"])
+@pytest.mark.parametrize(("greatest", "bits"), [(1023, 10), (4095, 12), (65535, None)])
+def test_colour_in_the_lowest_of_16_bits_is_told(
+    tmp_path: Path, colour: int, channels: int, greatest: int, bits: int | None
+) -> None:
+    """However opaque it is."""
+    values = np.minimum(GENERATOR.integers(0, 1 << 16, (6, 9, channels), dtype=np.uint16), greatest)
+    if channels in (2, 4):
+        values[..., -1] = 65535
+    (tmp_path / "a.png").write_bytes(raw_png(9, 6, 16, colour, scanlines(values)))
+    (note,) = decode_image(tmp_path / "a.png").notes
+    assert (f"only the lowest {bits} bits" in note) == asks_for_action(note) == (bits is not None)
 
 
 def test_16_bit_grey_white_is_zero(tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from ppfed.images.encrypted_folder import (
 )
 from ppfed.images.open import open_source
 from ppfed.images.png import read_encrypted_png
+from ppfed.images.source import LoadReport, Split
 from ppfed.keys.master import MasterKey
 
 KEY = MasterKey(bytes(range(32)))
@@ -44,12 +45,13 @@ def encrypt(
     out: Path,
     spec: CipherSpec | None = None,
     size: tuple[int, int] | None = None,
+    channels: int | None = None,
     skip_bad: bool = False,
 ) -> EncryptReport:
     cipher = make_cipher(spec or CipherSpec(), KEY)
     steps: list[int] = []
     images = open_source(source)
-    report = encrypt_folder(images, cipher, out, size=size, skip_bad=skip_bad, progress=steps.append)
+    report = encrypt_folder(images, cipher, out, size=size, channels=channels, skip_bad=skip_bad, progress=steps.append)
     assert sum(steps) == sum(images.counts.values())
     return report
 
@@ -96,6 +98,20 @@ def test_resizing_comes_first(source: Path, tmp_path: Path) -> None:
     for name in ("cat/a.png", "dog/x/y.png"):
         resized = Image.open(source / name).resize((3, 2), Image.Resampling.BILINEAR)
         assert np.array_equal(np.array(Image.open(tmp_path / "back" / name)), np.array(resized))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_mixed_folder_becomes_one_of_equal_channels(source: Path, tmp_path: Path, channels: int) -> None:
+    """As an owner's client reads the same folder."""
+    put(source / "cat" / "grey.png", (4, 5))
+    report = encrypt(source, tmp_path / "out", channels=channels)
+    assert report.load.notes == ({"colour reduced to grey": 3} if channels == 1 else {})
+    decrypt(tmp_path / "out", tmp_path / "back")
+    images = open_source(source).read(Split.TRAIN, size=None, channels=channels, report=LoadReport(), batch_size=1)
+    for image, name in zip(images, ("cat/a.png", "cat/b.png", "cat/grey.png", "dog/x/y.png"), strict=True):
+        assert read_encrypted_png(tmp_path / "out" / name).shape == (4, 5, channels)
+        restored = np.array(Image.open(tmp_path / "back" / name)).reshape(4, 5, channels)
+        assert np.array_equal(restored, image.images.pixels[0])
 
 
 def test_ids_never_repeat(tmp_path: Path) -> None:

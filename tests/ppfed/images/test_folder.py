@@ -105,6 +105,20 @@ def test_bad_files_are_named_and_left_out(tmp_path: Path) -> None:
     assert report.notes == {"other file beside the class folders ignored": 1}
 
 
+def test_what_is_evidently_no_image_is_not_counted_as_one(tmp_path: Path) -> None:
+    """Nor is it passed over: it is bad, unless it holds an image, as the content decides. Progress keeps in step."""
+    for name in ("cat/a.png", "cat/no suffix.png", "cat/b.png"):
+        put(tmp_path / name)
+    (tmp_path / "cat" / "no suffix.png").rename(tmp_path / "cat" / "no suffix")
+    (tmp_path / "cat" / "b.png").rename(tmp_path / "cat" / "b.txt")
+    for name in ("labels.CSV", "scan.dcm"):
+        (tmp_path / "cat" / name).write_text("text")
+    assert FolderSource(tmp_path).counts == {Split.TRAIN: 3}
+    _, report = read(tmp_path)
+    assert [path for path, _ in report.bad] == ["cat/labels.CSV", "cat/scan.dcm"]
+    assert report.used == 3
+
+
 def test_what_systems_leave_is_ignored_and_counted(tmp_path: Path) -> None:
     put(tmp_path / "cat" / "a.png")
     for name in (".DS_Store", "Thumbs.db", "desktop.ini", "._a.png"):
@@ -123,6 +137,15 @@ def test_conversions_are_counted(tmp_path: Path) -> None:
         Image.fromarray(np.zeros((4, 5), np.uint16)).save(tmp_path / "cat" / f"{name}.png")
     _, report = read(tmp_path)
     assert report.notes == {"16-bit reduced to 8 bits": 2}
+
+
+def test_images_that_turn_out_nearly_black_are_counted_apart(tmp_path: Path) -> None:
+    (tmp_path / "cat").mkdir()
+    for name, greatest in (("a", 4095), ("b", 3000), ("c", 65535)):
+        Image.fromarray(np.full((4, 5), greatest, np.uint16)).save(tmp_path / "cat" / f"{name}.png")
+    _, report = read(tmp_path)
+    assert sorted(report.notes.values()) == [1, 2]
+    assert report.notes["16-bit reduced to 8 bits"] == 1
 
 
 def test_a_batch_ends_where_the_shape_changes(tmp_path: Path) -> None:

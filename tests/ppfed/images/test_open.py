@@ -50,6 +50,16 @@ def test_missing_and_empty(tmp_path: Path) -> None:
     assert "MedMNIST" in caught.value.hint
 
 
+def test_a_folder_of_images_without_classes_is_told_what_to_do(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 5, 3), np.uint8)).save(tmp_path / "a.png")
+    with pytest.raises(DataError, match="no class folders") as caught:
+        open_source(tmp_path)
+    assert "one sub-folder of any name" in caught.value.hint
+    (tmp_path / "any name").mkdir()
+    (tmp_path / "a.png").rename(tmp_path / "any name" / "a.png")
+    assert open_source(tmp_path).counts == {Split.TRAIN: 1}
+
+
 def test_bad_images_stop_or_are_skipped() -> None:
     raise_if_bad(LoadReport(used=3), skip_bad=False)
     report = LoadReport(used=3, bad=[("cat/a.png", "empty file")])
