@@ -207,6 +207,7 @@ def test_options_change_what_is_computed(make_federation: MakeFederation, traini
     same = all(torch.equal(plain[name], state[name]) for name in plain)
     # 29 images make 2 steps: nobody has fewer than 4 in one.
     assert same == (training == {"min_local_batch": 4})
+    assert [record.round for record in records] == [1, 2]
     assert all(np.isfinite(record.train_loss) for record in records)
 
 
@@ -391,7 +392,7 @@ def test_a_step_that_is_nobodys_turn_is_passed_over(make_federation: MakeFederat
     records, _ = run(federation)
     # 10 images make 3 steps; each owner has enough for one.
     assert [kind for _, kind in federation.grid.asked].count(GRADIENT) == 2 * 2
-    assert all(record.train_loss is not None for record in records)
+    assert [(record.round, record.train_loss is not None) for record in records] == [(1, True), (2, True)]
 
 
 # Of 125 images in steps of 10, anna and bert fill 2 steps each with 8 or more images, and carl 11: most steps are his.
@@ -424,6 +425,7 @@ def test_an_owner_that_announces_more_than_it_has_does_not_end_the_run_by_leavin
     federation = make(make_federation, quorum=2, enrolled={"carl": {"train_images": 2000}})
     federation.faults.offline.add("carl")
     records, _ = run(federation)
+    assert [record.round for record in records] == [1, 2]
     assert all(np.isfinite(record.train_loss) for record in records)
 
 
@@ -533,6 +535,7 @@ def test_batch_norm_moments_do_not_end_the_run(
 
     hostile(federation, rewrite, "moments", change, True)
     records, _ = run(federation)
+    assert [record.owners for record in records] == [3, 3]
     assert all(np.isfinite(record.held_out_loss) for record in records)
     assert bounded(audit, federation) == ["carl"] * 8
 
