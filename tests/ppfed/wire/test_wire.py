@@ -648,6 +648,7 @@ BAD_CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     # The largest that bfloat16 has, and 2**20, which is just beyond a million.
     "huge": ({"change": np.full(6, 0x7F7F, np.uint16)}, "larger than 1e"),
     "beyond a million": ({"change": np.full(6, 0x4980, np.uint16)}, "larger than 1e"),
+    "beyond a million below zero": ({"change": np.full(6, 0xC980, np.uint16)}, "larger than 1e"),
     "no statistics": ({"statistics": None}, "expected arrays"),
     "more": ({"more": np.zeros(1, np.float32)}, "expected arrays"),
     "statistics too short": ({"statistics": np.ones(3, np.float32)}, "another length"),
