@@ -179,6 +179,7 @@ def test_the_page_asks_nobody_for_anything(tmp_path: Path) -> None:
 
 def test_pictures_have_words_and_tables_have_headers(tmp_path: Path) -> None:
     page = Page(write_report(make_run(tmp_path / "run"))[0])
+    assert {"img", "svg", "th"} <= {tag for tag, _ in page.tags}
     assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
     assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
     assert all(
@@ -201,9 +202,9 @@ def test_names_from_files_are_text(tmp_path: Path) -> None:
         markdown = path.read_text("utf-8")
         assert "<script" not in markdown.replace("\\<script", "")
         assert not re.search(r"(?<!\\)\]\(javascript", markdown)
-        for line in markdown.splitlines():
-            if "alert" in line and line.startswith("|"):
-                assert "\\|" in line
+        rows = [line for line in markdown.splitlines() if "alert" in line and line.startswith("|")]
+        assert rows
+        assert all("\\|" in line for line in rows)
 
 
 def test_the_main_table_has_no_column_without_anything_in_it(tmp_path: Path) -> None:
