@@ -273,6 +273,19 @@ def test_the_verdict_follows_the_numbers(tmp_path: Path) -> None:
     assert "above “plain”" not in as_published
 
 
+def test_the_cost_of_encryption_is_told_of_arms_that_differ_in_it_alone(tmp_path: Path) -> None:
+    arms = (
+        {"name": "plain", "cipher": "plain", "mode": "pooled", "owners": 2},
+        {"name": "NP", "mode": "pooled", "owners": 2},
+        {"name": "a wrong key", "mode": "pooled", "owners": 2, "wrong_key_owners": 1},
+        {"name": "rounds", "mode": "updates", "owners": 2},
+    )
+    reached = {"plain": (0.9, 0.9), "NP": (0.8, 0.8), "a wrong key": (0.5, 0.5), "rounds": (0.4, 0.4)}
+    said = " ".join(verdict(Outcome.read(make_run(tmp_path / "run", reached, arms))))
+    assert "Encrypted against plain: “NP”, 10.00 points below “plain”" in said
+    assert "The farthest" not in said
+
+
 def test_published_numbers_with_another_budget_are_marked(tmp_path: Path) -> None:
     _, small = write_report(make_run(tmp_path / "small"))
     _, paper = write_report(make_run(tmp_path / "paper", scale=Scale.PAPER))
@@ -634,6 +647,21 @@ def test_a_control_was_trained_by_the_same_recipe(tmp_path: Path) -> None:
     }
 
 
+def test_a_control_has_images_of_the_same_size(tmp_path: Path) -> None:
+    arms = (
+        {"name": "plain", "cipher": "plain", "group": "g"},
+        {"name": "plain, 16 pixels", "cipher": "plain", "size": 16, "group": "other", "precision": "bfloat16"},
+        {"name": "NP, 16 pixels", "size": 16, "group": "g"},
+        {"name": "NP, 32 pixels", "size": 32, "group": "g"},
+    )
+    outcome = Outcome.read(make_run(tmp_path / "run", {arm["name"]: (0.5,) for arm in arms}, arms))
+    controls = {arm.name: outcome.control(arm) for arm in outcome.finished if not arm.is_plain}
+    assert {name: found and found.name for name, found in controls.items()} == {
+        "NP, 16 pixels": "plain, 16 pixels",
+        "NP, 32 pixels": None,
+    }
+
+
 def test_mixed_images_are_no_plain_control(tmp_path: Path) -> None:
     arms = ({"name": "mixed", "cipher": "pixel-block-mixing"}, {"name": "plain", "cipher": "plain"}, {"name": "NP"})
     outcome = Outcome.read(make_run(tmp_path / "run", {"mixed": (0.5,), "plain": (0.9,), "NP": (0.6,)}, arms))
@@ -723,6 +751,32 @@ def test_one_seed_within_the_error_of_the_images_needs_more_images() -> None:
     assert planned.seeds is None
     assert planned.images is not None
     assert 1.96**2 * found.sampling * 1000 / planned.images == pytest.approx(0.01**2, rel=1e-3)  # 1.96 is rounded
+
+
+def test_an_arm_with_one_seed_has_an_unknown_spread_beside_one_with_several() -> None:
+    one, several = Accuracies({0: 0.5}, 2000), Accuracies({0: 0.9, 1: 0.91, 2: 0.9}, 2000)
+    for found in (difference(one, several), difference(several, one)):
+        assert not found.paired
+        assert (found.deviation, found.half_over_seeds) == (None, None)
+        assert found.finding is Finding.ONE_SEED
+
+
+def test_several_seeds_within_the_error_of_the_images_need_more_images_and_seeds() -> None:
+    found = difference(Accuracies({0: 0.80, 1: 0.81, 2: 0.80}, 1000), Accuracies({0: 0.81, 1: 0.815, 2: 0.81}, 1000))
+    assert found.finding is Finding.WITHIN
+    planned = plan(found)
+    assert planned is not None
+    assert planned.seeds is not None
+    assert planned.images is not None
+    assert found.deviation is not None
+    sampling = found.sampling * 1000 / planned.images
+    # Each cause may take half of it.
+    assert 1.96**2 * sampling == pytest.approx(found.value**2 / 2, rel=1e-3)
+    halves = [
+        half_width([(found.deviation**2 / seeds, seeds - 1.0)], sampling)
+        for seeds in (planned.seeds - 1, planned.seeds)
+    ]
+    assert halves[0] >= found.value > halves[1]
 
 
 def test_the_sampling_error_falls_with_the_number_of_images() -> None:
