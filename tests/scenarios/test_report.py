@@ -23,7 +23,7 @@ from ppfed.leakage.record import AttackName, AttackOutcome, LeakageRecord, Measu
 from ppfed.model_folder import NOTICE
 from ppfed.training.settings import Padding
 from scenarios.attacking import save_pictures
-from scenarios.declaration import Arm, Scale, Scenario
+from scenarios.declaration import Arm, Budget, Scale, Scenario
 from scenarios.report import compare, write_report
 from scenarios.report.curves import line_of
 from scenarios.report.drawings import panels, speed_panels
@@ -33,7 +33,7 @@ from scenarios.report.outcome import Outcome
 from scenarios.report.pictures import cipher_pictures, drawn_image
 from scenarios.report.speed import seconds_until
 from scenarios.report.statistics import Accuracies, Finding, difference, half_width, plan, sampling_variance
-from scenarios.report.tables import accuracies
+from scenarios.report.tables import accuracies, budget_differences
 from scenarios.report.verdict import SMOKE, verdict
 from scenarios.report.wording import NOTHING
 from scenarios.results import CurveRow, Identity, Result, RunRecord, append, pictures_path
@@ -271,6 +271,13 @@ def test_the_verdict_follows_the_numbers(tmp_path: Path) -> None:
     assert "3 do not" in against
     assert "above “plain”" in against
     assert "above “plain”" not in as_published
+
+
+def test_budgets_differ_in_what_decides_numbers_and_not_in_seeds() -> None:
+    budget = Budget(size=8, epochs=3, base_maps=4, seeds=1)
+    assert budget_differences(budget, budget.model_copy(update={"seeds": 3})) == []
+    other = budget.model_copy(update={"seeds": 3, "epochs": 3000, "images": 100})
+    assert budget_differences(budget, other) == [("training images", "all", "100"), ("passes", "3", "3,000")]
 
 
 def test_the_cost_of_encryption_is_told_of_arms_that_differ_in_it_alone(tmp_path: Path) -> None:
