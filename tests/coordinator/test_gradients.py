@@ -524,6 +524,20 @@ def test_a_gradient_below_the_limit_does_not_end_the_run(
     assert away.count("carl") == (8 if often else 1)
 
 
+def test_who_went_beyond_the_bound_is_known_after_a_restart(make_federation: MakeFederation, rewrite: Rewrite) -> None:
+    federation = make(make_federation, owners_=THREE, quorum=2)
+    hostile(federation, rewrite, "gradient", filled(9e3), often=False)
+    next(gradients_of(federation)[0].run())
+    before = load_checkpoint(federation.state.checkpoint)
+    run(federation)
+    after = load_checkpoint(federation.state.checkpoint)
+    assert before is not None
+    assert after is not None
+    assert (before.rounds, after.rounds) == (1, 2)
+    assert before.norms.beyond == after.norms.beyond == {"carl": 1}
+    assert after.norms.longest["carl"] == before.norms.longest["carl"] > 0
+
+
 @pytest.mark.parametrize(("mean", "variance"), [(700.0, 0.0), (0.0, 4e5), (0.0, 0.0)])
 def test_batch_norm_moments_do_not_end_the_run(
     make_federation: MakeFederation, rewrite: Rewrite, audit: Audit, mean: float, variance: float
