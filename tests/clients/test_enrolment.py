@@ -252,10 +252,18 @@ def test_proxies_and_packing_of_this_machine_play_no_part(
     assert len(seen) == 1
 
 
+@pytest.mark.parametrize("trusted_here", [False, True])
 def test_the_certificate_of_another_authority_is_refused(
-    make_client: Callable[..., CoordinatorClient], certificates: Certificates, tmp_path: Path
+    make_client: Callable[..., CoordinatorClient],
+    certificates: Certificates,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    trusted_here: bool,
 ) -> None:
     other = ensure_certificates(tmp_path, "localhost", datetime.datetime.now(datetime.UTC))
+    if trusted_here:
+        # OpenSSL's own way to say which authorities a machine trusts.
+        monkeypatch.setenv("SSL_CERT_FILE", str(other.ca))
     with answering(other, 200, b'{"admitted": true}') as (address, seen):
         client = make_client(address)
         with pytest.raises(FederationError, match="certificate verify failed"):

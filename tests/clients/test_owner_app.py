@@ -511,9 +511,13 @@ def test_fewer_images_than_agreed_are_no_gradient(make_owner: Callable[..., Simp
             owner.ask(GRADIENT, step_order(owner, 1, step, 1000))
 
 
-def test_the_number_of_steps_stays(make_owner: Callable[..., SimpleNamespace]) -> None:
+@pytest.mark.parametrize("measured", [False, True])
+def test_the_number_of_steps_stays(make_owner: Callable[..., SimpleNamespace], measured: bool) -> None:
     owner = make_owner(exchange="gradients")
     gradient_of(owner, 1, 0)
+    if measured:
+        # Its answer is counted, too, and says nothing of steps.
+        owner.ask(EVALUATE, order(owner, 2))
     for one in (owner, make_owner(exchange="gradients")):
         with pytest.raises(PeerDataError, match="changed the number of steps"):
             one.ask(GRADIENT, step_order(one, 2, 0, 4))

@@ -281,20 +281,18 @@ def test_a_store_is_made_again_where_a_file_changed(
     assert not set(before) & set(after)
 
 
-def test_a_store_is_made_again_for_another_key_other_settings_and_copies(
-    tmp_path: Path, make_settings: MakeSettings
-) -> None:
+@pytest.mark.parametrize("changed", ["key", "settings", "copies"])
+def test_a_store_is_made_again_for_another(tmp_path: Path, make_settings: MakeSettings, changed: str) -> None:
     data = class_folder(tmp_path / "data", {"cat": 3, "dog": 3})
     store = tmp_path / "store"
-    settings = make_settings(exchange="images")
-    seen = [set(ids_of(made(data, settings, store)))]
-    seen.append(set(ids_of(made(data, settings, store, copies=2))))
-    seen.append(set(ids_of(made(data, make_settings(exchange="images", training={"seed": 9}), store))))
-    other = make_cipher(CipherSpec(), MasterKey(bytes(32)))
-    prepared = prepare(open_source(data), data, other, settings, store)
-    seen.append({one.tobytes() for shard in prepared.store.shards(Split.TRAIN) for one in shard.images.ids})
-    assert next(prepared.store.shards(Split.TRAIN)).images.fingerprint == other.fingerprint
-    assert len(set.union(*seen)) == sum(len(one) for one in seen)
+    before = set(ids_of(made(data, make_settings(exchange="images"), store)))
+    settings = make_settings(exchange="images", training={"seed": 9} if changed == "settings" else {})
+    cipher = make_cipher(CipherSpec(), MasterKey(bytes(32))) if changed == "key" else CIPHER
+    prepared = prepare(open_source(data), data, cipher, settings, store, copies=2 if changed == "copies" else 1)
+    shards = list(prepared.store.shards(Split.TRAIN))
+    assert shards
+    assert {shard.images.fingerprint for shard in shards} == {cipher.fingerprint}
+    assert not before & {one.tobytes() for shard in shards for one in shard.images.ids}
 
 
 def change_a_pixel(shard: Path) -> None:
@@ -375,6 +373,19 @@ def test_a_folder_of_the_users_own_is_never_deleted(tmp_path: Path, make_setting
         made(data, make_settings(), tmp_path / "store")
     assert "--state" in caught.value.hint
     assert contents(tmp_path) == before
+
+
+def test_what_a_link_in_the_store_points_to_is_never_deleted(tmp_path: Path, make_settings: MakeSettings) -> None:
+    data = class_folder(tmp_path / "data", {"cat": 3, "dog": 3})
+    before = ids_of(made(data, make_settings(), tmp_path / "store"))
+    own = tmp_path / "own"
+    own.mkdir()
+    (own / "letter.txt").write_text("the only copy")
+    (tmp_path / "store" / "link").symlink_to(own)
+    touch_later(data / "cat" / "000.png")
+    assert not set(before) & set(ids_of(made(data, make_settings(), tmp_path / "store")))
+    assert contents(own) == {"letter.txt": b"the only copy"}
+    assert not (tmp_path / "store" / "link").exists()
 
 
 def test_a_file_in_the_stores_place_is_never_deleted(tmp_path: Path, make_settings: MakeSettings) -> None:

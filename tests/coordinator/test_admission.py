@@ -347,6 +347,19 @@ def test_images_that_the_disk_cannot_hold_are_refused(
             assert set(state.owners().enrolled()) == {"bert"}
 
 
+def test_an_owner_that_joins_again_needs_room_once(
+    make_state: Callable[..., StateFolder], register: Registered, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state = make_state("images", exchange="images")
+    ensure_certificates(state.pki, "localhost", datetime.datetime.now(datetime.UTC))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=1500 * 244))
+    invite = make_invite(state, "anna")
+    for _ in range(2):
+        admit(state, request(invite, train_images=1000, held_out_images=500), register)
+    with pytest.raises(FederationError, match="has room for"):
+        admit(state, request(invite, train_images=1000, held_out_images=501), register)
+
+
 @pytest.mark.parametrize(
     "node_key",
     [

@@ -207,6 +207,7 @@ def test_options_change_what_is_computed(make_federation: MakeFederation, traini
     same = all(torch.equal(plain[name], state[name]) for name in plain)
     # 29 images make 2 steps: nobody has fewer than 4 in one.
     assert same == (training == {"min_local_batch": 4})
+    assert [record.round for record in records] == [1, 2]
     assert all(np.isfinite(record.train_loss) for record in records)
 
 
@@ -225,12 +226,14 @@ def filled(value: float, rows: slice = slice(None)) -> Callable[[Any], Any]:
 ANSWERS: dict[str, dict[str, Any]] = {
     "not a number": spoiled("gradient", filled(float("nan"), slice(0, 1))),
     "huge": spoiled("gradient", filled(1e5)),
+    "huge below zero": spoiled("gradient", filled(-1e5, slice(0, 1))),
     "too short": spoiled("gradient", lambda values: values[:-1]),
     "in two dimensions": spoiled("gradient", lambda values: values[None]),
     "float64": spoiled("gradient", lambda values: values.astype(np.float64)),
     "moments that are infinite": spoiled("moments", filled(float("inf"))),
     "negative variances": spoiled("moments", filled(-1.0)),
     "huge means": spoiled("moments", filled(1e4, slice(0, 1))),
+    "huge variances": spoiled("moments", filled(6e5, slice(-1, None))),
     "moments too long": spoiled("moments", lambda values: np.append(values, np.float32(1))),
     "more images than its share": {"metrics": {"num-examples": 11}},
     "no loss": {"metrics": {"train-loss": float("nan")}},
@@ -391,7 +394,7 @@ def test_a_step_that_is_nobodys_turn_is_passed_over(make_federation: MakeFederat
     records, _ = run(federation)
     # 10 images make 3 steps; each owner has enough for one.
     assert [kind for _, kind in federation.grid.asked].count(GRADIENT) == 2 * 2
-    assert all(record.train_loss is not None for record in records)
+    assert [(record.round, record.train_loss is not None) for record in records] == [(1, True), (2, True)]
 
 
 # Of 125 images in steps of 10, anna and bert fill 2 steps each with 8 or more images, and carl 11: most steps are his.
@@ -424,6 +427,7 @@ def test_an_owner_that_announces_more_than_it_has_does_not_end_the_run_by_leavin
     federation = make(make_federation, quorum=2, enrolled={"carl": {"train_images": 2000}})
     federation.faults.offline.add("carl")
     records, _ = run(federation)
+    assert [record.round for record in records] == [1, 2]
     assert all(np.isfinite(record.train_loss) for record in records)
 
 
@@ -520,6 +524,20 @@ def test_a_gradient_below_the_limit_does_not_end_the_run(
     assert away.count("carl") == (8 if often else 1)
 
 
+def test_who_went_beyond_the_bound_is_known_after_a_restart(make_federation: MakeFederation, rewrite: Rewrite) -> None:
+    federation = make(make_federation, owners_=THREE, quorum=2)
+    hostile(federation, rewrite, "gradient", filled(9e3), often=False)
+    next(gradients_of(federation)[0].run())
+    before = load_checkpoint(federation.state.checkpoint)
+    run(federation)
+    after = load_checkpoint(federation.state.checkpoint)
+    assert before is not None
+    assert after is not None
+    assert (before.rounds, after.rounds) == (1, 2)
+    assert before.norms.beyond == after.norms.beyond == {"carl": 1}
+    assert after.norms.longest["carl"] == before.norms.longest["carl"] > 0
+
+
 @pytest.mark.parametrize(("mean", "variance"), [(700.0, 0.0), (0.0, 4e5), (0.0, 0.0)])
 def test_batch_norm_moments_do_not_end_the_run(
     make_federation: MakeFederation, rewrite: Rewrite, audit: Audit, mean: float, variance: float
@@ -533,6 +551,7 @@ def test_batch_norm_moments_do_not_end_the_run(
 
     hostile(federation, rewrite, "moments", change, True)
     records, _ = run(federation)
+    assert [record.owners for record in records] == [3, 3]
     assert all(np.isfinite(record.held_out_loss) for record in records)
     assert bounded(audit, federation) == ["carl"] * 8
 

@@ -63,6 +63,10 @@ def test_it_is_valid_now_and_not_for_ever(files: Certificates) -> None:
             verify(files, HOST, NOW + datetime.timedelta(days=days))
 
 
+def test_an_owner_whose_clock_is_slow_can_join_at_once(files: Certificates) -> None:
+    assert verify(files, HOST, NOW - datetime.timedelta(minutes=50))
+
+
 def test_another_federations_authority_does_not_verify(files: Certificates, tmp_path: Path) -> None:
     other = ensure_certificates(tmp_path / "other", HOST, NOW)
     with pytest.raises(VerificationError):

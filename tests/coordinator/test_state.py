@@ -10,12 +10,13 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from coordinator.state import Owner, Plan, RoundRecord, StateFolder, Status, now_text
+from coordinator.state import Enrolled, Owner, Plan, RoundRecord, StateFolder, Status, now_text
 from ppfed.enrolment import Phase
 from ppfed.errors import UsageError
 from ppfed.federation import FederationSettings
@@ -161,6 +162,25 @@ def test_an_old_stop_request_does_not_stop_a_new_coordinator(state: StateFolder)
 
 def test_the_owners_joining_times_are_the_ones_on_record(state: StateFolder) -> None:
     assert state.joined_at() == {}
+    enrolled = Enrolled(
+        node_key="k",
+        node_id=1,
+        fingerprint="0" * 16,
+        train_images=1,
+        held_out_images=0,
+        copies=1,
+        at="1970-01-01T01:00:02.500+01:00",
+    )
+    with state.changing_owners() as owners:
+        owners["anna"] = Owner(name="anna", token_sha256="0", invited_at=now_text(), enrolled=enrolled)
+        owners["bert"] = Owner(name="bert", token_sha256="1", invited_at=now_text())
+    assert state.joined_at() == {"anna": 2.5}
+    before = time.time()
+    with state.changing_owners() as owners:
+        joined = enrolled.model_copy(update={"at": now_text()})
+        owners["bert"] = owners["bert"].model_copy(update={"enrolled": joined})
+    # To the millisecond: it is compared with the clock of whoever asks.
+    assert before - 0.001 <= state.joined_at()["bert"] <= time.time()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"owners": {"anna": {"name": "anna"}}}', "\x00" * 50])

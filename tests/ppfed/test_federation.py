@@ -70,6 +70,8 @@ def invite(make_settings: MakeSettings) -> Invite:
         ({"exchange": "gradients", "training": {"alternate_flip": True}}, "alternate_flip belongs to exchanges"),
         ({"exchange": "images", "training": {"alternate_flip": True, "horizontal_flip": False}}, "needs horizontal"),
         ({"exchange": "images", "training": {"first_crop": 0.5}}, "less than 8 pixels of a side"),
+        ({"exchange": "images", "training": {"first_crop": 0.5}, "width": 32}, "less than 8 pixels of a side"),
+        ({"exchange": "images", "training": {"first_crop": 0.5}, "height": 32}, "less than 8 pixels of a side"),
         ({"training": {"first_crop": 0.5, "adaptation_kind": "block"}, "height": 32, "width": 32}, "of any size"),
         ({"training": {"first_crop": 0.5, "backbone": "convmixer"}, "height": 32, "width": 32}, "of any size"),
         ({"training": {"update_format": "float16"}}, "training.update_format"),
@@ -197,6 +199,15 @@ def test_settings_reach_network_and_training(make_settings: MakeSettings) -> Non
     assert (training.epochs, training.batch_size, training.learning_rate) == (6, 8, 0.05)
     assert training.seed == 12
     assert training.augmentation == Augmentation.of(agreed.training)
+
+
+@pytest.mark.parametrize("mirrored", [False, True])
+@pytest.mark.parametrize("flip", [False, True])
+def test_mirror_images_are_looked_at_only_where_training_showed_them(
+    make_settings: MakeSettings, mirrored: bool, flip: bool
+) -> None:
+    agreed = make_settings(training={"mirrored_views": mirrored, "horizontal_flip": flip})
+    assert agreed.network_config().mirrored_views is (mirrored and flip)
 
 
 # Classes.

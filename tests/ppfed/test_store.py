@@ -165,6 +165,15 @@ def test_labels_of_another_type_are_a_data_error(tmp_path: Path, make_shard: Mak
         read_shard(path)
 
 
+def test_a_missing_label_is_a_data_error(tmp_path: Path, make_shard: MakeShard) -> None:
+    path = ShardStore(tmp_path).write(Split.TRAIN, 0, make_shard(2))
+    batch = pa.ipc.open_file(path).get_batch(0)
+    columns = {name: batch.column(name) for name in batch.schema.names} | {"label": pa.array([0, None], pa.int32())}
+    write_arrow(path, columns, batch.schema.metadata)
+    with pytest.raises(DataError):
+        read_shard(path)
+
+
 @pytest.mark.parametrize("error", [pa.ArrowNotImplementedError, pa.ArrowInvalid, pa.ArrowKeyError])
 def test_whatever_arrow_raises_is_a_data_error(
     tmp_path: Path, make_shard: MakeShard, monkeypatch: pytest.MonkeyPatch, error: type[Exception]

@@ -23,7 +23,7 @@ from ppfed.leakage.record import AttackName, AttackOutcome, LeakageRecord, Measu
 from ppfed.model_folder import NOTICE
 from ppfed.training.settings import Padding
 from scenarios.attacking import save_pictures
-from scenarios.declaration import Arm, Scale, Scenario
+from scenarios.declaration import Arm, Budget, Scale, Scenario
 from scenarios.report import compare, write_report
 from scenarios.report.curves import line_of
 from scenarios.report.drawings import panels, speed_panels
@@ -33,7 +33,7 @@ from scenarios.report.outcome import Outcome
 from scenarios.report.pictures import cipher_pictures, drawn_image
 from scenarios.report.speed import seconds_until
 from scenarios.report.statistics import Accuracies, Finding, difference, half_width, plan, sampling_variance
-from scenarios.report.tables import accuracies
+from scenarios.report.tables import accuracies, budget_differences
 from scenarios.report.verdict import SMOKE, verdict
 from scenarios.report.wording import NOTHING
 from scenarios.results import CurveRow, Identity, Result, RunRecord, append, pictures_path
@@ -179,6 +179,7 @@ def test_the_page_asks_nobody_for_anything(tmp_path: Path) -> None:
 
 def test_pictures_have_words_and_tables_have_headers(tmp_path: Path) -> None:
     page = Page(write_report(make_run(tmp_path / "run"))[0])
+    assert {"img", "svg", "th"} <= {tag for tag, _ in page.tags}
     assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
     assert all(attributes.get("scope") for tag, attributes in page.tags if tag == "th")
     assert all(
@@ -201,9 +202,9 @@ def test_names_from_files_are_text(tmp_path: Path) -> None:
         markdown = path.read_text("utf-8")
         assert "<script" not in markdown.replace("\\<script", "")
         assert not re.search(r"(?<!\\)\]\(javascript", markdown)
-        for line in markdown.splitlines():
-            if "alert" in line and line.startswith("|"):
-                assert "\\|" in line
+        rows = [line for line in markdown.splitlines() if "alert" in line and line.startswith("|")]
+        assert rows
+        assert all("\\|" in line for line in rows)
 
 
 def test_the_main_table_has_no_column_without_anything_in_it(tmp_path: Path) -> None:
@@ -272,6 +273,26 @@ def test_the_verdict_follows_the_numbers(tmp_path: Path) -> None:
     assert "above “plain”" not in as_published
 
 
+def test_budgets_differ_in_what_decides_numbers_and_not_in_seeds() -> None:
+    budget = Budget(size=8, epochs=3, base_maps=4, seeds=1)
+    assert budget_differences(budget, budget.model_copy(update={"seeds": 3})) == []
+    other = budget.model_copy(update={"seeds": 3, "epochs": 3000, "images": 100})
+    assert budget_differences(budget, other) == [("training images", "all", "100"), ("passes", "3", "3,000")]
+
+
+def test_the_cost_of_encryption_is_told_of_arms_that_differ_in_it_alone(tmp_path: Path) -> None:
+    arms = (
+        {"name": "plain", "cipher": "plain", "mode": "pooled", "owners": 2},
+        {"name": "NP", "mode": "pooled", "owners": 2},
+        {"name": "a wrong key", "mode": "pooled", "owners": 2, "wrong_key_owners": 1},
+        {"name": "rounds", "mode": "updates", "owners": 2},
+    )
+    reached = {"plain": (0.9, 0.9), "NP": (0.8, 0.8), "a wrong key": (0.5, 0.5), "rounds": (0.4, 0.4)}
+    said = " ".join(verdict(Outcome.read(make_run(tmp_path / "run", reached, arms))))
+    assert "Encrypted against plain: “NP”, 10.00 points below “plain”" in said
+    assert "The farthest" not in said
+
+
 def test_published_numbers_with_another_budget_are_marked(tmp_path: Path) -> None:
     _, small = write_report(make_run(tmp_path / "small"))
     _, paper = write_report(make_run(tmp_path / "paper", scale=Scale.PAPER))
@@ -288,49 +309,52 @@ def test_owners_and_queries_have_tables(tmp_path: Path) -> None:
     assert "| NP | wrong key | 10.00 (1) |" in markdown
 
 
-@pytest.mark.parametrize(
-    "changed",
-    [
-        {"mode": "pooled", "owners": 2},
-        {"mode": "updates", "owners": 2, "partition": "shards-2"},
-        {"mode": "updates", "owners": 2, "local_epochs": 3},
-        {"mode": "updates", "owners": 2, "strategy": "fedadam"},
-        {"mode": "updates", "owners": 2, "update_format": "bfloat16"},
-        {"mode": "gradients", "owners": 2, "batch_norm": "shared"},
-        {"mode": "pooled", "owners": 2, "wrong_key_owners": 1},
-        {"cipher": "etc-v1"},
-        {"scope": "fixed"},
-        {"colour_shuffle": True},
-        {"adaptation": (16,)},
-        {"adaptation_kind": "block"},
-        {"features": "fold"},
-        {"augmentation": "none"},
-        {"padding": next(kind for kind in Padding if kind != Arm.model_fields["padding"].default)},
-        {"mirrored_views": True},
-        {"size": 16},
-        {"channels": 1},
-        {"label_smoothing": 0.1},
-        {"backbone": "convmixer"},
-        {"budget_part": 0.5},
-        {"learning_rate": 0.3},
-        {"schedule": "paper"},
-        {"average_passes": 0.5},
-        {"first_crop": 0.5},
-        {"alternate_flip": True},
-        {"precision": "bfloat16"},
-    ],
-    ids=lambda changed: list(changed)[-1],
+# Of each, the last setting is what the two arms differ in.
+CHANGED: tuple[dict[str, object], ...] = (
+    {"mode": "pooled"},
+    {"mode": "pooled", "owners": 2},
+    {"mode": "updates", "owners": 2, "partition": "shards-2"},
+    {"mode": "updates", "owners": 2, "local_epochs": 3},
+    {"mode": "updates", "owners": 2, "strategy": "fedadam"},
+    {"mode": "updates", "owners": 2, "update_format": "bfloat16"},
+    {"mode": "gradients", "owners": 2, "batch_norm": "shared"},
+    {"mode": "pooled", "owners": 2, "wrong_key_owners": 1},
+    {"cipher": "etc-v1"},
+    {"scope": "fixed"},
+    {"colour_shuffle": True},
+    {"adaptation": (16,)},
+    {"adaptation_kind": "block"},
+    {"features": "fold"},
+    {"augmentation": "none"},
+    {"padding": next(kind for kind in Padding if kind != Arm.model_fields["padding"].default)},
+    {"mirrored_views": True},
+    {"size": 16},
+    {"channels": 1},
+    {"label_smoothing": 0.1},
+    {"backbone": "convmixer"},
+    {"budget_part": 0.5},
+    {"learning_rate": 0.3},
+    {"schedule": "paper"},
+    {"average_passes": 0.5},
+    {"first_crop": 0.5},
+    {"alternate_flip": True},
+    {"precision": "bfloat16"},
 )
+
+
+@pytest.mark.parametrize("changed", CHANGED, ids=lambda changed: list(changed)[-1])
 def test_the_main_table_shows_every_setting(tmp_path: Path, changed: dict[str, object]) -> None:
-    like = {field: changed[field] for field in ("mode", "owners") if field in changed and len(changed) > 2}
+    like = {field: changed[field] for field in list(changed)[:-1]}
     arms = ({"name": "usual", **like}, {"name": "changed", **changed})
     usual, other = accuracies(Outcome.read(make_run(tmp_path / "run", {}, arms))).rows
     assert usual.cells[1:5] != other.cells[1:5]
 
 
 def test_every_setting_of_an_arm_is_tried_above() -> None:
-    source = Path(__file__).read_text("utf-8")
-    assert all(f'"{field}"' in source for field in Arm.model_fields)
+    # The others are no settings of the training: how an arm is called, and what stands in columns of its own.
+    assert {list(changed)[-1] for changed in CHANGED} == set(Arm.model_fields) - {
+        *("name", "group", "attacks", "published")
+    }
 
 
 SPEEDS = (
@@ -630,6 +654,21 @@ def test_a_control_was_trained_by_the_same_recipe(tmp_path: Path) -> None:
     }
 
 
+def test_a_control_has_images_of_the_same_size(tmp_path: Path) -> None:
+    arms = (
+        {"name": "plain", "cipher": "plain", "group": "g"},
+        {"name": "plain, 16 pixels", "cipher": "plain", "size": 16, "group": "other", "precision": "bfloat16"},
+        {"name": "NP, 16 pixels", "size": 16, "group": "g"},
+        {"name": "NP, 32 pixels", "size": 32, "group": "g"},
+    )
+    outcome = Outcome.read(make_run(tmp_path / "run", {arm["name"]: (0.5,) for arm in arms}, arms))
+    controls = {arm.name: outcome.control(arm) for arm in outcome.finished if not arm.is_plain}
+    assert {name: found and found.name for name, found in controls.items()} == {
+        "NP, 16 pixels": "plain, 16 pixels",
+        "NP, 32 pixels": None,
+    }
+
+
 def test_mixed_images_are_no_plain_control(tmp_path: Path) -> None:
     arms = ({"name": "mixed", "cipher": "pixel-block-mixing"}, {"name": "plain", "cipher": "plain"}, {"name": "NP"})
     outcome = Outcome.read(make_run(tmp_path / "run", {"mixed": (0.5,), "plain": (0.9,), "NP": (0.6,)}, arms))
@@ -719,6 +758,32 @@ def test_one_seed_within_the_error_of_the_images_needs_more_images() -> None:
     assert planned.seeds is None
     assert planned.images is not None
     assert 1.96**2 * found.sampling * 1000 / planned.images == pytest.approx(0.01**2, rel=1e-3)  # 1.96 is rounded
+
+
+def test_an_arm_with_one_seed_has_an_unknown_spread_beside_one_with_several() -> None:
+    one, several = Accuracies({0: 0.5}, 2000), Accuracies({0: 0.9, 1: 0.91, 2: 0.9}, 2000)
+    for found in (difference(one, several), difference(several, one)):
+        assert not found.paired
+        assert (found.deviation, found.half_over_seeds) == (None, None)
+        assert found.finding is Finding.ONE_SEED
+
+
+def test_several_seeds_within_the_error_of_the_images_need_more_images_and_seeds() -> None:
+    found = difference(Accuracies({0: 0.80, 1: 0.81, 2: 0.80}, 1000), Accuracies({0: 0.81, 1: 0.815, 2: 0.81}, 1000))
+    assert found.finding is Finding.WITHIN
+    planned = plan(found)
+    assert planned is not None
+    assert planned.seeds is not None
+    assert planned.images is not None
+    assert found.deviation is not None
+    sampling = found.sampling * 1000 / planned.images
+    # Each cause may take half of it.
+    assert 1.96**2 * sampling == pytest.approx(found.value**2 / 2, rel=1e-3)
+    halves = [
+        half_width([(found.deviation**2 / seeds, seeds - 1.0)], sampling)
+        for seeds in (planned.seeds - 1, planned.seeds)
+    ]
+    assert halves[0] >= found.value > halves[1]
 
 
 def test_the_sampling_error_falls_with_the_number_of_images() -> None:

@@ -492,6 +492,28 @@ def test_partial_file_is_removed(
     assert not list(tmp_path.iterdir())
 
 
+def test_a_new_file_and_its_name_are_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "a.key"
+    synced: list[tuple[Path, bytes]] = []
+
+    def fsync(descriptor: int) -> None:
+        synced.append((Path(os.readlink(f"/proc/self/fd/{descriptor}")), path.read_bytes()))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_private_file(path, b"x")
+    assert synced == [(path, b"x"), (tmp_path, b"x")]
+
+
+def test_a_file_system_that_cannot_sync_folders_keeps_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(22, "Invalid argument")
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    write_private_file(tmp_path / "a.key", b"x")
+    assert (tmp_path / "a.key").read_bytes() == b"x"
+
+
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(KeyFileError, match="cannot be created: No such file or directory"):
         write_key_file(tmp_path / "none" / "a.key", MasterKey.generate(), None)

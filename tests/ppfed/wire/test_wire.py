@@ -648,6 +648,7 @@ BAD_CHANGES: dict[str, tuple[dict[str, Any], str]] = {
     # The largest that bfloat16 has, and 2**20, which is just beyond a million.
     "huge": ({"change": np.full(6, 0x7F7F, np.uint16)}, "larger than 1e"),
     "beyond a million": ({"change": np.full(6, 0x4980, np.uint16)}, "larger than 1e"),
+    "beyond a million below zero": ({"change": np.full(6, 0xC980, np.uint16)}, "larger than 1e"),
     "no statistics": ({"statistics": None}, "expected arrays"),
     "more": ({"more": np.zeros(1, np.float32)}, "expected arrays"),
     "statistics too short": ({"statistics": np.ones(3, np.float32)}, "another length"),
@@ -808,6 +809,16 @@ def test_an_array_does_not_repeat_a_chunk_without_end(listed: Any, good: bool) -
     else:
         with pytest.raises((ValueError, LookupError, TypeError)):
             inflate_object_from_contents(name, objects)
+
+
+def test_an_array_is_not_made_of_arrays() -> None:
+    """Eight times as large with each level: the bound on how often a chunk is repeated would be none."""
+    inner, objects = deflated([0] * 8, [b"a" * 10])
+    meta = {"dtype": "uint8", "shape": (), "stype": "numpy.ndarray", "arraychunk_ids": [0] * 8}
+    body = json.dumps(meta).encode()
+    content = b"Array %s %d" % (inner.encode(), len(body)) + HEAD_BODY_DIVIDER + body
+    with pytest.raises(ValueError, match="something else than chunks"):
+        inflate_object_from_contents(get_object_id(content), {**objects, get_object_id(content): content})
 
 
 def test_the_arrays_of_a_message_do_not_share_a_chunk_without_end() -> None:
