@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from ppfed.atomic import sync_folder
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import DataError
 from ppfed.images.source import Split
@@ -109,6 +110,7 @@ class ShardStore:
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
+        sync_folder(path.parent)
         return path
 
     def shards(self, split: Split) -> Iterator[Shard]:

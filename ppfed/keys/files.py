@@ -22,6 +22,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.scrypt import Scrypt
 
+from ppfed.atomic import sync_folder
 from ppfed.errors import (
     KeyFileError,
     KeyFileExistsError,
@@ -255,7 +256,7 @@ def write_private_file(path: Path, data: bytes) -> None:
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def read_private_file(path: Path) -> bytes:
@@ -481,16 +482,6 @@ def _unbase64(text: str) -> bytes | None:
         return None
     data = base64.urlsafe_b64decode(text + "=" * (-len(text) % 4))
     return data if _base64(data) == text else None
-
-
-def _sync_folder(folder: Path) -> None:
-    # Not every file system can do this, and the file itself is safe already.
-    with suppress(OSError):
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _damaged(source: str, what: str) -> KeyFileTruncatedError:
