@@ -263,7 +263,7 @@ def test_a_partial_file_is_not_listed_and_not_left(
         for index in (0, 1):
             with pytest.raises(OSError, match="no power"):
                 store.write(Split.TRAIN, index, make_shard(2, seed=2))
-    assert [path.name for path in store.paths(Split.TRAIN)] == ["00000.arrow"]
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["00000.arrow"]
     assert_equal(*store.shards(Split.TRAIN), old)
 
 
