@@ -80,7 +80,7 @@ def predict_images(
 
     @cache
     def cipher() -> Cipher:
-        return _cipher(model.card, key if isinstance(key, MasterKey) else key())
+        return query_cipher(model.card, key if isinstance(key, MasterKey) else key())
 
     if isinstance(key, MasterKey):
         cipher()
@@ -100,7 +100,14 @@ def predict_images(
     return predictions
 
 
-def _cipher(card: ModelCard, key: MasterKey) -> Cipher:
+def query_cipher(card: ModelCard, key: MasterKey) -> Cipher:
+    """Make the cipher that a model's training images were encrypted with.
+
+    Raises
+    ------
+    WrongKeyError
+        If the key is another one.
+    """
     if key.fingerprint != card.fingerprint:
         raise WrongKeyError(
             f"the network knows images encrypted with key {card.fingerprint}, and this key is {key.fingerprint}",
@@ -151,6 +158,18 @@ def _read_encrypted(path: Path, card: ModelCard, why_not_plain: str) -> Encrypte
         why_not_encrypted = error.message.removeprefix(f"{path}: ")
         reasons = dict.fromkeys((why_not_plain, why_not_encrypted))
         raise DataError("; ".join(reasons)) from None
+    require_known(images, card)
+    return images
+
+
+def require_known(images: EncryptedImages, card: ModelCard) -> None:
+    """Refuse encrypted images that are not of the key, cipher and size that a model was trained on.
+
+    Raises
+    ------
+    DataError
+        With the reason alone.
+    """
     expected = (card.height, card.width, card.channels)
     if images.fingerprint != card.fingerprint:
         raise DataError(f"encrypted with key {images.fingerprint}, and the network knows key {card.fingerprint}")
@@ -158,7 +177,6 @@ def _read_encrypted(path: Path, card: ModelCard, why_not_plain: str) -> Encrypte
         raise DataError(f"encrypted with {images.cipher}, and the network knows {card.cipher_spec()}")
     if images.shape != expected:
         raise DataError(f"encrypted at {_dimensions(images.shape)}, and the network takes {_dimensions(expected)}")
-    return images
 
 
 def _dimensions(shape: tuple[int, int, int]) -> str:

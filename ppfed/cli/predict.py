@@ -63,7 +63,7 @@ def predict(
         stdout().out(_json(predictions, loaded.card.classes), highlight=False)
     elif predictions:
         stdout().print(_table(predictions, loaded.card.classes, top))
-    _print_problems(report)
+    print_problems(report)
     if report.bad:
         raise typer.Exit(1)
 
@@ -100,7 +100,8 @@ def _table(predictions: Sequence[Prediction], classes: Sequence[str], top: int) 
     return table
 
 
-def _print_problems(report: LoadReport) -> None:
+def print_problems(report: LoadReport) -> None:
+    """Tell on stderr what happened to images, and which were left out."""
     console = stderr()
     for note, count in report.notes.items():
         print_line(console, f"note: {note}, {count} {'image' if count == 1 else 'images'}")
