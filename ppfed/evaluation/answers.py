@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,15 +90,15 @@ def choose_part(source: SectionedSource, card: ModelCard) -> MeasuredPart:
     Raises
     ------
     DataError
-        If there are no images in it, or some are of a class that the model does not know.
+        If there are no images in it, some are of a class that the model does not know, or they were encrypted otherwise
+        than the model's.
     """
     section = next(name for name in _CHOICE if name in source.sections)
     used = {label for label, _ in source.listing(section)}
     if not used:
         raise DataError(f"{_place(source, section)} holds no images.", hint="Name a source with images in its classes.")
     positions, by_number = _positions(source, used, card.classes)
-    paths = [path for path, _, _ in _files(source, section)[:_LOOKED_AT]]
-    return MeasuredPart(source, section, positions, by_number, any(_is_encrypted(path) for path in paths))
+    return MeasuredPart(source, section, positions, by_number, _is_encrypted(source, section, card))
 
 
 def classify_part(
@@ -194,12 +195,26 @@ def _files(source: SectionedSource, section: str) -> list[tuple[Path, int, str]]
     return [(folder / source.classes[label] / name, label, name) for label, name in source.listing(section)]
 
 
-def _is_encrypted(path: Path) -> bool:
-    try:
-        read_encrypted_png(path)
-    except DataError:
-        return False
-    return True
+def _is_encrypted(source: SectionedSource, section: str, card: ModelCard) -> bool:
+    """Tell by the first files; of several that are encrypted, one at least has to be so as the model knows it."""
+    found: list[EncryptedImages] = []
+    for path, _, _ in _files(source, section)[:_LOOKED_AT]:
+        with suppress(DataError):
+            found.append(read_encrypted_png(path))
+    reason = ""
+    for images in found:
+        try:
+            require_known(images, card)
+        except DataError as error:
+            reason = error.message
+        else:
+            return True
+    if found:
+        raise DataError(
+            f"{_place(source, section)} holds images {reason}.",
+            hint="Name the plain images, or those that 'ppfed encrypt' made with the model's key, cipher and size.",
+        )
+    return False
 
 
 def _plain_batches(

@@ -233,7 +233,9 @@ def test_encrypted_images_of_another_key_are_named() -> None:
     error = fail(BadImagesError, "model", "right")
     assert "rose/0.png: encrypted with key" in error.message
     assert figures("model", "right", "--skip-bad")["images"] == 11
-    assert "encrypted with key" in fail(DataError, "model", "wrong", "--skip-bad").message
+    error = fail(DataError, "model", "wrong", "--skip-bad")
+    assert "wrong holds images encrypted with key" in error.message
+    assert "plain images" in error.hint
 
 
 def test_a_bad_image_stops_or_is_left_out() -> None:
