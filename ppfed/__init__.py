@@ -21,7 +21,9 @@ _HOMES = {
     "PPFedError": "ppfed.errors",
     "PlainImages": "ppfed.images.types",
     "Scope": "ppfed.ciphers.spec",
+    "load_model": "ppfed.model_folder",
     "make_cipher": "ppfed.ciphers.registry",
+    "read_key_file": "ppfed.keys.files",
 }
 
 __all__ = [*sorted(_HOMES), "__version__"]  # noqa: PLE0604

@@ -44,6 +44,7 @@ from ppfed.networks.classifier import ImageClassifier, build_network
 from ppfed.networks.config import AdaptationKind, Backbone, InputFeatures, NetworkConfig
 from ppfed.networks.state import check_network_state, load_network_state, network_state
 from ppfed.training.curve import CurvePoint, curve_to_csv
+from ppfed.training.loop import pick_device
 
 NOTICE = (
     "The cipher is visual obfuscation, not confidentiality: it keeps pictures from eyes, logs and thumbnail caches. "
@@ -254,14 +255,24 @@ def write_model(folder: Path, network: ImageClassifier, card: ModelCard, curve: 
     shutil.rmtree(work, ignore_errors=True)
 
 
-def load_model(folder: Path, device: torch.device) -> LoadedModel:
+def load_model(folder: str | Path, device: str | torch.device = "cpu") -> LoadedModel:
     """Open a model folder.
+
+    Parameters
+    ----------
+    folder : str or Path
+    device : str or torch.device
+        Where the network is put; a name is one that ``pick_device`` knows.
 
     Raises
     ------
     ModelError
         Saying what is wrong with it.
+    UsageError
+        If there is no such device here.
     """
+    folder = Path(folder)
+    chosen = pick_device(device) if isinstance(device, str) else device
     if not folder.is_dir():
         raise ModelError(
             f"there is no model folder {folder}",
@@ -285,7 +296,7 @@ def load_model(folder: Path, device: torch.device) -> LoadedModel:
         raise ModelError(f"{folder / CARD_FILE} describes a network that cannot be: {error}", hint=_AGAIN) from None
     network = build_network(card.network_config(), seed=0)
     load_network_state(network, state)
-    return LoadedModel(network.to(device).eval(), card)
+    return LoadedModel(network.to(chosen).eval(), card)
 
 
 def _read_card(path: Path) -> ModelCard:

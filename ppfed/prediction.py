@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -13,7 +14,8 @@ import torch
 
 from ppfed.ciphers.registry import Cipher, make_cipher
 from ppfed.errors import BadImagesError, DataError, WrongKeyError
-from ppfed.images.decode import decode_image, shown
+from ppfed.images.decode import SUFFIXES, decode_image, shown
+from ppfed.images.folder import is_ignored
 from ppfed.images.png import read_encrypted_png
 from ppfed.images.source import LoadReport
 from ppfed.images.types import EncryptedImages, PlainImages, UInt8Array
@@ -80,7 +82,7 @@ def predict_images(
 
     @cache
     def cipher() -> Cipher:
-        return _cipher(model.card, key if isinstance(key, MasterKey) else key())
+        return query_cipher(model.card, key if isinstance(key, MasterKey) else key())
 
     if isinstance(key, MasterKey):
         cipher()
@@ -100,7 +102,50 @@ def predict_images(
     return predictions
 
 
-def _cipher(card: ModelCard, key: MasterKey) -> Cipher:
+def image_files(folder: Path, report: LoadReport) -> list[Path]:
+    """Find the files in a folder and in those below it that are called as images are (``SUFFIXES``), sorted.
+
+    Links are followed, but for those to a folder above. What is hidden or left by a system is passed over.
+
+    Parameters
+    ----------
+    folder : Path
+    report : LoadReport
+        Folders that cannot be read are entered here as bad, and so is ``folder`` if nothing is found.
+    """
+    bad = len(report.bad)
+    found = sorted(_image_files(folder, report, frozenset()))
+    if not found and len(report.bad) == bad:
+        report.bad.append((shown(str(folder)), f"a folder without image files ({', '.join(sorted(SUFFIXES))})"))
+    return found
+
+
+def _image_files(folder: Path, report: LoadReport, above: frozenset[tuple[int, int]]) -> Iterator[Path]:
+    try:
+        status = folder.stat()
+        identity = (status.st_dev, status.st_ino)
+        if identity in above:
+            return
+        with os.scandir(folder) as entries:
+            kept = [entry for entry in entries if not is_ignored(entry.name)]
+    except OSError as error:
+        report.bad.append((shown(str(folder)), f"folder cannot be read: {error.strerror}"))
+        return
+    for entry in kept:
+        if entry.is_dir():
+            yield from _image_files(folder / entry.name, report, above | {identity})
+        elif Path(entry.name).suffix.lower() in SUFFIXES:
+            yield folder / entry.name
+
+
+def query_cipher(card: ModelCard, key: MasterKey) -> Cipher:
+    """Make the cipher that a model's training images were encrypted with.
+
+    Raises
+    ------
+    WrongKeyError
+        If the key is another one.
+    """
     if key.fingerprint != card.fingerprint:
         raise WrongKeyError(
             f"the network knows images encrypted with key {card.fingerprint}, and this key is {key.fingerprint}",
@@ -151,6 +196,18 @@ def _read_encrypted(path: Path, card: ModelCard, why_not_plain: str) -> Encrypte
         why_not_encrypted = error.message.removeprefix(f"{path}: ")
         reasons = dict.fromkeys((why_not_plain, why_not_encrypted))
         raise DataError("; ".join(reasons)) from None
+    require_known(images, card)
+    return images
+
+
+def require_known(images: EncryptedImages, card: ModelCard) -> None:
+    """Refuse encrypted images that are not of the key, cipher and size that a model was trained on.
+
+    Raises
+    ------
+    DataError
+        With the reason alone.
+    """
     expected = (card.height, card.width, card.channels)
     if images.fingerprint != card.fingerprint:
         raise DataError(f"encrypted with key {images.fingerprint}, and the network knows key {card.fingerprint}")
@@ -158,7 +215,6 @@ def _read_encrypted(path: Path, card: ModelCard, why_not_plain: str) -> Encrypte
         raise DataError(f"encrypted with {images.cipher}, and the network knows {card.cipher_spec()}")
     if images.shape != expected:
         raise DataError(f"encrypted at {_dimensions(images.shape)}, and the network takes {_dimensions(expected)}")
-    return images
 
 
 def _dimensions(shape: tuple[int, int, int]) -> str:

@@ -89,7 +89,9 @@ def test_the_public_surface_is_what_it_says() -> None:
         "PlainImages",
         "Scope",
         "__version__",
+        "load_model",
         "make_cipher",
+        "read_key_file",
     }
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         _ = ppfed.nothing

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 import ppfed
-from ppfed.cli import audit, images, key, predict
+from ppfed.cli import audit, evaluate, images, key, predict
 from ppfed.cli.console import print_bug, print_error, stdout
 from ppfed.errors import PPFedError, UsageError
 from ppfed.keys.files import SEEN_HINT, holds_key
@@ -46,6 +46,7 @@ def build_app() -> typer.Typer:
     app.command("decrypt")(images.decrypt)
     app.command("preview")(images.preview)
     app.command("predict")(predict.predict)
+    app.command("evaluate")(evaluate.evaluate)
     for entry_point in sorted(entry_points(group="ppfed.commands"), key=lambda found: found.name):
         command = entry_point.load()
         if isinstance(command, typer.Typer):

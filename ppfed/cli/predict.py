@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -29,7 +30,11 @@ _STEP = 256
 def predict(
     model: Annotated[Path, typer.Argument(help="Model folder.")],
     images: Annotated[
-        list[Path], typer.Argument(metavar="IMAGE...", help="Image files, plain or made by 'ppfed encrypt'.")
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE...",
+            help="Image files, plain or made by 'ppfed encrypt'; of a folder, all in it and in the folders below.",
+        ),
     ],
     key: KeyOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON with the probabilities of all classes.")] = False,
@@ -46,16 +51,17 @@ def predict(
     chosen = pick_device(device)
     loaded = load_model(model, chosen)
     report = LoadReport()
+    paths = _files(images, report)
     # Once for all steps: it may ask for a passphrase.
     master = cache(lambda: load_key(key))
     with quiet_decoders():
         # The bar waits for the first step, so that it does not draw over a question for the passphrase.
-        predictions = predict_images(loaded, master, images[:_STEP], chosen, report)
-        if len(images) > _STEP:
-            with progress_bar("classifying", len(images)) as progress:
+        predictions = predict_images(loaded, master, paths[:_STEP], chosen, report)
+        if len(paths) > _STEP:
+            with progress_bar("classifying", len(paths)) as progress:
                 progress(_STEP)
-                for start in range(_STEP, len(images), _STEP):
-                    step = images[start : start + _STEP]
+                for start in range(_STEP, len(paths), _STEP):
+                    step = paths[start : start + _STEP]
                     predictions += predict_images(loaded, master, step, chosen, report)
                     progress(len(step))
     if as_json:
@@ -63,9 +69,24 @@ def predict(
         stdout().out(_json(predictions, loaded.card.classes), highlight=False)
     elif predictions:
         stdout().print(_table(predictions, loaded.card.classes, top))
-    _print_problems(report)
+    print_problems(report)
     if report.bad:
         raise typer.Exit(1)
+
+
+def _files(images: Sequence[Path], report: LoadReport) -> list[Path]:
+    """Put the image files of each folder in its place, and tell how many they are."""
+    from ppfed.prediction import image_files
+
+    files: list[Path] = []
+    for path in images:
+        if not os.path.isdir(path):
+            files.append(path)
+            continue
+        found = image_files(path, report)
+        print_line(stderr(), f"{path}: {len(found):,} image {'file' if len(found) == 1 else 'files'}")
+        files += found
+    return files
 
 
 def _json(predictions: Sequence[Prediction], classes: Sequence[str]) -> str:
@@ -100,7 +121,8 @@ def _table(predictions: Sequence[Prediction], classes: Sequence[str], top: int) 
     return table
 
 
-def _print_problems(report: LoadReport) -> None:
+def print_problems(report: LoadReport) -> None:
+    """Tell on stderr what happened to images, and which were left out."""
     console = stderr()
     for note, count in report.notes.items():
         print_line(console, f"note: {note}, {count} {'image' if count == 1 else 'images'}")

@@ -150,12 +150,12 @@ def write_key_file(path: Path, key: MasterKey, passphrase: str | None, cost: Scr
     write_private_file(path, text.encode())
 
 
-def read_key_file(path: Path, ask_passphrase: Callable[[], str] | None) -> MasterKey:
+def read_key_file(path: str | Path, ask_passphrase: Callable[[], str] | None = None) -> MasterKey:
     """Read a key file.
 
     Parameters
     ----------
-    path : Path
+    path : str or Path
     ask_passphrase : callable or None
         Called at most once, and only for a file locked with a passphrase.
 
@@ -172,6 +172,7 @@ def read_key_file(path: Path, ask_passphrase: Callable[[], str] | None) -> Maste
     PassphraseError
         If the passphrase is wrong or there is none.
     """
+    path = Path(path)
     data, mode = _read(path, _MISSING_KEY_HINT)
     content = _parse(data, str(path))
     _require_private(path, mode)

@@ -50,12 +50,24 @@ class ImageClassifier(nn.Module):
         Parameters
         ----------
         images : uint8 tensor, (N, H, W, C)
+            Encrypted, channels last, values from 0 to 255.
 
         Returns
         -------
         float tensor, (N, classes)
             Logits.
+
+        Raises
+        ------
+        ValueError
+            If the images have another number of dimensions or channels.
         """
+        # Height and width may be others: a pass over crops sees smaller images.
+        if images.ndim != 4 or images.shape[3] != self.config.channels:
+            expected = f"(N, {self.config.height}, {self.config.width}, {self.config.channels})"
+            raise ValueError(
+                f"images have shape {expected}, channels last, with values from 0 to 255, not {tuple(images.shape)}"
+            )
         if self.training or not self.config.mirrored_views:
             return self._classify(images)
         return (self._classify(images) + self._classify(images.flip(2))) / 2

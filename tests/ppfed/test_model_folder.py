@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from ppfed import model_folder
 from ppfed.ciphers.spec import CipherSpec, Scope
-from ppfed.errors import ModelError
+from ppfed.errors import ModelError, UsageError
 from ppfed.federation import CipherSettings
 from ppfed.model_folder import (
     CARD_FILE,
@@ -121,6 +121,14 @@ def test_what_is_written_is_read_again(tmp_path: Path, described: ModelCard, see
     assert all(torch.equal(tensor, expected[name]) for name, tensor in network_state(loaded.network).items())
     assert set(contents(tmp_path / "model")) == FILES
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_names_of_folder_and_device_will_do(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", network_for(card(), 0), card(), CURVE)
+    for loaded in (load_model(str(tmp_path / "model")), load_model(str(tmp_path / "model"), "cpu")):
+        assert next(loaded.network.parameters()).device == CPU
+    with pytest.raises(UsageError, match="abacus"):
+        load_model(tmp_path / "model", "abacus")
 
 
 @pytest.mark.parametrize("file", [CARD_FILE, WEIGHTS_FILE])

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
+import os
+import shutil
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -16,6 +19,7 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
+from ppfed import prediction
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.cli import predict as command
@@ -130,6 +134,49 @@ def test_a_bad_image_is_named_and_the_others_are_classified() -> None:
     lines = result.stderr.splitlines()
     assert [line.partition(".png: ")[0] for line in lines] == ["left out: bad", "left out: missing"]
     assert lines[1].endswith("no such file")
+
+
+def test_a_folder_is_all_images_in_it() -> None:
+    for name in ("deep/z/1.PNG", "deep/a/2.png", "deep/3.png", "deep/.hidden/4.png", "deep/.5.png"):
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy("a.png", name)
+    shutil.copy("encrypted.png", "deep/encrypted.png")
+    shutil.copy("bad.png", "deep/z/bad.png")
+    Path("deep/notes.txt").write_text("no image, and not called one")
+    Path("deep/a/round").symlink_to(Path("deep").absolute())
+    result = call("model", "--key", "our.key", "--json", "[b].png", "deep")
+    assert result.exit_code == 1
+    files = ["[b].png", "deep/3.png", "deep/a/2.png", "deep/encrypted.png", "deep/z/1.PNG"]
+    assert [entry["file"] for entry in json.loads(result.stdout)] == files
+    told, left_out = result.stderr.splitlines()
+    assert told == "deep: 5 image files"
+    assert left_out.startswith("left out: deep/z/bad.png: ")
+
+
+def test_a_folder_without_images_is_named() -> None:
+    Path("empty").mkdir()
+    result = call("model", "--key", "our.key", "--json", "empty", "a.png")
+    assert result.exit_code == 1
+    assert [entry["file"] for entry in json.loads(result.stdout)] == ["a.png"]
+    assert "left out: empty: a folder without image files" in result.stderr
+
+
+def test_a_folder_below_that_cannot_be_read_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    Path("deep/closed").mkdir(parents=True)
+    shutil.copy("a.png", "deep/a.png")
+    scan = os.scandir
+
+    # The mode of a folder does not keep root out.
+    def refuse(path: Path) -> object:
+        if path.name == "closed":
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return scan(path)
+
+    monkeypatch.setattr(prediction.os, "scandir", refuse)
+    result = call("model", "--key", "our.key", "--json", "deep")
+    assert result.exit_code == 1
+    assert [entry["file"] for entry in json.loads(result.stdout)] == ["deep/a.png"]
+    assert "left out: deep/closed: folder cannot be read: Permission denied" in result.stderr
 
 
 def test_many_images_are_classified_in_steps(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,6 +53,20 @@ def test_any_shape_gives_finite_logits(config: NetworkConfig, count: int) -> Non
     assert bool(torch.isfinite(logits).all())
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 8, 8), (8, 8, 3), (2, 8, 8, 1), (2, 8, 8)])
+@pytest.mark.parametrize("training", [False, True])
+def test_another_layout_is_refused(shape: tuple[int, ...], training: bool) -> None:
+    network = build_network(SMALL, 0).train(training)
+    with pytest.raises(ValueError, match=r"\(N, 8, 8, 3\), channels last") as caught:
+        network(torch.zeros(shape, dtype=torch.uint8))
+    assert str(shape) in str(caught.value)
+
+
+def test_another_size_is_taken() -> None:
+    """A pass over crops feeds it."""
+    assert build_network(SMALL, 0)(random_images((2, 5, 6, 3))).shape == (2, 3)
+
+
 @settings(max_examples=20, deadline=None)
 @given(st.integers(0, 2**31), st.integers(0, 2**31))
 def test_weights_depend_on_the_seed_alone(seed: int, other: int) -> None:

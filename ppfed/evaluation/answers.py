@@ -1,0 +1,269 @@
+"""Have a finished model classify a labelled source of images: in memory, nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ppfed.ciphers.registry import Cipher
+from ppfed.errors import DataError
+from ppfed.images.batching import join_equal
+from ppfed.images.decode import shown
+from ppfed.images.folder import FolderSource
+from ppfed.images.open import raise_if_bad
+from ppfed.images.png import read_encrypted_png
+from ppfed.images.pool import each, map_ahead
+from ppfed.images.sections import UNDIVIDED, SectionedSource
+from ppfed.images.source import LoadReport, Split, no_progress
+from ppfed.images.types import EncryptedImages, Int64Array, UInt8Array
+from ppfed.model_folder import LoadedModel, ModelCard
+from ppfed.prediction import require_known
+from ppfed.training.loop import predict_logits
+
+_BATCH = 256
+_LOOKED_AT = 10
+"""Files that are looked at to tell whether a folder is encrypted: the first ones may be broken."""
+_NAMED = 10
+_CHOICE = ("test", "val", "valid", "train", UNDIVIDED)
+"""The section that is measured is the first of these that a source has."""
+
+
+@dataclass(frozen=True, eq=False)
+class MeasuredPart:
+    """The part of a labelled source that a model is measured on: ``choose_part``.
+
+    Attributes
+    ----------
+    source : SectionedSource
+    section : str
+        ``""`` where the source is not divided.
+    positions : int64 array, (source's classes,)
+        The model's label for each of the source's; -1 for a class without images that the model does not know.
+    by_number : bool
+        Whether the source numbers its classes and the model names them.
+    encrypted : bool
+        Whether its files were made by ``ppfed encrypt``.
+    """
+
+    source: SectionedSource
+    section: str
+    positions: Int64Array
+    by_number: bool
+    encrypted: bool
+
+    def __len__(self) -> int:
+        return len(self.source.listing(self.section))
+
+    @property
+    def held_out(self) -> bool:
+        """Whether it is a part that a federation never trains on."""
+        return self.source.sections[self.section] is Split.HELD_OUT
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a model said about labelled images.
+
+    Attributes
+    ----------
+    names : tuple of str, N names
+        Path of each image below the source; of an array, section, class and number.
+    labels : int64 array, (N,)
+        The true classes, as positions in the model's.
+    probabilities : float64 array, (N, classes)
+    """
+
+    names: tuple[str, ...]
+    labels: Int64Array
+    probabilities: npt.NDArray[np.float64]
+
+
+def choose_part(source: SectionedSource, card: ModelCard) -> MeasuredPart:
+    """Choose what of a source is measured: its ``test`` section, else ``val`` or ``valid``, else all that it has.
+
+    Raises
+    ------
+    DataError
+        If there are no images in it, some are of a class that the model does not know, or they were encrypted otherwise
+        than the model's.
+    """
+    section = next(name for name in _CHOICE if name in source.sections)
+    used = {label for label, _ in source.listing(section)}
+    if not used:
+        raise DataError(f"{_place(source, section)} holds no images.", hint="Name a source with images in its classes.")
+    positions, by_number = _positions(source, used, card.classes)
+    return MeasuredPart(source, section, positions, by_number, _is_encrypted(source, section, card))
+
+
+def classify_part(
+    model: LoadedModel,
+    part: MeasuredPart,
+    cipher: Cipher | None,
+    device: torch.device,
+    report: LoadReport,
+    *,
+    skip_bad: bool = False,
+    progress: Callable[[int], None] = no_progress,
+) -> Answers:
+    """Classify every image of a part.
+
+    Parameters
+    ----------
+    model : LoadedModel
+        On ``device``.
+    part : MeasuredPart
+    cipher : Cipher or None
+        Encrypts plain images as the training images were (``ppfed.prediction.query_cipher``); None for a part that is
+        encrypted already.
+    device : torch.device
+    report : LoadReport
+        Bad images are entered here and left out.
+    skip_bad : bool
+        Leave bad images out instead of raising.
+    progress : callable
+        Called with the number of images done.
+
+    Raises
+    ------
+    BadImagesError
+        If some images cannot be used and ``skip_bad`` is false.
+    DataError
+        If none can be used.
+    """
+    names: list[str] = []
+    labels: list[Int64Array] = []
+    probabilities: list[npt.NDArray[np.float64]] = []
+    batches = (
+        _encrypted_batches(part, model.card, report, progress)
+        if cipher is None
+        else _plain_batches(part, model.card, cipher, report, progress)
+    )
+    for pixels, batch_labels, batch_names in batches:
+        if report.bad and not skip_bad:
+            continue  # only to find the other bad ones
+        logits = predict_logits(model.network, torch.from_numpy(pixels).to(device))
+        # In 64 bits: in 32, the probabilities of sure answers are all 1, and cannot be ranked.
+        probabilities.append(logits.cpu().double().softmax(1).numpy())
+        labels.append(part.positions[batch_labels])
+        names += [
+            "/".join(filter(None, (part.section, part.source.classes[label], shown(name))))
+            for label, name in zip(batch_labels.tolist(), batch_names, strict=True)
+        ]
+    raise_if_bad(report, skip_bad=skip_bad)
+    return Answers(tuple(names), np.concatenate(labels), np.concatenate(probabilities))
+
+
+def _place(source: SectionedSource, section: str) -> str:
+    return f"{source.root}: {section}" if section else str(source.root)
+
+
+def _positions(source: SectionedSource, used: set[int], known: tuple[str, ...]) -> tuple[Int64Array, bool]:
+    """Match classes by name; by number where a source numbers its classes, and none of the numbers is a name."""
+    classes = source.classes
+    numbered = set(classes) == {str(number) for number in range(len(classes))} and set(classes).isdisjoint(known)
+    places = {str(place) if numbered else name: place for place, name in enumerate(known)}
+    unknown = [classes[label] for label in sorted(used) if classes[label] not in places]
+    if unknown:
+        raise DataError(
+            f"{source.root} has images of a class that the model does not know: {_listed(unknown)}. "
+            f"The model knows {_listed(known)}.",
+            hint=(
+                f"Number the classes from 0 to {len(known) - 1}, in the model's order."
+                if numbered
+                else "Rename the class to one of the model's, or take its images out."
+            ),
+        )
+    return np.array([places.get(name, -1) for name in classes], dtype=np.int64), numbered
+
+
+def _listed(names: Sequence[str]) -> str:
+    rest = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
+    return ", ".join([*names[:_NAMED], *rest])
+
+
+def _files(source: SectionedSource, section: str) -> list[tuple[Path, int, str]]:
+    """Path, label and name of each image that is a file."""
+    if not isinstance(source, FolderSource):
+        return []
+    folder = source.root / section
+    return [(folder / source.classes[label] / name, label, name) for label, name in source.listing(section)]
+
+
+def _is_encrypted(source: SectionedSource, section: str, card: ModelCard) -> bool:
+    """Tell by the first files; of several that are encrypted, one at least has to be so as the model knows it."""
+    found: list[EncryptedImages] = []
+    for path, _, _ in _files(source, section)[:_LOOKED_AT]:
+        with suppress(DataError):
+            found.append(read_encrypted_png(path))
+    reason = ""
+    for images in found:
+        try:
+            require_known(images, card)
+        except DataError as error:
+            reason = error.message
+        else:
+            return True
+    if found:
+        raise DataError(
+            f"{_place(source, section)} holds images {reason}.",
+            hint="Name the plain images, or those that 'ppfed encrypt' made with the model's key, cipher and size.",
+        )
+    return False
+
+
+def _plain_batches(
+    part: MeasuredPart, card: ModelCard, cipher: Cipher, report: LoadReport, progress: Callable[[int], None]
+) -> Iterator[tuple[UInt8Array, Int64Array, Sequence[str]]]:
+    for batch in part.source.read_section(
+        part.section,
+        size=(card.height, card.width),
+        channels=card.channels,
+        report=report,
+        batch_size=_BATCH,
+        progress=progress,
+    ):
+        yield cipher.encrypt(batch.images).pixels, batch.labels, batch.names
+
+
+def _encrypted_batches(
+    part: MeasuredPart, card: ModelCard, report: LoadReport, progress: Callable[[int], None]
+) -> Iterator[tuple[UInt8Array, Int64Array, Sequence[str]]]:
+    sound = _encrypted_images(part, card, report, progress)
+    for run in join_equal(sound, lambda one: one[0].shape, lambda one: one[0].pixels.nbytes, _BATCH):
+        report.used += len(run)
+        pixels = np.concatenate([images.pixels for images, _, _ in run])
+        yield pixels, np.array([label for _, label, _ in run], dtype=np.int64), [name for _, _, name in run]
+
+
+def _encrypted_images(
+    part: MeasuredPart, card: ModelCard, report: LoadReport, progress: Callable[[int], None]
+) -> Iterator[tuple[EncryptedImages, int, str]]:
+    def attempt(file: tuple[Path, int, str]) -> tuple[EncryptedImages | str, int, str]:
+        path, label, name = file
+        try:
+            images = read_encrypted_png(path)
+            require_known(images, card)
+        except DataError as error:
+            return error.message.removeprefix(f"{path}: "), label, str(path.relative_to(part.source.root))
+        return images, label, name
+
+    for group in map_ahead(each(attempt), _files(part.source, part.section), lambda file: _size_bytes(file[0])):
+        for result, label, name in group:
+            if isinstance(result, str):
+                report.bad.append((shown(name), result))
+            else:
+                yield result, label, name
+        progress(len(group))
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0  # a broken link; reading it gives the reason
