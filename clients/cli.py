@@ -190,9 +190,11 @@ def _report(console: Console, prepared: Prepared, settings: FederationSettings) 
     """Say what came of the owner's images."""
     from ppfed.cli.console import print_line
     from ppfed.federation import some_names
+    from ppfed.images.decode import asks_for_action
 
     lines = [f"encrypted    {prepared.train_images} to train on, {prepared.held_out_images} held out"]
-    lines += [f"note         {count} images: {note}" for note, count in sorted(prepared.notes.items())]
+    for note, count in sorted(prepared.notes.items()):
+        lines.append(f"{'warning' if asks_for_action(note) else 'note':<13}{count} images: {note}")
     if prepared.by_class:
         named = sorted(zip(settings.classes, prepared.by_class, strict=True), key=lambda one: -sum(one[1]))
         shown = [f"{name} {train} + {held_out}" for name, (train, held_out) in named[:_CLASSES_SHOWN]]

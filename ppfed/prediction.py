@@ -54,7 +54,8 @@ def predict_images(
     """Classify image files.
 
     A plain image is resized to the card's size, given its channels and encrypted under its cipher, in image scope with
-    a fresh id. An image that ``ppfed encrypt`` made with the same key, cipher and size is classified as it is.
+    a fresh id. An image that ``ppfed encrypt`` made with the same key, cipher, size and channels is classified as it
+    is.
 
     Parameters
     ----------
