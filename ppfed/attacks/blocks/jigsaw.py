@@ -95,7 +95,7 @@ def assemble(
     pixels: bool = False,
     fit: Fit = classical_fit,
     generator: np.random.Generator,
-    searches: int = 6,
+    searches: int = 4,
     steps: int = 3000,
 ) -> Assembly:
     """Find where the blocks of images belong, from their edges alone.

@@ -68,7 +68,7 @@ class Puzzle:
         side = own.astype(np.int32)
         flat = np.ascontiguousarray(costs.reshape(number, 4, number, -1))
         possible = np.stack([(variant[side == shown] >= 0).any(axis=0) for shown in range(4)])
-        self._parts: Parts = (flat, side, relation, variant, _fitting(flat, possible))
+        self._parts: Parts = (flat, side, relation, variant, *_fitting(flat, possible))
         self._rows, self._columns = rows, columns
 
     def solve(self, generator: np.random.Generator, searches: int, steps: int) -> Layout:
@@ -87,14 +87,19 @@ class Puzzle:
         return Layout(best.astype(np.intp), best_shown.astype(np.intp), float(least))
 
 
-def _fitting(costs: Float32Array, possible: npt.NDArray[np.bool_]) -> npt.NDArray[np.int32]:
-    """List the cheapest neighbours of each side of each block: (B, 4, K, 2), blocks and relations."""
+def _fitting(
+    costs: Float32Array, possible: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """List each side's cheapest neighbours, (B, 4, K, 2), and how each other block fits it best, (B, 4, B)."""
     number, _, _, relations = costs.shape
     count = min(_FITTING, (number - 1) * int(possible.sum(axis=1).min()))
     found = np.zeros((number, 4, count, 2), dtype=np.int32)
+    closest = np.zeros((number, 4, number), dtype=np.int32)
     for block in range(number):
-        open_costs = np.where(possible[:, None], costs[block], np.float32(np.inf)).reshape(4, -1)
-        cheapest = np.argpartition(open_costs, max(count - 1, 0), axis=1)[:, :count]
-        order = np.take_along_axis(open_costs, cheapest, axis=1).argsort(axis=1, kind="stable")
+        open_costs = np.where(possible[:, None], costs[block], np.float32(np.inf))
+        closest[block] = open_costs.argmin(axis=2)
+        flat = open_costs.reshape(4, -1)
+        cheapest = np.argpartition(flat, max(count - 1, 0), axis=1)[:, :count]
+        order = np.take_along_axis(flat, cheapest, axis=1).argsort(axis=1, kind="stable")
         found[block] = np.stack(np.divmod(np.take_along_axis(cheapest, order, axis=1), relations), axis=2)
-    return found
+    return found, closest

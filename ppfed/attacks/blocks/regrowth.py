@@ -10,6 +10,7 @@ Arrays, for B blocks shown in V variants, with R ways in which a side of one may
 - ``relation``, int32 (V, 4, V): how a neighbour in a variant is related to a block in a variant, in a direction.
 - ``variant``, int32 (V, 4, R): the variant in which a neighbour is related so; -1 where none is.
 - ``fitting``, int32 (B, 4, K, 2): for each own side the cheapest neighbours and their relations, cheapest first.
+- ``closest``, int32 (B, 4, B): for each own side the relation in which another block fits it best.
 """
 
 # mypy sees no types behind Numba's decorator, and Numba none behind Python's annotations.
@@ -25,8 +26,8 @@ from numba import njit
 _Function = TypeVar("_Function", bound=Callable[..., object])
 Float32Array = npt.NDArray[np.float32]
 Int32Array = npt.NDArray[np.int32]
-Parts = tuple[Float32Array, Int32Array, Int32Array, Int32Array, Int32Array]
-"""``costs, side, relation, variant, fitting``."""
+Parts = tuple[Float32Array, Int32Array, Int32Array, Int32Array, Int32Array, Int32Array]
+"""``costs, side, relation, variant, fitting, closest``."""
 Found = tuple[Int32Array, Int32Array, float]
 """Block and variant of each cell, (rows, columns), and what all seams cost."""
 
@@ -63,7 +64,7 @@ def _compiled(function: _Function) -> _Function:
 @_compiled
 def layout_cost(block: Int32Array, shown: Int32Array, parts: Parts) -> float:
     """Add up the seams of a full layout."""
-    costs, side, relation, _, _ = parts
+    costs, side, relation, _, _, _ = parts
     rows, columns = block.shape
     total = 0.0
     for y in range(rows):
@@ -86,7 +87,7 @@ def _best_for(  # noqa: PLR0912
 
     Only what is among the cheapest neighbours of a side is looked at, unless all of that is used.
     """
-    costs, side, relation, variant, fitting = parts
+    costs, side, relation, variant, fitting, closest = parts
     height, width = block.shape
     count = 0
     pieces, ways, directions = np.empty(4, np.int64), np.empty(4, np.int64), np.empty(4, np.int64)
@@ -111,17 +112,21 @@ def _best_for(  # noqa: PLR0912
                 least, piece, way = cost, other, there
             if count == 1:
                 break
-    if piece < 0:
+    if piece >= 0:
+        return least - BONUS * count, piece, way
+    # All of that lies already: nothing fits well, and one way to show each block is enough.
+    for near in range(count):
+        own = side[ways[near], directions[near]]
         for other in range(len(costs)):
-            if used[other]:
+            there = variant[ways[near], directions[near], closest[pieces[near], own, other]]
+            if used[other] or there < 0:
                 continue
-            for there in range(len(side)):
-                cost = 0.0
-                for k in range(count):
-                    to = relation[ways[k], directions[k], there]
-                    cost += costs[pieces[k], side[ways[k], directions[k]], other, to]
-                if cost < least:
-                    least, piece, way = cost, other, there
+            cost = 0.0
+            for k in range(count):
+                to = relation[ways[k], directions[k], there]
+                cost += costs[pieces[k], side[ways[k], directions[k]], other, to]
+            if cost < least:
+                least, piece, way = cost, other, there
     return least - BONUS * count, piece, way
 
 
@@ -199,7 +204,7 @@ def _part(
     block: Int32Array, shown: Int32Array, parts: Parts, most: float, cut: float, generator: np.random.Generator
 ) -> Int32Array:
     """Keep what hangs together with a random cell by seams that cost no more than ``most``, some of them cut."""
-    costs, side, relation, _, _ = parts
+    costs, side, relation, _, _, _ = parts
     rows, columns = block.shape
     parent = np.arange(rows * columns).astype(np.int32)
     for y in range(rows):
