@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from ppfed.attacks.blocks.bit_planes import restore_le
-from ppfed.attacks.blocks.jigsaw import Assembly, assemble
+from ppfed.attacks.blocks.edges import Variants
+from ppfed.attacks.blocks.jigsaw import Assembly, Fit, assemble, classical_fit
 from ppfed.attacks.values.stream import NP_CONSTANTS, NP_TWICE_CONSTANTS
 from ppfed.attacks.values.unfold import unfold
 from ppfed.ciphers.spec import BLOCK_PX, CipherSpec
@@ -66,7 +67,15 @@ def solver(cipher: CipherSpec, *, device: torch.device, seed: int = 0) -> Solver
     )
 
 
-def puzzle(cipher: str, hidden: UInt8Array, *, pooled: bool, generator: np.random.Generator) -> Assembly:
+def puzzle_variants(cipher: str, channels: int) -> Variants:
+    """List the ways in which a cipher of ``PUZZLES`` may show a block."""
+    every_way = PUZZLES[cipher]
+    return Variants.of(turns=every_way, negatives=every_way, colours=every_way and channels == 3)
+
+
+def puzzle(
+    cipher: str, hidden: UInt8Array, *, pooled: bool, generator: np.random.Generator, fit: Fit = classical_fit
+) -> Assembly:
     """Put the blocks of ciphertexts together with what the cipher may have done to them; see ``jigsaw.assemble``."""
     every_way = PUZZLES[cipher]
     return assemble(
@@ -77,5 +86,6 @@ def puzzle(cipher: str, hidden: UInt8Array, *, pooled: bool, generator: np.rando
         colours=every_way,
         pixels=not every_way,
         pooled=pooled,
+        fit=fit,
         generator=generator,
     )

@@ -16,16 +16,16 @@ from typing import cast
 import numpy as np
 import torch
 
-from ppfed.attacks.alone import PUZZLES, XOR_CONSTANTS, Solver, fits, puzzle, solver
+from ppfed.attacks.alone import PUZZLES, XOR_CONSTANTS, Solver, fits, puzzle, puzzle_variants, solver
 from ppfed.attacks.blocks import bit_planes, template
 from ppfed.attacks.blocks.edges import Variants
 from ppfed.attacks.blocks.views import likeliest_view, views
-from ppfed.attacks.learned import inversion, learned_edges, unpaired
+from ppfed.attacks.learned import inversion, learned_edges, learned_seams, unpaired
 from ppfed.attacks.values import known_plaintext, same_mask, stream, unfold
 from ppfed.attacks.values.fold import folded_view
 from ppfed.ciphers.negative_positive import NegativePositiveCipher
 from ppfed.ciphers.registry import Cipher, make_cipher
-from ppfed.ciphers.spec import CipherSpec, Scope
+from ppfed.ciphers.spec import BLOCK_PX, CipherSpec, Scope
 from ppfed.errors import UsageError
 from ppfed.images.types import ID_BYTES, EncryptedImages, PlainImages, UInt8Array
 from ppfed.keys.master import MasterKey
@@ -61,6 +61,11 @@ class AuditPreset(StrEnum):
     def edges(self) -> learned_edges.EdgesPreset:
         """What is spent on learned edges."""
         return {"quick": learned_edges.QUICK, "cpu": learned_edges.CPU, "gpu": learned_edges.GPU}[self.value]
+
+    @property
+    def seams(self) -> learned_seams.SeamsPreset:
+        """What is spent on learned seams."""
+        return {"quick": learned_seams.QUICK, "cpu": learned_seams.CPU, "gpu": learned_seams.GPU}[self.value]
 
     @property
     def unpaired(self) -> unpaired.UnpairedPreset:
@@ -257,10 +262,14 @@ def _jigsaw(session: Session, _tell: Tell) -> Iterator[Restored]:
     pooled = session.spec.scope is Scope.FIXED
     hidden = session.encrypted.pixels
     solved = hidden[: session.preset.pooled if pooled else session.preset.searched]
-    every_way = PUZZLES[session.spec.name]
     found = puzzle(session.spec.name, solved, pooled=pooled, generator=np.random.default_rng(session.seed))
-    restored = found.restore(hidden if pooled else solved)
     needs = "ciphertexts that share one key stream" if pooled else "the ciphertext alone"
+    yield from _turned(session, found.restore(hidden if pooled else solved), needs, pooled=pooled)
+
+
+def _turned(session: Session, restored: UInt8Array, needs: str, *, pooled: bool) -> Iterator[Restored]:
+    """Show what a jigsaw solver made in the way that is likeliest, and in the way that is right."""
+    every_way = PUZZLES[session.spec.name]
     open_ways = Variants.of(turns=True, negatives=every_way, colours=every_way)
     known = session.images.own.pixels[:_MOST_REFERENCES]
     if len(known) >= _FEWEST_REFERENCES:
@@ -332,6 +341,24 @@ def _learned_edges(session: Session, tell: Tell) -> Iterator[Restored]:
     yield Restored(restored, f"{count:,} pictures of its own, and time to train")
 
 
+def _learned_seams(session: Session, tell: Tell) -> Iterator[Restored]:
+    _require_fit(session)
+    cipher, own = session.spec.name, session.images.own.pixels
+    trained = learned_seams.train_seams(
+        own,
+        session.preset.seams,
+        block_px=BLOCK_PX,
+        variants=puzzle_variants(cipher, session.images.shape[2]),
+        device=session.device,
+        seed=session.seed,
+        on_progress=tell,
+    )
+    hidden = session.encrypted.pixels[: session.preset.searched]
+    found = puzzle(cipher, hidden, pooled=False, generator=np.random.default_rng(session.seed), fit=trained.costs)
+    needs = f"{min(session.preset.seams.images, len(own)):,} pictures of its own, and time to train"
+    yield from _turned(session, found.restore(hidden), needs, pooled=False)
+
+
 def _leaked_pairs(session: Session, tell: Tell) -> Iterator[Restored]:
     plain, hidden = session.leaked(_LEAKED_PAIRS)
     trained = inversion.train_inversion(
@@ -391,6 +418,7 @@ ATTACKERS: Mapping[AttackName, Attacker] = MappingProxyType(
         AttackName.TEMPLATE: Attacker(_only(*_TEMPLATES, scope=Scope.FIXED), _template),
         AttackName.INVERSION: Attacker(lambda spec, _channels: spec.scope is Scope.IMAGE, _inversion),
         AttackName.LEARNED_EDGES: Attacker(_only(*_NP, scope=Scope.IMAGE), _learned_edges),
+        AttackName.LEARNED_SEAMS: Attacker(_only(*PUZZLES, scope=Scope.IMAGE), _learned_seams),
         AttackName.LEAKED_PAIRS: Attacker(lambda spec, _channels: spec.scope is Scope.FIXED, _leaked_pairs),
         AttackName.UNPAIRED: Attacker(_only("np-v1", scope=Scope.FIXED), _unpaired),
         AttackName.COLLUSION: Attacker(lambda _spec, _channels: True, _collusion),

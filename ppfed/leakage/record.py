@@ -39,6 +39,8 @@ class AttackName(StrEnum):
     """A network trained on the attacker's own images under its own keys."""
     LEARNED_EDGES = "learned-edges"
     """Fresh masks: the classical solver with evidence from a network trained on the attacker's own images."""
+    LEARNED_SEAMS = "learned-seams"
+    """Block ciphers, fresh key streams: the jigsaw solver with a network's word on which blocks are neighbours."""
     LEAKED_PAIRS = "leaked-pairs"
     """One key stream for all: the same network trained on leaked pairs."""
     UNPAIRED = "unpaired"

@@ -120,6 +120,12 @@ ATTACKS: Mapping[AttackName, AttackWords] = MappingProxyType(
             ", and settles all at once; in colour after the classical solver",
             _OURS,
         ),
+        AttackName.LEARNED_SEAMS: AttackWords(
+            "Jigsaw solver with learned seams",
+            "trains a network on pictures of its own to tell which blocks of an image are neighbours",
+            ", and puts them together as the jigsaw solver does",
+            "ours, after Sholomon, David and Netanyahu, ICANN 2016",
+        ),
         AttackName.LEAKED_PAIRS: AttackWords(
             "Trained on leaked pairs",
             "trains a network on leaked images and their ciphertexts",

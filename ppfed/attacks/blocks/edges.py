@@ -135,27 +135,28 @@ def seam_costs(blocks: UInt8Array, variants: Variants, step: float = STEP, grey:
     return costs
 
 
-def relative(costs: Float32Array) -> Float32Array:
+def relative(costs: Float32Array, most: float = MISFIT) -> Float32Array:
     """Take the logarithm of each cost over the least that its two sides can have.
 
-    Flat blocks fit nearly anywhere, so only the ratio says much (Gallagher, CVPR 2012). Beyond ``MISFIT`` one seam is
+    Flat blocks fit nearly anywhere, so only the ratio says much (Gallagher, CVPR 2012). Beyond ``most`` one seam is
     as wrong as another; without that limit a few wrong ones would decide where all others go.
 
     Parameters
     ----------
     costs : float32 array, as from `seam_costs`
+    most : float
 
     Returns
     -------
     float32 array, same shape
-        About 0 for the best fit of both sides, up to ``MISFIT``; 1000 for a block against itself, which cannot be.
+        About 0 for the best fit of both sides, up to ``most``; 1000 for a block against itself, which cannot be.
     """
     own = np.arange(len(costs))
     apart = costs + np.float32(NOISE)
     apart[own, :, own] = np.inf
     least = apart.min(axis=(2, 3, 4, 5, 6))
     scale = np.sqrt(least[:, :, None, None] * least)[..., None, None, None]
-    result: Float32Array = np.minimum(np.log(apart / scale), np.float32(MISFIT))
+    result: Float32Array = np.minimum(np.log(apart / scale), np.float32(most))
     result[own, :, own] = 1000
     return result
 

@@ -7,20 +7,24 @@ blocks of 4x4 pixels easy; a single image with such blocks is solved in part.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from ppfed.attacks.blocks.cutting import cut, join
-from ppfed.attacks.blocks.edges import COLOURS, IndexArray, Variants, relative, seam_costs, turned
+from ppfed.attacks.blocks.edges import COLOURS, Float32Array, IndexArray, Variants, relative, seam_costs, turned
 from ppfed.attacks.blocks.pixel_order import pixel_order
-from ppfed.attacks.blocks.placement import Layout, Puzzle
+from ppfed.attacks.blocks.placement import Puzzle
 from ppfed.images.types import UInt8Array
 
-_SURE = 0.3
-"""Seams that cost no more than this mostly are right: nothing else fits either side much better."""
+Fit = Callable[[UInt8Array, Variants], Float32Array]
+"""From blocks, uint8 (N, B, P, P, C), and what may differ between two of them to costs as ``relative`` gives them."""
 
-_FINALISTS = 4
+
+def classical_fit(blocks: UInt8Array, variants: Variants) -> Float32Array:
+    """Cost seams by their edges alone."""
+    return relative(seam_costs(blocks, variants))
 
 
 @dataclass(frozen=True)
@@ -89,9 +93,10 @@ def assemble(
     colours: bool,
     pooled: bool,
     pixels: bool = False,
+    fit: Fit = classical_fit,
     generator: np.random.Generator,
-    starts: int = 16,
-    rounds: int = 8,
+    searches: int = 4,
+    steps: int = 3000,
 ) -> Assembly:
     """Find where the blocks of images belong, from their edges alone.
 
@@ -106,12 +111,12 @@ def assemble(
         The pixels of all blocks of an image were permuted alike first: block-pixel. Their order is found before.
     pooled : bool
         All images were scrambled alike (fixed scope): solve one puzzle. Otherwise one for each image.
+    fit : callable
+        Costs of all seams; the classical ones unless a network has learned others.
     generator : numpy Generator
-        Draws the blocks to start from and the cells to exchange.
-    starts : int
-        So many greedy solutions; the cheapest are improved, and the cheapest of these is kept.
-    rounds : int
-        Of exchanges at each improvement.
+        Of the search.
+    searches, steps : int
+        As in ``Puzzle.solve``.
 
     Returns
     -------
@@ -124,8 +129,8 @@ def assemble(
     orders, layouts = [], []
     for batch in batches:
         order = pixel_order(batch, generator=generator) if pixels else np.arange(block_px * block_px)
-        costs = relative(seam_costs(_ordered(batch, order[None]), variants))
-        layouts.append(_solve(Puzzle(costs, variants, rows, columns), len(costs), generator, starts, rounds))
+        costs = fit(_ordered(batch, order[None]), variants)
+        layouts.append(Puzzle(costs, variants, rows, columns).solve(generator, searches, steps))
         orders.append(order)
     block = np.stack([layout.block for layout in layouts])
     shown = np.stack([layout.variant for layout in layouts])
@@ -138,20 +143,3 @@ def _ordered(blocks: UInt8Array, order: IndexArray) -> UInt8Array:
     count, number, side, _, channels = blocks.shape
     pixels = blocks.reshape(count, number, side * side, channels)
     return np.take_along_axis(pixels, order[:, None, :, None], axis=2).reshape(blocks.shape)
-
-
-def _solve(puzzle: Puzzle, number: int, generator: np.random.Generator, starts: int, rounds: int) -> Layout:
-    seeds = generator.choice(number, min(starts, number), replace=False)
-    grown = sorted((puzzle.grow(puzzle.seed(int(piece))) for piece in seeds), key=lambda layout: layout.cost)
-    settled = [_settle(puzzle, layout, generator, rounds) for layout in grown[:_FINALISTS]]
-    return min(settled, key=lambda layout: layout.cost)
-
-
-def _settle(puzzle: Puzzle, layout: Layout, generator: np.random.Generator, rounds: int) -> Layout:
-    """Improve a layout, keep the part that surely fits, and let it grow again, as long as that helps."""
-    best = puzzle.improve(layout, generator, rounds)
-    while True:
-        again = puzzle.improve(puzzle.grow(puzzle.core(best, _SURE)), generator, rounds)
-        if again.cost >= best.cost - 1e-3:
-            return best
-        best = again

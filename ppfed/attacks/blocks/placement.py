@@ -1,4 +1,4 @@
-"""Lay blocks out on a grid so that what meets at the seams fits: a greedy start, then exact exchanges."""
+"""Lay blocks out on a grid so that what meets at the seams fits."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from ppfed.attacks.blocks.edges import COLOURS, Float32Array, IndexArray, Variants, facing
+from ppfed.attacks.blocks.regrowth import Parts, anneal
 
-_AROUND = ((0, 1), (1, 0), (0, -1), (-1, 0))
-"""Where the neighbour on the right, below, on the left and above lies."""
+_FITTING = 64
+"""Neighbours that are tried for each side of a block."""
 
-BONUS = 1.0
-"""Taken off for each seam when cells are compared: one that meets two blocks well is surer than one that meets one."""
+_STARTS = 16
+_AGREE = 1e-3
+"""Two searches that end at the same cost have mostly found the same layout, and nothing better will come."""
 
 
 @dataclass(frozen=True)
@@ -49,143 +48,58 @@ class Puzzle:
     """
 
     def __init__(self, costs: Float32Array, variants: Variants, rows: int, columns: int) -> None:
-        self._costs = costs
-        self._variants = variants
-        self._rows, self._columns = rows, columns
-        self._number = len(costs)
+        number = len(costs)
         sides = facing()[variants.turn]
-        self._own: IndexArray = sides[..., 0]
-        self._flip: IndexArray = sides[..., 1]
+        own, flip = sides[..., 0], sides[..., 1]
         inverse = COLOURS.argsort(axis=1)
         # Channel c of a is shown where channel between[p, q, c] of b is, when they are shown in orders p and q.
         between = COLOURS[np.arange(6)[:, None], inverse[:, None]]
-        self._between: IndexArray = (between[:, :, None] == COLOURS).all(-1).argmax(-1)
+        order = (between[:, :, None] == COLOURS).all(-1).argmax(-1)[variants.colour[:, None], variants.colour]
+        sign = variants.negative[:, None] ^ variants.negative
+        ways = len(variants)
+        relation = np.empty((ways, 4, ways), dtype=np.int32)
+        variant = np.full((ways, 4, int(np.prod(costs.shape[3:]))), -1, dtype=np.int32)
+        for direction in range(4):
+            opposite = (direction + 2) % 4
+            theirs = np.broadcast_to(own[:, opposite], (ways, ways))
+            turned = flip[:, direction, None] ^ flip[:, opposite]
+            relation[:, direction] = np.ravel_multi_index((theirs, turned, sign, order), costs.shape[3:])
+            variant[np.arange(ways)[:, None], direction, relation[:, direction]] = np.arange(ways)
+        side = own.astype(np.int32)
+        flat = np.ascontiguousarray(costs.reshape(number, 4, number, -1))
+        possible = np.stack([(variant[side == shown] >= 0).any(axis=0) for shown in range(4)])
+        self._parts: Parts = (flat, side, relation, variant, *_fitting(flat, possible))
+        self._rows, self._columns = rows, columns
 
-    def beside(self, block: int, variant: int, direction: int) -> Float32Array:
-        """Cost of every block in every variant as a neighbour of one that lies: (B, V)."""
-        ways, opposite = self._variants, (direction + 2) % 4
-        table = self._costs[block, self._own[variant, direction]]
-        flip = self._flip[variant, direction] ^ self._flip[:, opposite]
-        sign = ways.negative[variant] ^ ways.negative
-        order = self._between[ways.colour[variant], ways.colour]
-        result: Float32Array = table[:, self._own[:, opposite], flip, sign, order]
-        return result
-
-    def grow(self, start: Layout) -> Layout:
-        """Go on from what lies, always adding the block that fits best anywhere (Pomeranz et al., CVPR 2011).
-
-        Parameters
-        ----------
-        start : Layout
-            -1 where no block lies yet. Since only some lie, the whole may turn out shifted against it.
-        """
-        rows, columns, ways = self._rows, self._columns, len(self._variants)
-        height, width = 3 * rows - 2, 3 * columns - 2
-        total = np.zeros((height * width, self._number, ways), dtype=np.float32)
-        best, choice = np.full(height * width, np.inf), np.zeros(height * width, dtype=np.intp)
-        block, shown = np.full((height, width), -1), np.zeros((height, width), dtype=np.intp)
-        used = np.zeros(self._number, dtype=bool)
-        down, across = np.divmod(np.arange(height * width), width)
-        lying = [
-            (y + rows - 1, x + columns - 1, int(start.block[y, x]), int(start.variant[y, x]))
-            for y, x in np.argwhere(start.block >= 0).tolist()
-        ]
-        while lying:
-            taken = [piece for _, _, piece, _ in lying]
-            used[taken] = True
-            for y, x, piece, way in lying:
-                block[y, x], shown[y, x] = piece, way
-            touched = set(np.flatnonzero(np.isfinite(best) & np.isin(choice // ways, taken)).tolist())
-            for y, x, piece, way in lying:
-                for direction, (step_down, step_across) in enumerate(_AROUND):
-                    row, column = y + step_down, x + step_across
-                    if 0 <= row < height and 0 <= column < width and block[row, column] < 0:
-                        total[row * width + column] += self.beside(piece, way, direction) - np.float32(BONUS)
-                        touched.add(row * width + column)
-            best[block.ravel() >= 0] = np.inf
-            if used.all():
+    def solve(self, generator: np.random.Generator, searches: int, steps: int) -> Layout:
+        """Search, up to so many times and with so many growths each, until two searches agree; the cheapest counts."""
+        number = self._rows * self._columns
+        best = best_shown = np.zeros((self._rows, self._columns), dtype=np.int32)
+        least = np.inf
+        for _ in range(searches):
+            seeds = generator.choice(number, min(_STARTS, number), replace=False).astype(np.int32)
+            block, shown, cost = anneal(self._rows, self._columns, self._parts, seeds, steps, generator)
+            agree = abs(cost - least) <= _AGREE
+            if cost < least:
+                best, best_shown, least = block, shown, cost
+            if agree:
                 break
-            free = np.flatnonzero(~used)
-            for cell in touched:
-                if block.flat[cell] < 0:
-                    scores = total[cell, free]
-                    least = int(scores.argmin())
-                    best[cell] = scores.flat[least]
-                    choice[cell] = free[least // ways] * ways + least % ways
-            held_y, held_x = np.nonzero(block >= 0)
-            fits = (down > held_y.max() - rows) & (down < held_y.min() + rows)
-            fits &= (across > held_x.max() - columns) & (across < held_x.min() + columns)
-            cell = int(np.where(fits, best, np.inf).argmin())
-            lying = [(cell // width, cell % width, *divmod(int(choice[cell]), ways))]
-        held_y, held_x = np.nonzero(block >= 0)
-        window = np.s_[held_y.min() : held_y.min() + rows, held_x.min() : held_x.min() + columns]
-        return self.layout(block[window], shown[window])
-
-    def seed(self, piece: int) -> Layout:
-        """Lay one block down."""
-        block = np.full((self._rows, self._columns), -1)
-        block[0, 0] = piece
-        return Layout(block, np.zeros_like(block), 0.0)
-
-    def core(self, layout: Layout, most: float) -> Layout:
-        """Keep the largest part of a layout that hangs together by seams that cost no more than ``most``."""
-        right, below = self._seams(layout.block, layout.variant)
-        number = np.arange(layout.block.size).reshape(layout.block.shape)
-        ends = [(number[:, :-1][right <= most], number[:, 1:][right <= most])]
-        ends.append((number[:-1][below <= most], number[1:][below <= most]))
-        first, second = (np.concatenate(side) for side in zip(*ends, strict=True))
-        graph = coo_array((np.ones(len(first)), (first, second)), shape=(number.size, number.size))
-        part = connected_components(graph, directed=False)[1]
-        keep = (part == np.bincount(part).argmax()).reshape(number.shape)
-        return Layout(np.where(keep, layout.block, -1), layout.variant, np.inf)
-
-    def improve(self, layout: Layout, generator: np.random.Generator, rounds: int) -> Layout:
-        """Lift random cells, no two of them neighbours, and lay their blocks back in the best way.
-
-        With its neighbours lying, what a cell costs does not depend on the other cells lifted: a linear assignment.
-        """
-        block, shown = layout.block.copy(), layout.variant.copy()
-        for _ in range(rounds):
-            cells = np.flatnonzero(_apart(self._rows, self._columns, generator))
-            pieces = block.flat[cells]
-            costs = np.zeros((len(cells), self._number, len(self._variants)), dtype=np.float32)
-            for index, cell in enumerate(cells):
-                y, x = divmod(int(cell), self._columns)
-                for direction, (down, across) in enumerate(_AROUND):
-                    row, column = y - down, x - across
-                    if 0 <= row < self._rows and 0 <= column < self._columns:
-                        costs[index] += self.beside(int(block[row, column]), int(shown[row, column]), direction)
-            costs = costs[:, pieces]
-            way = costs.argmin(axis=2)
-            _, chosen = linear_sum_assignment(costs.min(axis=2))
-            block.flat[cells] = pieces[chosen]
-            shown.flat[cells] = way[np.arange(len(cells)), chosen]
-        return self.layout(block, shown)
-
-    def layout(self, block: IndexArray, shown: IndexArray) -> Layout:
-        """Lay all blocks down as given, and add up the seams."""
-        right, below = self._seams(block, shown)
-        return Layout(block, shown, float(right.sum() + below.sum()))
-
-    def _seams(self, block: IndexArray, shown: IndexArray) -> tuple[Float32Array, Float32Array]:
-        """Cost the seams between columns, (rows, columns - 1), and between rows, (rows - 1, columns)."""
-        every, first_ones, last_ones = slice(None), slice(None, -1), slice(1, None)
-        pairs = (((every, first_ones), (every, last_ones)), ((first_ones, every), (last_ones, every)))
-        ways, found = self._variants, []
-        for direction, (first, second) in enumerate(pairs):
-            one, other = shown[first], shown[second]
-            flip = self._flip[one, direction] ^ self._flip[other, direction + 2]
-            sign = ways.negative[one] ^ ways.negative[other]
-            order = self._between[ways.colour[one], ways.colour[other]]
-            sides = self._own[one, direction], self._own[other, direction + 2]
-            found.append(self._costs[block[first], sides[0], block[second], sides[1], flip, sign, order])
-        return found[0], found[1]
+        return Layout(best.astype(np.intp), best_shown.astype(np.intp), float(least))
 
 
-def _apart(rows: int, columns: int, generator: np.random.Generator) -> npt.NDArray[np.bool_]:
-    """Draw cells of which no two are neighbours."""
-    rank = generator.permutation(rows * columns).reshape(rows, columns)
-    edge = np.pad(rank, 1, constant_values=rows * columns)
-    around = [edge[1 + y : 1 + y + rows, 1 + x : 1 + x + columns] for y, x in _AROUND]
-    result: npt.NDArray[np.bool_] = rank < np.minimum.reduce(around)
-    return result
+def _fitting(
+    costs: Float32Array, possible: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """List each side's cheapest neighbours, (B, 4, K, 2), and how each other block fits it best, (B, 4, B)."""
+    number, _, _, relations = costs.shape
+    count = min(_FITTING, (number - 1) * int(possible.sum(axis=1).min()))
+    found = np.zeros((number, 4, count, 2), dtype=np.int32)
+    closest = np.zeros((number, 4, number), dtype=np.int32)
+    for block in range(number):
+        open_costs = np.where(possible[:, None], costs[block], np.float32(np.inf))
+        closest[block] = open_costs.argmin(axis=2)
+        flat = open_costs.reshape(4, -1)
+        cheapest = np.argpartition(flat, max(count - 1, 0), axis=1)[:, :count]
+        order = np.take_along_axis(flat, cheapest, axis=1).argsort(axis=1, kind="stable")
+        found[block] = np.stack(np.divmod(np.take_along_axis(cheapest, order, axis=1), relations), axis=2)
+    return found, closest

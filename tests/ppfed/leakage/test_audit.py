@@ -75,9 +75,11 @@ BOUNDS = [
     ("ele-v1", FIXED, False, AttackName.TEMPLATE, 0.9, 1.0),  # 0.999
     ("etc-v1", FIXED, False, AttackName.JIGSAW, EXACT, 1.0),
     ("etc-v1", FIXED, False, AttackName.TEMPLATE, EXACT, 1.0),
-    ("etc-v1", IMAGE, False, AttackName.JIGSAW, 0.22, 0.43),  # 0.321
+    ("etc-v1", IMAGE, False, AttackName.JIGSAW, 0.23, 0.44),  # 0.332
+    ("etc-v1", IMAGE, False, AttackName.LEARNED_SEAMS, 0.23, 0.44),  # 0.338
     ("block-pixel-v1", FIXED, False, AttackName.JIGSAW, EXACT, 1.0),
-    ("block-pixel-v1", IMAGE, False, AttackName.JIGSAW, 0.36, 0.57),  # 0.465
+    ("block-pixel-v1", IMAGE, False, AttackName.JIGSAW, 0.53, 0.74),  # 0.631
+    ("block-pixel-v1", IMAGE, False, AttackName.LEARNED_SEAMS, 0.65, 0.86),  # 0.753
     ("logistic-rc4-v1", FIXED, False, AttackName.TEMPLATE, EXACT, 1.0),
 ]
 
