@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -215,10 +214,7 @@ def test_what_the_command_line_said_arrives_in_the_server_app(monkeypatch: pytes
 @pytest.mark.parametrize("compiled", [False, True])
 def test_a_coordinator_in_the_background_is_told_the_same(monkeypatch: pytest.MonkeyPatch, compiled: bool) -> None:
     asked, told = Processes("cpu", 3, 2, DataPlacement.STREAMED, compiled), []
-    monkeypatch.setattr("coordinator.plan.agree", lambda _folder, _given: None)
-    monkeypatch.setattr(
-        StateFolder, "plan", lambda _state: SimpleNamespace(settings=SimpleNamespace(exchange="images"))
-    )
+    monkeypatch.setattr("coordinator.plan.agree", lambda _folder, _given, check: check(None))
     monkeypatch.setattr(Processes, "check", lambda processes, _settings: told.append(processes) or sys.exit(0))
     assert CliRunner().invoke(app, ["start", *asked.options()]).exit_code == 0
     assert told == [asked]
