@@ -43,7 +43,7 @@ from ppfed.training.curve import CurvePoint
 
 CPU = torch.device("cpu")
 FILES = {WEIGHTS_FILE, CARD_FILE, CURVE_FILE, PLOT_FILE}
-CURVE = [CurvePoint(1, 2.25, 2.0, 0.25, 1.5), CurvePoint(2, 1.5), CurvePoint(3, 0.1 + 0.2, 1.0, 2 / 3, 0.125)]
+CURVE = [CurvePoint(1, 2.25, 2.0, 0.25, 1.5, 40, 3), CurvePoint(2, 1.5), CurvePoint(3, 0.1 + 0.2, 1.0, 2 / 3, 0.125)]
 
 in_tmp_path = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=15)
 
@@ -353,9 +353,15 @@ def test_the_folder_is_private(folder: Path) -> None:
 
 def test_the_curve_is_a_table(folder: Path) -> None:
     rows = list(csv.DictReader((folder / CURVE_FILE).read_text().splitlines()))
-    assert list(rows[0]) == ["round", "train_loss", "held_out_loss", "accuracy", "seconds"]
+    measured = ["train_loss", "held_out_loss", "accuracy", "seconds"]
+    assert list(rows[0]) == ["round", *measured, "held_out_images", "owners"]
     read = [
-        CurvePoint(int(row.pop("round")), **{name: float(value) if value else None for name, value in row.items()})
+        CurvePoint(
+            **{
+                name: (float(value) if name in measured else int(value)) if value else None
+                for name, value in row.items()
+            }
+        )
         for row in rows
     ]
     assert read == CURVE
