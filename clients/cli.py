@@ -189,6 +189,7 @@ def _show_leakage(console: Console, settings: FederationSettings, source: Sectio
 def _report(console: Console, prepared: Prepared, settings: FederationSettings) -> None:
     """Say what came of the owner's images."""
     from ppfed.cli.console import print_line
+    from ppfed.errors import first_bad
     from ppfed.federation import some_names
     from ppfed.images.decode import asks_for_action
 
@@ -208,8 +209,6 @@ def _report(console: Console, prepared: Prepared, settings: FederationSettings) 
         lines.append(f"note         nothing is measured on your held-out images: they are fewer than {least}")
     if prepared.bad:
         lines.append(f"left out     {prepared.bad} images that cannot be used")
-        lines += [f"             {path}: {reason}" for path, reason in prepared.left_out]
-        if prepared.bad > len(prepared.left_out):
-            lines.append(f"             and {prepared.bad - len(prepared.left_out)} more")
+        lines += [f"             {line}" for line in first_bad(prepared.left_out, prepared.bad)]
     for line in lines:
         print_line(console, line)

@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ppfed.atomic import write_atomic
 from ppfed.ciphers.registry import Cipher
-from ppfed.errors import BadImagesError, DataError, MismatchError, UsageError
+from ppfed.errors import MOST_BAD_SHOWN, BadImagesError, DataError, MismatchError, UsageError
 from ppfed.federation import Exchange, FederationSettings, class_difference, some_names
 from ppfed.images.source import ImageSource, LoadReport, Split, files_digest, no_progress
 from ppfed.images.types import EncryptedImages, Int64Array
@@ -33,7 +33,6 @@ MARKER = ".ppfed-store"
 """A file that says: ppfed made this folder, and may delete it."""
 
 _RECORD = "prepared.json"
-_LEFT_OUT_SHOWN = 10
 
 
 @dataclass(frozen=True)
@@ -213,7 +212,7 @@ def prepare(
         len(report.bad),
         dict(report.notes),
         tuple(zip(counted[Split.TRAIN].tolist(), counted[Split.HELD_OUT].tolist(), strict=True)),
-        tuple(report.bad[:_LEFT_OUT_SHOWN]),
+        tuple(report.bad[:MOST_BAD_SHOWN]),
     )
     _write_record(folder, signature, prepared)
     return prepared

@@ -84,6 +84,22 @@ class DataError(PPFedError):
     """Images or labels cannot be used."""
 
 
+MOST_BAD_SHOWN = 10
+
+
+def first_bad(bad: Sequence[tuple[str, str]], total: int) -> list[str]:
+    """Write the first of ``total`` files that cannot be used, a line each, and how many more there are.
+
+    Parameters
+    ----------
+    bad : sequence of (str, str)
+        Path and reason of each; the first ``MOST_BAD_SHOWN`` are enough.
+    total : int
+    """
+    lines = [f"{path}: {reason}" for path, reason in bad[:MOST_BAD_SHOWN]]
+    return [*lines, f"and {total - len(lines)} more"] if total > len(lines) else lines
+
+
 class BadImagesError(DataError):
     """Some image files cannot be used.
 
@@ -93,13 +109,9 @@ class BadImagesError(DataError):
         Path and reason of every bad file.
     """
 
-    _SHOWN = 10
-
     def __init__(self, bad: Sequence[tuple[str, str]]) -> None:
         self.bad = tuple(bad)
-        lines = [f"  {path}: {reason}" for path, reason in self.bad[: self._SHOWN]]
-        if len(self.bad) > self._SHOWN:
-            lines.append(f"  and {len(self.bad) - self._SHOWN} more")
+        lines = [f"  {line}" for line in first_bad(self.bad, len(self.bad))]
         noun = "image cannot" if len(self.bad) == 1 else "images cannot"
         super().__init__(
             "\n".join([f"{len(self.bad)} {noun} be used:", *lines]),

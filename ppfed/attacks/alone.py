@@ -77,14 +77,11 @@ def puzzle(
     cipher: str, hidden: UInt8Array, *, pooled: bool, generator: np.random.Generator, fit: Fit = classical_fit
 ) -> Assembly:
     """Put the blocks of ciphertexts together with what the cipher may have done to them; see ``jigsaw.assemble``."""
-    every_way = PUZZLES[cipher]
     return assemble(
         hidden,
         block_px=BLOCK_PX,
-        turns=every_way,
-        negatives=every_way,
-        colours=every_way,
-        pixels=not every_way,
+        variants=puzzle_variants(cipher, hidden.shape[3]),
+        pixels=not PUZZLES[cipher],
         pooled=pooled,
         fit=fit,
         generator=generator,

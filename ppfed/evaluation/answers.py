@@ -13,12 +13,13 @@ import torch
 
 from ppfed.ciphers.registry import Cipher
 from ppfed.errors import DataError
+from ppfed.federation import some_names
 from ppfed.images.batching import join_equal
 from ppfed.images.decode import shown
+from ppfed.images.encrypted_files import read_encrypted_files
 from ppfed.images.folder import FolderSource
 from ppfed.images.open import raise_if_bad
 from ppfed.images.png import read_encrypted_png
-from ppfed.images.pool import each, map_ahead
 from ppfed.images.sections import UNDIVIDED, SectionedSource
 from ppfed.images.source import LoadReport, Split, no_progress
 from ppfed.images.types import EncryptedImages, Int64Array, UInt8Array
@@ -29,7 +30,6 @@ from ppfed.training.loop import predict_logits
 _BATCH = 256
 _LOOKED_AT = 10
 """Files that are looked at to tell whether a folder is encrypted: the first ones may be broken."""
-_NAMED = 10
 _CHOICE = ("test", "val", "valid", "train", UNDIVIDED)
 """The section that is measured is the first of these that a source has."""
 
@@ -171,8 +171,8 @@ def _positions(source: SectionedSource, used: set[int], known: tuple[str, ...]) 
     unknown = [classes[label] for label in sorted(used) if classes[label] not in places]
     if unknown:
         raise DataError(
-            f"{source.root} has images of a class that the model does not know: {_listed(unknown)}. "
-            f"The model knows {_listed(known)}.",
+            f"{source.root} has images of a class that the model does not know: {some_names(unknown)}. "
+            f"The model knows {some_names(known)}.",
             hint=(
                 f"Number the classes from 0 to {len(known) - 1}, in the model's order."
                 if numbered
@@ -182,23 +182,18 @@ def _positions(source: SectionedSource, used: set[int], known: tuple[str, ...]) 
     return np.array([places.get(name, -1) for name in classes], dtype=np.int64), numbered
 
 
-def _listed(names: Sequence[str]) -> str:
-    rest = [f"{len(names) - _NAMED} more"] if len(names) > _NAMED else []
-    return ", ".join([*names[:_NAMED], *rest])
-
-
-def _files(source: SectionedSource, section: str) -> list[tuple[Path, int, str]]:
-    """Path, label and name of each image that is a file."""
+def _files(source: SectionedSource, section: str) -> list[tuple[Path, tuple[int, str]]]:
+    """Path of each image that is a file, and its label and name."""
     if not isinstance(source, FolderSource):
         return []
     folder = source.root / section
-    return [(folder / source.classes[label] / name, label, name) for label, name in source.listing(section)]
+    return [(folder / source.classes[label] / name, (label, name)) for label, name in source.listing(section)]
 
 
 def _is_encrypted(source: SectionedSource, section: str, card: ModelCard) -> bool:
     """Tell by the first files; of several that are encrypted, one at least has to be so as the model knows it."""
     found: list[EncryptedImages] = []
-    for path, _, _ in _files(source, section)[:_LOOKED_AT]:
+    for path, _ in _files(source, section)[:_LOOKED_AT]:
         with suppress(DataError):
             found.append(read_encrypted_png(path))
     reason = ""
@@ -234,36 +229,16 @@ def _plain_batches(
 def _encrypted_batches(
     part: MeasuredPart, card: ModelCard, report: LoadReport, progress: Callable[[int], None]
 ) -> Iterator[tuple[UInt8Array, Int64Array, Sequence[str]]]:
-    sound = _encrypted_images(part, card, report, progress)
+    below = Path(part.section)
+
+    def on_bad(about: tuple[int, str], reason: str) -> None:
+        label, name = about
+        report.bad.append((shown(str(below / part.source.classes[label] / name)), reason))
+
+    sound = read_encrypted_files(
+        _files(part.source, part.section), on_bad, require=lambda images: require_known(images, card), progress=progress
+    )
     for run in join_equal(sound, lambda one: one[0].shape, lambda one: one[0].pixels.nbytes, _BATCH):
         report.used += len(run)
-        pixels = np.concatenate([images.pixels for images, _, _ in run])
-        yield pixels, np.array([label for _, label, _ in run], dtype=np.int64), [name for _, _, name in run]
-
-
-def _encrypted_images(
-    part: MeasuredPart, card: ModelCard, report: LoadReport, progress: Callable[[int], None]
-) -> Iterator[tuple[EncryptedImages, int, str]]:
-    def attempt(file: tuple[Path, int, str]) -> tuple[EncryptedImages | str, int, str]:
-        path, label, name = file
-        try:
-            images = read_encrypted_png(path)
-            require_known(images, card)
-        except DataError as error:
-            return error.message.removeprefix(f"{path}: "), label, str(path.relative_to(part.source.root))
-        return images, label, name
-
-    for group in map_ahead(each(attempt), _files(part.source, part.section), lambda file: _size_bytes(file[0])):
-        for result, label, name in group:
-            if isinstance(result, str):
-                report.bad.append((shown(name), result))
-            else:
-                yield result, label, name
-        progress(len(group))
-
-
-def _size_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0  # a broken link; reading it gives the reason
+        pixels = np.concatenate([images.pixels for images, _ in run])
+        yield pixels, np.array([label for _, (label, _) in run], dtype=np.int64), [name for _, (_, name) in run]

@@ -18,6 +18,7 @@ from ppfed.ciphers.registry import Cipher, make_cipher
 from ppfed.errors import BadImagesError, DataError, PPFedError, UsageError
 from ppfed.images.batching import join_equal
 from ppfed.images.decode import shown
+from ppfed.images.encrypted_files import read_encrypted_files
 from ppfed.images.folder import is_ignored
 from ppfed.images.open import raise_if_bad
 from ppfed.images.png import encode_encrypted_png, encode_png, read_encrypted_png
@@ -302,27 +303,10 @@ def _read_all(
             (staging / where / name).mkdir(parents=True, exist_ok=True)
         names += [os.path.normpath(os.path.join(where, name)) for name in files]
 
-    def attempt(name: str) -> tuple[str, EncryptedImages | str]:
-        path = source / name
-        try:
-            return name, read_encrypted_png(path)
-        except DataError as error:
-            return name, error.message.removeprefix(f"{path}: ")
+    def on_bad(name: str, reason: str) -> None:
+        report.bad.append((shown(name), reason))
 
-    for group in map_ahead(each(attempt), names, lambda name: _size_bytes(source / name)):
-        for name, result in group:
-            if isinstance(result, str):
-                report.bad.append((shown(name), result))
-            else:
-                yield result, name
-        progress(len(group))
-
-
-def _size_bytes(path: Path) -> int:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return 0  # a broken link; reading it gives the reason
+    yield from read_encrypted_files(((source / name, name) for name in names), on_bad, progress=progress)
 
 
 def _kind(image: tuple[EncryptedImages, str]) -> tuple[object, ...]:

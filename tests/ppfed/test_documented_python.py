@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from ppfed.federation import CipherSettings
 from ppfed.keys.files import write_key_file
 from ppfed.keys.master import MasterKey
-from ppfed.model_folder import ModelCard, write_model
+from ppfed.model_folder import write_model
 from ppfed.networks.classifier import build_network
+
+from .model_cards import small_card
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "model.md"
 
@@ -24,27 +24,7 @@ def test_a_model_is_used_from_python(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     key = MasterKey.generate()
-    card = ModelCard(
-        federation="flowers",
-        exchange="images",
-        cipher=CipherSettings(),
-        fingerprint=key.fingerprint,
-        height=8,
-        width=6,
-        channels=channels,
-        classes=("rose", "tulip"),
-        adaptation=(4,),
-        base_maps=2,
-        owners=(),
-        rounds=1,
-        local_epochs=1,
-        accuracy=None,
-        held_out_images=0,
-        seed=0,
-        training={},
-        versions={},
-        created=datetime(2026, 1, 1, tzinfo=UTC),
-    )
+    card = small_card(fingerprint=key.fingerprint, width=6, channels=channels, classes=("rose", "tulip"))
     write_model(Path("flowers.model"), build_network(card.network_config(), 0), card, [])
     write_key_file(Path("owners.key"), key, None)
     Path("photos").mkdir()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,12 @@ from ppfed.images.png import write_encrypted_png
 from ppfed.images.source import LoadReport
 from ppfed.images.types import PlainImages, UInt8Array
 from ppfed.keys.master import KEY_BYTES, MasterKey
-from ppfed.model_folder import LoadedModel, ModelCard
+from ppfed.model_folder import LoadedModel
 from ppfed.networks.classifier import build_network
 from ppfed.prediction import Prediction, predict_images
 from ppfed.training.loop import predict_logits
+
+from .model_cards import small_card
 
 CPU = torch.device("cpu")
 KEY = MasterKey(bytes(range(KEY_BYTES)))
@@ -34,28 +35,8 @@ FIXED = CipherSettings(scope=Scope.FIXED)
 
 
 def model(**changes: Any) -> LoadedModel:
-    fields: dict[str, Any] = {
-        "federation": "flowers",
-        "exchange": "images",
-        "cipher": CipherSettings(),
-        "fingerprint": KEY.fingerprint,
-        "height": 8,
-        "width": 6,
-        "channels": 3,
-        "classes": ("rose", "tulip", "daisy"),
-        "adaptation": (4,),
-        "base_maps": 2,
-        "owners": (),
-        "rounds": 1,
-        "local_epochs": 1,
-        "accuracy": None,
-        "held_out_images": 0,
-        "seed": 0,
-        "training": {},
-        "versions": {},
-        "created": datetime(2026, 1, 1, tzinfo=UTC),
-    }
-    card = ModelCard(**{**fields, **changes})
+    fields = {"fingerprint": KEY.fingerprint, "width": 6, "classes": ("rose", "tulip", "daisy")}
+    card = small_card(**{**fields, **changes})
     return LoadedModel(build_network(card.network_config(), 0).eval(), card)
 
 

@@ -88,9 +88,7 @@ def assemble(
     ciphertexts: UInt8Array,
     *,
     block_px: int,
-    turns: bool,
-    negatives: bool,
-    colours: bool,
+    variants: Variants,
     pooled: bool,
     pixels: bool = False,
     fit: Fit = classical_fit,
@@ -105,8 +103,8 @@ def assemble(
     ciphertexts : uint8 array, (N, H, W, C)
     block_px : int
         Side of a block, in pixels.
-    turns, negatives, colours : bool
-        What the cipher does to blocks besides moving them, to each in its own way: EtC all three.
+    variants : Variants
+        What the cipher does to blocks besides moving them, to each in its own way.
     pixels : bool
         The pixels of all blocks of an image were permuted alike first: block-pixel. Their order is found before.
     pooled : bool
@@ -124,7 +122,6 @@ def assemble(
     """
     blocks = cut(ciphertexts, block_px)
     rows, columns = ciphertexts.shape[1] // block_px, ciphertexts.shape[2] // block_px
-    variants = Variants.of(turns=turns, negatives=negatives, colours=colours and ciphertexts.shape[3] == 3)
     batches = [blocks] if pooled else [blocks[index : index + 1] for index in range(len(blocks))]
     orders, layouts = [], []
     for batch in batches:

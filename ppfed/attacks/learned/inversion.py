@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from ppfed.attacks.learned.one_cycle import OneCycle
 from ppfed.attacks.learned.unet import UNet, padded, unet_multiple
 from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info
 from ppfed.images.types import UInt8Array
@@ -292,10 +293,8 @@ def train_inversion(
     targets = torch.from_numpy(padded(plain, config.multiple))
     config = replace(config, height=targets.shape[1], width=targets.shape[2])
     network = build_inversion(config, seed).to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=preset.learning_rate)
     epochs, per_epoch = preset.epochs(len(plain)), preset.steps_per_epoch(len(plain))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, preset.learning_rate, total_steps=epochs * per_epoch)
-    network.train()
+    training = OneCycle(network, preset.learning_rate, epochs * per_epoch)
     step = 0
     for epoch in range(epochs):
         hidden = encrypt(plain, epoch)
@@ -306,10 +305,7 @@ def train_inversion(
             wanted = targets[rows].to(device).permute(0, 3, 1, 2).float() / 255
             with autocast(device):
                 loss = nn.functional.l1_loss(network(inputs[rows].to(device)).float(), wanted)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
+            training.step(loss)
             step += 1
             on_step(step, epochs * per_epoch)
     network.eval()

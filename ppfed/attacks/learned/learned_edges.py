@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from ppfed.attacks.alone import Solver
+from ppfed.attacks.learned.one_cycle import OneCycle, ignore_progress
 from ppfed.attacks.learned.unet import UNet, padded, unet_multiple
 from ppfed.attacks.values.synchronisation import Group, IndexArray, synchronise
 from ppfed.attacks.values.upright import likely_reading
@@ -172,10 +173,6 @@ class LearnedEdges:
         return likely_reading(restored, any_order=self.any_order, together=False).of(restored)
 
 
-def _ignore_progress(_part: float) -> None:
-    pass
-
-
 def train_edges(
     plain: UInt8Array,
     encrypt: Callable[[UInt8Array], UInt8Array],
@@ -186,7 +183,7 @@ def train_edges(
     any_order: bool,
     device: torch.device,
     seed: int,
-    on_progress: Callable[[float], None] = _ignore_progress,
+    on_progress: Callable[[float], None] = ignore_progress,
 ) -> LearnedEdges:
     """Train a network to tell how the masks of two pixels are related: AdamW, one cycle, cross-entropy.
 
@@ -235,9 +232,7 @@ def train_edges(
         torch.manual_seed(seed)
         network = EdgeNetwork(plain.shape[3], len(constants), preset)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=preset.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, preset.learning_rate, total_steps=preset.steps)
-    network.train()
+    training = OneCycle(network, preset.learning_rate, preset.steps)
     height, width = pictures.shape[1:3]
     for step in range(preset.steps):
         rows = torch.randint(len(own), (preset.batch_size,), generator=randomness).numpy()
@@ -248,10 +243,7 @@ def train_edges(
         with autocast(device):
             scores = network(torch.from_numpy(padded(shown, network.multiple)).to(device))
         loss = _loss(scores[..., :height, :width].float(), wanted.to(device), weight.to(device))
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
+        training.step(loss)
         on_progress(0.5 + 0.5 * (step + 1) / preset.steps)
     network.eval()
     return LearnedEdges(network, prepare, constants, any_order)

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from ppfed.attacks.blocks.cutting import cut
 from ppfed.attacks.blocks.edges import COLOURS, MISFIT, STEP, Float32Array, IndexArray, Variants, relative, seam_costs
+from ppfed.attacks.learned.one_cycle import OneCycle, ignore_progress
 from ppfed.images.types import UInt8Array
 from ppfed.training.loop import epoch_generator
 
@@ -269,10 +270,6 @@ class _Pairs:
         return np.isin(self.index, np.concatenate(true))
 
 
-def _ignore_progress(_part: float) -> None:
-    pass
-
-
 def train_seams(
     plain: UInt8Array,
     preset: SeamsPreset,
@@ -281,7 +278,7 @@ def train_seams(
     variants: Variants,
     device: torch.device,
     seed: int,
-    on_progress: Callable[[float], None] = _ignore_progress,
+    on_progress: Callable[[float], None] = ignore_progress,
 ) -> LearnedSeams:
     """Train a network to tell neighbours from other blocks of the same picture: AdamW, one cycle, logistic loss.
 
@@ -324,9 +321,7 @@ def train_seams(
         torch.manual_seed(seed)
         network = SeamNetwork(block_px, plain.shape[3], preset)
     network.to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=preset.learning_rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, preset.learning_rate, total_steps=preset.steps)
-    network.train()
+    training = OneCycle(network, preset.learning_rate, preset.steps)
     for step in range(preset.steps):
         rows = torch.randint(len(pairs), (preset.batch_size,), generator=randomness)
         loss = nn.functional.binary_cross_entropy_with_logits(
@@ -334,10 +329,7 @@ def train_seams(
             wanted[rows].to(device),
             weight=weights[rows].to(device),
         )
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        schedule.step()
+        training.step(loss)
         on_progress(0.5 + 0.5 * (step + 1) / preset.steps)
     network.eval()
     return LearnedSeams(network)

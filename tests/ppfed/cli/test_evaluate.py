@@ -6,7 +6,6 @@ import csv
 import json
 import shutil
 from collections import Counter
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,10 +26,12 @@ from ppfed.federation import CipherSettings
 from ppfed.images.types import PlainImages, UInt8Array
 from ppfed.keys.files import write_key_file
 from ppfed.keys.master import KEY_BYTES, MasterKey
-from ppfed.model_folder import ModelCard, load_model, write_model
+from ppfed.model_folder import load_model, write_model
 from ppfed.networks.classifier import build_network
 from ppfed.prediction import predict_images
 from ppfed.training.loop import predict_logits
+
+from ..model_cards import small_card
 
 CPU = torch.device("cpu")
 KEY = MasterKey(bytes(range(KEY_BYTES)))
@@ -58,29 +59,9 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: Path) -> None:
 
 
 def write(folder: Path, classes: tuple[str, ...], bias: tuple[float, ...] | None = None, **changes: Any) -> None:
-    fields: dict[str, Any] = {
-        "federation": "flowers",
-        "exchange": "images",
-        # Fixed scope: an image gets the same answer each time.
-        "cipher": CipherSettings(scope=Scope.FIXED),
-        "fingerprint": KEY.fingerprint,
-        "height": 8,
-        "width": 8,
-        "channels": 3,
-        "classes": classes,
-        "adaptation": (4,),
-        "base_maps": 2,
-        "owners": (),
-        "rounds": 1,
-        "local_epochs": 1,
-        "accuracy": None,
-        "held_out_images": 0,
-        "seed": 0,
-        "training": {},
-        "versions": {},
-        "created": datetime(2026, 1, 1, tzinfo=UTC),
-    }
-    card = ModelCard(**{**fields, **changes})
+    # Fixed scope: an image gets the same answer each time.
+    fields = {"cipher": CipherSettings(scope=Scope.FIXED), "fingerprint": KEY.fingerprint, "classes": classes}
+    card = small_card(**{**fields, **changes})
     network = build_network(card.network_config(), 0)
     with torch.no_grad():
         # An untrained network says the same of all images, unless what it says of each is compared with the mean.

@@ -8,7 +8,6 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -31,9 +30,11 @@ from ppfed.images.png import write_encrypted_png
 from ppfed.images.types import PlainImages
 from ppfed.keys.files import write_key_file
 from ppfed.keys.master import KEY_BYTES, MasterKey
-from ppfed.model_folder import ModelCard, load_model, write_model
+from ppfed.model_folder import load_model, write_model
 from ppfed.networks.classifier import build_network
 from ppfed.prediction import predict_images
+
+from ..model_cards import small_card
 
 CPU = torch.device("cpu")
 KEY = MasterKey(bytes(range(KEY_BYTES)))
@@ -46,27 +47,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PPFED_KEY_FILE", raising=False)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.chdir(tmp_path)
-    card = ModelCard(
-        federation="flowers",
-        exchange="images",
-        cipher=CipherSettings(scope=Scope.FIXED),
-        fingerprint=KEY.fingerprint,
-        height=8,
-        width=8,
-        channels=3,
-        classes=CLASSES,
-        adaptation=(4,),
-        base_maps=2,
-        owners=(),
-        rounds=1,
-        local_epochs=1,
-        accuracy=None,
-        held_out_images=0,
-        seed=0,
-        training={},
-        versions={},
-        created=datetime(2026, 1, 1, tzinfo=UTC),
-    )
+    card = small_card(cipher=CipherSettings(scope=Scope.FIXED), fingerprint=KEY.fingerprint, classes=CLASSES)
     write_model(Path("model"), build_network(card.network_config(), 0), card, [])
     write_key_file(Path("our.key"), KEY, None)
     write_key_file(Path("other.key"), MasterKey(bytes(KEY_BYTES)), None)

@@ -27,9 +27,7 @@ def solved(ciphertexts: UInt8Array, name: str, *, pooled: bool, block_px: int = 
     return assemble(
         ciphertexts,
         block_px=block_px,
-        turns=etc,
-        negatives=etc,
-        colours=etc,
+        variants=Variants.of(turns=etc, negatives=etc, colours=etc and ciphertexts.shape[3] == 3),
         pixels=not etc,
         pooled=pooled,
         generator=generator,
