@@ -132,6 +132,11 @@ def _announce(console: Console, invite: Invite, source: ImageSource, data: Path,
         f"what leaves  {what_leaves(settings)}",
         "remember     the cipher is visual obfuscation, not confidentiality (docs/threat-model.md)",
     ]
+    if settings.initial_model is not None:
+        lines.append(
+            f"begins with  {settings.initial_model}, which is trained further; held-out images that it was trained on "
+            "make it look better than it is (docs/model.md)"
+        )
     if by_position(source.classes, settings):
         pairs = ", ".join(f"{n} = {name}" for n, name in zip(source.classes, settings.classes, strict=False))
         lines.append(f"labels       by position: {pairs}")

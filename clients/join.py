@@ -18,7 +18,7 @@ from clients.flower_executor import FlowerExecutor
 from clients.owner_app import Display, OwnerApp
 from clients.preparation import MARKER, Prepared
 from clients.supernode import SuperNode, ensure_node_key
-from ppfed.enrolment import Phase
+from ppfed.enrolment import Phase, StatusReply
 from ppfed.errors import FederationError, ServiceError, UsageError
 from ppfed.federation import Exchange, FederationSettings, Invite
 from ppfed.model_folder import ModelCard
@@ -242,9 +242,7 @@ def _answer_until_end(
                     line = "the coordinator does not answer; trying on (ctrl-C stops; the same command goes on)"
             else:
                 last_answer = time.monotonic()
-                line = str(status.phase)
-                if status.phase is Phase.WAITING:
-                    line += f" ({status.owners_joined} of {status.owners_wanted} joined)"
+                line = _as_line(status)
                 if status.phase is Phase.FINISHED and finished is None:
                     finished = time.monotonic()
                 if status.phase in (Phase.STOPPED, Phase.FAILED):
@@ -257,6 +255,13 @@ def _answer_until_end(
         return "" if app.farewell.completed else f"there is no model yet: {app.farewell.message}. {_GO_ON}"
     finally:
         executor.close()
+
+
+def _as_line(status: StatusReply) -> str:
+    if status.phase is Phase.WAITING:
+        return f"{status.phase} ({status.owners_joined} of {status.owners_wanted} joined)"
+    under_way = status.phase in (Phase.INTAKE, Phase.TRAINING)
+    return f"{status.phase}: {status.message}" if under_way and status.message else str(status.phase)
 
 
 def _answered(executor: FlowerExecutor, node: SuperNode) -> bool:

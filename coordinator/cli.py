@@ -64,6 +64,7 @@ def start(  # noqa: PLR0917 -- each is an option
     deadline_s: Annotated[
         float | None, _option("Seconds that a round may take.", _MACHINE, "--deadline", default="600")
     ] = None,
+    begin_with: Annotated[int | None, _option("Owners that the first run waits for.", _MACHINE, default="all")] = None,
     address: Annotated[
         str | None,
         _option("host:port under which owners reach this machine.", _FEDERATION, default="localhost:9443"),
@@ -116,6 +117,14 @@ def start(  # noqa: PLR0917 -- each is an option
             "What whoever trains computes in: auto (bfloat16 on a GPU, float32 elsewhere), float32, or bfloat16: "
             "half the time on processors with instructions for it.",
             _TRAINING,
+        ),
+    ] = None,
+    initial_model: Annotated[
+        Path | None,
+        _option(
+            "Model folder to train further; it decides classes, size, cipher and network (docs/model.md).",
+            _TRAINING,
+            default="random weights",
         ),
     ] = None,
     seed: Annotated[int | None, _setting("seed", "Of initial weights, order and augmentation.", _TRAINING)] = None,
@@ -225,14 +234,17 @@ def start(  # noqa: PLR0917 -- each is an option
     given = {key: value for key, value in context.params.items() if key not in _OF_THIS_START}
     processes = Processes(device, gpus, machines, DataPlacement.named(data_placement), compiled)
     agree(folder, {key: value for key, value in given.items() if value is not None}, processes.check)
-    settings = folder.plan().settings
+    plan = folder.plan()
+    settings = plan.settings
     console = stderr()
+    if settings.initial_model is not None:
+        print_line(console, f"trains further: {settings.initial_model}")
     print_line(console, f"leakage: {quoted(settings.cipher.spec, settings.exchange, settings.channels)}")
     if settings.exchange is Exchange.IMAGES:
         print_line(console, VERDICT)
     if detach:
         log = start_detached(folder, processes)
-        print_line(console, f"open at {folder.plan().address}; output goes to {log}")
+        print_line(console, f"open at {plan.address}; output goes to {log}")
         return
     with Watch(console, folder) as watch:
         status = run_coordinator(folder, processes, watch.ready, watch)

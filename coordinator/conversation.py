@@ -85,12 +85,18 @@ class Conversation:
         joined_at: Callable[[], Mapping[str, float]],
     ) -> None:
         self._grid = grid
-        self._nodes = dict(nodes)
-        self._owners = {node: owner for owner, node in nodes.items()}
+        self._nodes: dict[str, int] = {}
+        self._owners: dict[int, str] = {}
+        self.include(nodes)
         self._stop_requested = stop_requested
         self._joined_at = joined_at
         self._asked: dict[str, _Question] = {}
         self._next_lost_check = 0.0
+
+    def include(self, nodes: Mapping[str, int]) -> None:
+        """Take in owners that joined since, by their Flower nodes."""
+        self._nodes.update(nodes)
+        self._owners.update({node: owner for owner, node in nodes.items()})
 
     def check_stop(self) -> None:
         """Raise StopRequestedError if somebody asked to stop."""
@@ -101,10 +107,6 @@ class Conversation:
         """Owners whose node is online as far as Flower knows."""
         present = set(self._grid.get_node_ids())
         return {owner for owner, node in self._nodes.items() if node in present}
-
-    def wait_for(self, owners: set[str]) -> None:
-        """Wait until these owners are online."""
-        self.wait_for_most(owners, len(owners), time.monotonic())
 
     def wait_for_most(self, owners: set[str], count: int, deadline: float) -> set[str]:
         """Wait for these owners, after the deadline (``time.monotonic``) only until so many of them are online.

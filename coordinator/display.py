@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from coordinator.front_door import Traffic
-from coordinator.state import StateFolder, Status
+from coordinator.state import TOO_LATE, StateFolder, Status
 from ppfed.cli.console import live_bar, print_line, printable
 from ppfed.enrolment import Phase
 
@@ -54,8 +54,9 @@ class Watch:
         for name, one in self._state.owners().enrolled().items():
             if name not in self._joined:
                 self._joined.add(name)
+                late = f"; {TOO_LATE}" if status.leaves_out(name) else ""
                 self._say(
-                    f"{name} joined with key {one.fingerprint}: {one.train_images} + {one.held_out_images} images"
+                    f"{name} joined with key {one.fingerprint}: {one.train_images} + {one.held_out_images} images{late}"
                 )
         if status.phase is not self._phase:
             self._phase = status.phase

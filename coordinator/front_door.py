@@ -31,7 +31,7 @@ from starlette.types import Receive, Scope, Send
 
 from coordinator.admission import admit, find_owner, public_key_pem
 from coordinator.pki import Certificates
-from coordinator.state import StateFolder
+from coordinator.state import TOO_LATE, StateFolder
 from ppfed.enrolment import (
     ENROL_PATH,
     FLEET_PREFIX,
@@ -208,7 +208,7 @@ class FrontDoor:
     async def _status(self, request: Request) -> Response:
         try:
             asked = StatusRequest.model_validate_json(await _read(request, _MOST_STATUS_BYTES))
-            find_owner(self._state, asked.token)
+            owner = find_owner(self._state, asked.token)
         except (ValidationError, _TooLargeError, TimeoutError, InviteError):
             return PlainTextResponse("forbidden", 403)
         except ClientDisconnect:
@@ -218,7 +218,7 @@ class FrontDoor:
             phase=status.phase,
             owners_joined=len(self._state.owners().enrolled()),
             owners_wanted=self._state.plan().settings.owners,
-            message=status.message,
+            message=TOO_LATE if owner.enrolled is not None and status.leaves_out(owner.name) else status.message,
         )
         return _json(reply, 200)
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from pydantic import ValidationError
 
@@ -16,7 +17,11 @@ from ppfed.images.size import parse_size
 from ppfed.networks.config import best_features
 from ppfed.training.settings import TrainingSettings
 
-_OWN = ("quorum", "deadline_s")
+if TYPE_CHECKING:
+    from coordinator.initial import FurtherModel
+
+_OWN = ("quorum", "deadline_s", "begin_with")
+_INITIAL = "initial_model"
 _REQUIRED = ("exchange", "owners", "classes", "size")
 _ADDRESS = "localhost:9443"
 _LOOPBACK = {"localhost": "127.0.0.1", "127.0.0.1": "127.0.0.1", "::1": "[::1]"}
@@ -30,7 +35,7 @@ def agree(folder: StateFolder, options: Mapping[str, Any], check: Callable[[Fede
     folder : StateFolder
     options : mapping of str to value
         Those that were given, by the name of their option. What is the coordinator's own business may differ each
-        time: the quorum, the deadline, and where this machine listens.
+        time: the quorum, the deadline, how many owners the first run waits for, and where this machine listens.
     check : callable
         Refuses settings for other reasons, before anything is written.
 
@@ -39,12 +44,17 @@ def agree(folder: StateFolder, options: Mapping[str, Any], check: Callable[[Fede
     UsageError
         If an option is missing, makes no sense, or differs from what was agreed; or if one changes while a coordinator
         is running; or if the folder of a new federation holds anything.
+    ModelError
+        If the model that is to be trained further is damaged, or no model.
     """
+    further = _read_further(options)
+    if further is not None:
+        options = {**options, _INITIAL: further.origin}
     if not folder.exists():
         _require_unused(folder.folder)
-        plan = make_plan(options)
+        plan = make_plan(options, further)
         check(plan.settings)
-        folder.create(plan)
+        folder.create(plan, None if further is None else further.weights)
         return
     plan = folder.plan()
     check(plan.settings)
@@ -75,14 +85,34 @@ def _require_unused(folder: Path) -> None:
         )
 
 
-def make_plan(options: Mapping[str, Any]) -> Plan:
+def _read_further(options: Mapping[str, Any]) -> FurtherModel | None:
+    if _INITIAL not in options:
+        return None
+    # It loads torch, which a coordinator that only receives images can do without.
+    from coordinator.initial import read_further_model  # noqa: PLC0415
+
+    return read_further_model(Path(options[_INITIAL]))
+
+
+def make_plan(options: Mapping[str, Any], further: FurtherModel | None = None) -> Plan:
     """Build the plan of a new federation.
+
+    Parameters
+    ----------
+    options : mapping of str to value
+        Of ``initial_model`` its ``ModelOrigin``.
+    further : FurtherModel or None
+        The model that is trained further: what its weights decide need not be said.
 
     Raises
     ------
     UsageError
-        If an option is missing or makes no sense.
+        If an option is missing or makes no sense, or the weights of that model do not fit it.
     """
+    if further is not None:
+        plan = make_plan({**further.suggested, **further.fixed, **options})
+        _require_fitting(plan, further)
+        return plan
     missing = [f"--{name}" for name in _REQUIRED if name not in options]
     if missing:
         raise UsageError(
@@ -94,7 +124,7 @@ def make_plan(options: Mapping[str, Any]) -> Plan:
     if "adaptation" in training:
         default = TrainingSettings.model_fields["adaptation"].default
         training["adaptation"] = default if training["adaptation"] else ()
-    agreed = {name: options[name] for name in ("channels", "fingerprint") if name in options}
+    agreed = {name: options[name] for name in ("channels", "fingerprint", _INITIAL) if name in options}
     try:
         cipher = CipherSettings.model_validate(_cipher(options))
         training.setdefault("features", best_features(cipher.spec))
@@ -118,11 +148,29 @@ def make_plan(options: Mapping[str, Any]) -> Plan:
     host, port = split_address(address)
     listen = str(options.get("listen") or _default_listen(host, port))
     split_address(listen)
-    own = {"quorum": settings.owners // 2 + 1, **{name: options[name] for name in _OWN if name in options}}
+    usual = {"quorum": settings.owners // 2 + 1, "begin_with": settings.owners}
+    own = {**usual, **{name: options[name] for name in _OWN if name in options}}
     try:
         return Plan(settings=settings, address=address, listen=listen, **own)
     except ValidationError as error:
         raise _no_federation(error) from None
+
+
+def _require_fitting(plan: Plan, further: FurtherModel) -> None:
+    wanted, fixed = _options_of(plan), further.fixed
+    different = [
+        f"{name} is {value}, not {wanted.get(name, 'open')}"
+        for name, value in fixed.items()
+        if wanted.get(name) != value
+    ]
+    network = replace(plan.settings.network_config(), mirrored_views=further.network.mirrored_views)
+    if not different and network != further.network:
+        different = ["its adaptation network, or a class with a comma in its name, is none that options can ask for"]
+    if different:
+        raise UsageError(
+            f"the model that is to be trained further, {further.origin}, does not fit: {', '.join(different)}",
+            hint="Leave these options out: they are taken from the model. With other ones, train from the beginning.",
+        )
 
 
 def _no_federation(error: ValidationError) -> UsageError:
@@ -174,9 +222,11 @@ def _options_of(plan: Plan) -> dict[str, Any]:
         "colour_shuffle": settings.cipher.colour_shuffle,
         "quorum": plan.quorum,
         "deadline_s": plan.deadline_s,
+        "begin_with": plan.begin_with,
         "address": plan.address,
         "listen": plan.listen,
         **training.model_dump(),
         "adaptation": bool(training.adaptation),
     }
-    return options if settings.fingerprint is None else {**options, "fingerprint": settings.fingerprint}
+    said = {"fingerprint": settings.fingerprint, _INITIAL: settings.initial_model}
+    return {**options, **{name: value for name, value in said.items() if value is not None}}

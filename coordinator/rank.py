@@ -10,11 +10,11 @@ import torch
 import torch.distributed as dist
 from torch.distributed.elastic.multiprocessing.errors import record
 
+from coordinator.initial import initial_network
 from coordinator.pooled import pooled_images, train_pooled
 from coordinator.processes import Job, read_job, report, tensor_store
 from coordinator.state import StateFolder
 from coordinator.torchrun import follow_parent
-from ppfed.networks.classifier import build_network
 from ppfed.training.ranks import Ranks
 
 
@@ -49,7 +49,7 @@ def _train(state: StateFolder, job: Job, device: torch.device, ranks: Ranks) -> 
     settings = state.plan().settings
     images = pooled_images(state, job.owners, device, job.placement, ranks)
     for one in train_pooled(
-        build_network(settings.network_config(), settings.training.seed),
+        initial_network(state),
         lambda _epoch: images.train,
         images.held_out,
         settings,

@@ -87,7 +87,7 @@ class _Run:
         self._owners = dict(owners)
         self._processes = processes
         # After a crash, rounds of the earlier run stand in the status still.
-        self._status = Status(rounds=state.status().rounds)
+        self._status = Status(rounds=state.status().rounds, owners=tuple(sorted(owners)))
 
     def work(self) -> None:
         """Receive images where they are exchanged, train, and tell the owners."""
@@ -116,10 +116,10 @@ class _Run:
         self._set(phase=Phase.FINISHED, message=left)
 
     def _await_owners(self) -> None:
-        """Wait for all before the first run; later for those that come in time, and for the quorum."""
+        """In the first run wait for as many as it begins with; later for those that come in time, and the quorum."""
         owners = set(self._owners)
         if not self._state.begun:
-            self._conversation.wait_for(owners)
+            self._go_on_without(self._conversation.wait_for_most(owners, self._plan.begin_with, time.monotonic()))
             self._state.set_begun()
             return
         # Of an owner whose images are all here nothing is needed.
@@ -129,7 +129,9 @@ class _Run:
         if absent:
             limit = f"{self._plan.deadline_s:.0f} s if the quorum is there"
             self._set(message=f"waiting for {', '.join(sorted(absent))}, for {limit}")
-        missing = self._conversation.wait_for_most(owners, count, time.monotonic() + self._plan.deadline_s)
+        self._go_on_without(self._conversation.wait_for_most(owners, count, time.monotonic() + self._plan.deadline_s))
+
+    def _go_on_without(self, missing: set[str]) -> None:
         names = ", ".join(sorted(missing))
         if missing:
             self._state.audit("goes on without", owners=names)
@@ -171,6 +173,8 @@ class _Run:
     def _tell(self, farewell: RecordDict, timeout_s: float) -> set[str]:
         """Tell every owner that is online how it ended, and wait until each has heard it or the time is over.
 
+        Also those that joined too late to take part: they would wait for ever.
+
         Returns
         -------
         set of str
@@ -178,11 +182,13 @@ class _Run:
         """
         for owner in self._conversation.waiting_for():
             self._conversation.forget(owner)
+        enrolled = self._state.owners().enrolled()
+        self._conversation.include({name: one.node_id for name, one in enrolled.items()})
         for owner in sorted(self._conversation.online()):
             self._conversation.ask(owner, FINISH, farewell, "finish", timeout_s)
         answers = self._conversation.answers(time.monotonic() + timeout_s, heed_stop=False)
         heard = {reply.owner for reply in answers if reply.message is not None}
-        deaf = set(self._state.owners().enrolled()) - heard
+        deaf = set(enrolled) - heard
         for owner in sorted(deaf):
             self._state.audit("did not hear the end", owner=owner)
         return deaf

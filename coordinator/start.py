@@ -169,12 +169,12 @@ class _Supervisor:
         self._superlink = superlink
         self._traffic = traffic
         self._watch = watch
-        self._settings = state.plan().settings
-        # Only the first run needs all owners; a later one waits for them itself, and not for ever.
+        self._begin_with = state.plan().begin_with
+        # Only the first run needs them online; a later one waits for owners itself, and not for ever.
         self._begun = state.begun
 
     def run(self) -> Status:
-        while not self._all_here():
+        while not self._enough_here():
             if self._state.stop_request.exists():
                 return self._end_waiting()
             self._tick()
@@ -199,9 +199,9 @@ class _Supervisor:
                     self._check_run(run_id)
                 heard = status.updated_at
 
-    def _all_here(self) -> bool:
+    def _enough_here(self) -> bool:
         enrolled = set(self._state.owners().enrolled())
-        return len(enrolled) >= self._settings.owners and (self._begun or enrolled <= self._traffic.online())
+        return len(enrolled if self._begun else enrolled & self._traffic.online()) >= self._begin_with
 
     def _tick(self) -> None:
         self._superlink.require_running()

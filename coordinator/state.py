@@ -40,8 +40,13 @@ from ppfed.images.source import Split
 STATE_VARIABLE = "PPFED_COORDINATOR_STATE"
 """Environment variable that tells the ServerApp, which Flower starts, the folder."""
 
-MADE_FIRST = ("pki", "flower", "logs")
-"""Folders that are there before the plan is."""
+_INITIAL_WEIGHTS = "initial.safetensors"
+_FOLDERS = ("pki", "flower", "logs")
+MADE_FIRST = (*_FOLDERS, _INITIAL_WEIGHTS)
+"""What is there before the plan is."""
+
+TOO_LATE = "training has begun already: it takes part once the coordinator was stopped and started again"
+"""What is said of an owner that joins while a run is under way."""
 
 _LOOK_S = 0.5
 _STEPS = TypeAdapter(Annotated[int, Field(ge=1)])
@@ -63,6 +68,8 @@ class Plan(BaseModel):
         How many owners a round needs; one that misses the deadline is left out of it.
     deadline_s : float
         How long a round, a shard of images or a gradient may take, in seconds.
+    begin_with : int
+        How many owners the first run waits for.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -72,11 +79,16 @@ class Plan(BaseModel):
     listen: str
     quorum: int = Field(ge=1)
     deadline_s: float = Field(default=600.0, gt=0, le=7 * 24 * 3600)
+    begin_with: int = Field(ge=1)
 
     @model_validator(mode="after")
     def _reachable(self) -> Self:
         if self.quorum > self.settings.owners:
             raise ValueError("the quorum is larger than the number of owners")
+        if self.begin_with > self.settings.owners:
+            raise ValueError("it cannot begin with more owners than take part")
+        if self.begin_with < self.quorum:
+            raise ValueError("it cannot begin with fewer owners than the quorum")
         return self
 
 
@@ -148,6 +160,8 @@ class Status(BaseModel):
 
     phase: Phase = Phase.WAITING
     message: str = ""
+    owners: tuple[str, ...] = ()
+    """Who takes part in the run that is under way, or was in the last one; whoever joins later waits for the next."""
     rounds: list[RoundRecord] = []
     steps: int = 0
     """Done in the round that is under way; only exchange ``gradients`` counts them."""
@@ -155,6 +169,10 @@ class Status(BaseModel):
     images_received: int = 0
     images_expected: int = 0
     updated_at: str = ""
+
+    def leaves_out(self, owner: str) -> bool:
+        """Whether a run is under way that this owner has joined too late for."""
+        return self.phase in (Phase.INTAKE, Phase.TRAINING) and owner not in self.owners
 
 
 class StateFolder:
@@ -190,6 +208,11 @@ class StateFolder:
         return self.folder / "checkpoint"
 
     @property
+    def initial_weights(self) -> Path:
+        """Of the model that is trained further, if one is."""
+        return self.folder / _INITIAL_WEIGHTS
+
+    @property
     def processes(self) -> Path:
         """What the processes that train on several GPUs share; made afresh for each run."""
         return self.folder / "processes"
@@ -208,13 +231,15 @@ class StateFolder:
         """Whether a federation was started here."""
         return (self.folder / "federation.json").exists()
 
-    def create(self, plan: Plan) -> None:
+    def create(self, plan: Plan, initial_weights: bytes | None = None) -> None:
         """Make the folder for a new federation. Raises UsageError if it cannot be made."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.folder.chmod(0o700)
-            for part in MADE_FIRST:
+            for part in _FOLDERS:
                 (self.folder / part).mkdir(exist_ok=True)
+            if initial_weights is not None:
+                write_atomic(self.initial_weights, initial_weights)
         except OSError as error:
             raise UsageError(
                 f"the folder {self.folder} cannot be made: {error.strerror}", hint="Name another one with --state."

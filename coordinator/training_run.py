@@ -13,6 +13,7 @@ from coordinator.aggregation import make_strategy
 from coordinator.checkpoint import load_checkpoint
 from coordinator.conversation import Conversation
 from coordinator.gradients import Gradients
+from coordinator.initial import initial_network
 from coordinator.pooled import pooled_images, train_pooled
 from coordinator.processes import Processes, train_in_processes
 from coordinator.quorum import Quorum
@@ -23,7 +24,6 @@ from ppfed.errors import FederationError
 from ppfed.federation import Exchange
 from ppfed.leakage.reference import reference
 from ppfed.model_folder import CardOwner, ModelCard, installed_versions, write_model
-from ppfed.networks.classifier import build_network
 from ppfed.networks.state import load_network_state, network_state
 from ppfed.training.compilation import compiler_cache
 from ppfed.training.curve import CurvePoint, curve_to_json
@@ -65,13 +65,13 @@ class TrainingRun:
         self._conversation = conversation
         self._state = state
         self._plan = plan
-        self._settings = settings = plan.settings
+        self._settings = plan.settings
         self._owners = owners
         self._processes = processes
         self._on_step = on_step
         # Where others train, this process leaves the GPUs alone.
         self._device = torch.device("cpu") if processes.total > 1 else pick_device(processes.device)
-        self._network = build_network(settings.network_config(), settings.training.seed)
+        self._network = initial_network(state)
 
     def rounds(self) -> Iterator[RoundRecord]:
         """Train; a record after each round."""
@@ -158,6 +158,7 @@ class TrainingRun:
             versions=installed_versions(),
             created=datetime.datetime.now(datetime.UTC),
             leakage=reference(settings.cipher.spec, channels=settings.channels),
+            trained_further_from=settings.initial_model,
         )
 
 

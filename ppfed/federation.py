@@ -12,7 +12,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import InviteError
@@ -86,6 +86,27 @@ class CipherSettings(_Agreed):
         return CipherSpec(self.name, self.scope, self.colour_shuffle)
 
 
+class ModelOrigin(_Agreed):
+    """Names a model so that whoever has it can tell: ``sha256sum weights.safetensors`` in its folder.
+
+    Attributes
+    ----------
+    federation : str
+        That trained it.
+    created : datetime
+        With its time zone.
+    weights_sha256 : str
+        Of the file with its weights, 64 hex digits.
+    """
+
+    federation: Name
+    created: AwareDatetime
+    weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+    def __str__(self) -> str:
+        return f"{self.federation} of {self.created:%Y-%m-%d %H:%M} (weights {self.weights_sha256[:16]})"
+
+
 class FederationSettings(_Agreed):
     """Everything that owners and coordinator agree on before anything is sent.
 
@@ -94,7 +115,7 @@ class FederationSettings(_Agreed):
     name : str
     exchange : Exchange
     owners : int
-        How many owners take part; training begins when all of them are there.
+        How many take part at most; training begins with all of them, or with as many as the coordinator waits for.
     classes : tuple of str
         Labels are positions in it.
     height, width, channels : int
@@ -102,6 +123,8 @@ class FederationSettings(_Agreed):
     fingerprint : str or None
         The key's public name; None lets the first owner that joins set it.
     training : TrainingSettings
+    initial_model : ModelOrigin or None
+        Whose weights training begins with; None for random ones.
     """
 
     name: Name
@@ -114,6 +137,7 @@ class FederationSettings(_Agreed):
     cipher: CipherSettings = CipherSettings()
     fingerprint: Fingerprint | None = None
     training: TrainingSettings = TrainingSettings()
+    initial_model: ModelOrigin | None = None
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:

@@ -38,7 +38,7 @@ from safetensors.torch import load_file, save
 from ppfed.atomic import write_atomic
 from ppfed.ciphers.spec import CipherSpec
 from ppfed.errors import ModelError
-from ppfed.federation import CipherSettings, ClassName, Fingerprint, Name, describe_invalid
+from ppfed.federation import CipherSettings, ClassName, Fingerprint, ModelOrigin, Name, describe_invalid
 from ppfed.leakage.record import LeakageRecord
 from ppfed.networks.classifier import ImageClassifier, build_network
 from ppfed.networks.config import AdaptationKind, Backbone, InputFeatures, NetworkConfig
@@ -116,6 +116,8 @@ class ModelCard(_Frozen):
         With its time zone.
     leakage : LeakageRecord or None
         What attackers got of images encrypted so, in ppfed's own measurements; None where there are none.
+    trained_further_from : ModelOrigin or None
+        The model whose weights training began with; None where they were random.
     notice : str
         ``NOTICE``, or what another version wrote in its place.
     """
@@ -146,6 +148,7 @@ class ModelCard(_Frozen):
     versions: dict[str, str]
     created: AwareDatetime
     leakage: LeakageRecord | None = None
+    trained_further_from: ModelOrigin | None = None
     notice: str = NOTICE
 
     @model_validator(mode="after")

@@ -295,6 +295,7 @@ def _plan(settings: FederationSettings) -> Plan:
         address=_SIMULATED,
         listen=_SIMULATED,
         quorum=settings.owners,
+        begin_with=settings.owners,
         deadline_s=_DEADLINE_S,
     )
 

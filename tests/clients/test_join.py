@@ -91,7 +91,10 @@ def test_who_pipes_the_key_is_asked_at_the_terminal(
         os.write(person, typed)
         done = call(terminal=os.ttyname(terminal))
         assert len(done.served) == joins
-        assert b"Join? [y/N]" in os.read(person, 1000)
+        # A terminal hands out what was written in as many pieces as it likes; without the question this times out.
+        said = b""
+        while b"Join? [y/N]" not in said:
+            said += os.read(person, 1000)
     finally:
         os.close(person)
         os.close(terminal)
@@ -169,6 +172,13 @@ def test_weak_ciphers_are_warned_of(
     text = call(answer="n\n", **changes).text
     assert text.count("warning:") == len(says)
     assert all(one in text for one in says)
+
+
+def test_a_model_that_is_trained_further_is_named(call: Callable[..., SimpleNamespace]) -> None:
+    origin = {"federation": "former", "created": "2026-01-01T00:00:00Z", "weights_sha256": "ab" * 32}
+    text = call(answer="n\n", initial_model=origin).text
+    assert f"begins with  former of 2026-01-01 00:00 (weights {'ab' * 8}), which is trained further" in text
+    assert "begins with" not in call(answer="n\n").text
 
 
 @pytest.mark.parametrize(
@@ -316,3 +326,17 @@ def test_federations_with_equal_settings_do_not_share_a_folder(make_settings: Ma
     for other in others:
         assert join.default_folder(other) != join.default_folder(first)
     assert join.default_folder(first).name == "anna"
+
+
+@pytest.mark.parametrize(
+    ("phase", "message", "line"),
+    [
+        (Phase.WAITING, "x", "waiting for owners (1 of 2 joined)"),
+        (Phase.TRAINING, "", "training"),
+        (Phase.TRAINING, "going on without bert", "training: going on without bert"),
+        # It is for the coordinator, and names its folder.
+        (Phase.FINISHED, "send it the folder /srv/model", "finished"),
+    ],
+)
+def test_how_it_stands_is_told_in_a_line(phase: Phase, message: str, line: str) -> None:
+    assert join._as_line(StatusReply(phase=phase, owners_joined=1, owners_wanted=2, message=message)) == line

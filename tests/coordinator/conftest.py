@@ -167,8 +167,8 @@ def flower_task(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def make_plan(settings: FederationSettings, **own: Any) -> Plan:
-    """Make a plan of all owners; ``quorum`` and ``deadline_s`` can be changed."""
-    own = {"quorum": settings.owners, "deadline_s": 60.0, **own}
+    """Make a plan of all owners; what is the coordinator's own can be changed."""
+    own = {"quorum": settings.owners, "begin_with": settings.owners, "deadline_s": 60.0, **own}
     return Plan(settings=settings, address="localhost:9443", listen="127.0.0.1:9443", **own)
 
 
@@ -178,7 +178,7 @@ def make_state(tmp_path: Path, make_settings: Callable[..., FederationSettings])
 
     def make(name: str = "state", settings: FederationSettings | None = None, **changes: Any) -> StateFolder:
         folder = StateFolder(tmp_path / name)
-        own = {one: changes.pop(one) for one in ("quorum", "deadline_s") if one in changes}
+        own = {one: changes.pop(one) for one in ("quorum", "deadline_s", "begin_with") if one in changes}
         agreed = settings or make_settings(**changes)
         folder.create(make_plan(agreed, **own))
         return folder

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from coordinator.display import Watch, status_report, status_tables
 from coordinator.front_door import Traffic
-from coordinator.state import Enrolled, Owner, RoundRecord, StateFolder, Status, now_text
+from coordinator.state import TOO_LATE, Enrolled, Owner, RoundRecord, StateFolder, Status, now_text
 from ppfed.enrolment import Phase
 
 HOSTILE = "[red]a[/red] [link=https://evil.example.org]b[/link] :smile: \x1b[2J [/nothing]"
@@ -56,6 +56,22 @@ def test_a_round_that_went_on_without_an_owner_says_so(make_state: Callable[...,
     lines = file.getvalue().splitlines()
     assert "round 1 of 2, loss 0.500, accuracy 54.55% of 11 held-out images, 1.0 s" in lines
     assert "round 2 of 2, accuracy 50.00% of 6 held-out images, 1.0 s, with 1 of 2 owners" in lines
+
+
+def test_whoever_joins_while_a_run_is_under_way_is_said_to_be_too_late(make_state: Callable[..., StateFolder]) -> None:
+    state = make_state()
+    with state.changing_owners() as owners:
+        for name in ("anna", "bert"):
+            enrolled = Enrolled(
+                node_key="key", node_id=1, fingerprint="f", train_images=3, held_out_images=1, copies=1, at=now_text()
+            )
+            owners[name] = Owner(name=name, token_sha256="", invited_at="", enrolled=enrolled)
+    file = io.StringIO()
+    watch = Watch(Console(file=file, width=200), state)
+    watch(Status(phase=Phase.TRAINING, owners=("anna",)), Traffic())
+    lines = file.getvalue().splitlines()
+    assert "anna joined with key f: 3 + 1 images" in lines
+    assert f"bert joined with key f: 3 + 1 images; {TOO_LATE}" in lines
 
 
 def test_steps_of_a_round_under_way_are_shown(make_state: Callable[..., StateFolder]) -> None:

@@ -27,7 +27,7 @@ from coordinator import front_door
 from coordinator.admission import make_invite, public_key_pem
 from coordinator.front_door import FrontDoor, FrontDoorServer
 from coordinator.pki import Certificates, ensure_certificates
-from coordinator.state import StateFolder, Status
+from coordinator.state import TOO_LATE, StateFolder, Status
 from ppfed.enrolment import ENROL_PATH, STATUS_PATH, Phase
 from ppfed.errors import ServiceError
 from ppfed.federation import Invite, new_token
@@ -618,6 +618,18 @@ def test_status_is_for_the_invited(client: httpx.Client, state: StateFolder) -> 
     for content in ({"token": new_token(bytes(32))}, {"token": "x"}, {}, {"token": invite.token, "more": 1}):
         refused = client.post(STATUS_PATH, json=content)
         assert (refused.status_code, refused.text) == (403, "forbidden")
+
+
+def test_whoever_joined_too_late_for_a_run_is_told(client: httpx.Client, state: StateFolder) -> None:
+    tokens = {}
+    for name, node_key in (("anna", NODE_KEY), ("bert", STRANGER)):
+        invite = make_invite(state, name)
+        assert client.post(ENROL_PATH, json=request(invite, node_key=node_key)).status_code == 200
+        tokens[name] = invite.token
+    for phase, late in ((Phase.TRAINING, TOO_LATE), (Phase.INTAKE, TOO_LATE), (Phase.FAILED, "why")):
+        state.set_status(Status(phase=phase, message="why", owners=("anna",)))
+        said = {name: client.post(STATUS_PATH, json={"token": one}).json()["message"] for name, one in tokens.items()}
+        assert said == {"anna": "why", "bert": late}
 
 
 def test_too_large_a_status_request_is_refused(client: httpx.Client, state: StateFolder) -> None:

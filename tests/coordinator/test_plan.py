@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import hashlib
 import stat
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from coordinator import plan as module
 from coordinator.cli import app
+from coordinator.initial import initial_network
 from coordinator.plan import _options_of, make_plan, split_address
 from coordinator.state import StateFolder
 from ppfed.ciphers.spec import Scope
-from ppfed.errors import UsageError
-from ppfed.federation import Exchange, FederationSettings
+from ppfed.errors import ModelError, UsageError
+from ppfed.federation import CipherSettings, Exchange, FederationSettings, ModelOrigin
+from ppfed.model_folder import load_model, write_model
+from ppfed.networks.classifier import build_network
+from ppfed.networks.config import InputFeatures
+from ppfed.networks.state import network_state
+
+from ..ppfed.model_cards import small_card
 
 NEEDED: dict[str, Any] = {"exchange": "updates", "owners": 3, "classes": "cat,dog", "size": "24x32"}
 # Every option, with a value that is not the default.
@@ -51,9 +61,11 @@ OPTIONS: dict[str, Any] = {
     "seed": 4,
     "quorum": 3,
     "deadline_s": 30.0,
+    "begin_with": 3,
     "address": "gpu.example.org:9443",
     "listen": "0.0.0.0:9000",
 }
+FIXED = CipherSettings(scope=Scope.FIXED)
 SERVER = ("server_learning_rate", "server_momentum")
 GRADIENTS: dict[str, Any] = {
     **NEEDED,
@@ -174,6 +186,9 @@ def test_only_a_federation_that_is_not_local_listens_on_all_interfaces(address: 
         {"owners": 0},
         {"quorum": 4},
         {"quorum": 0},
+        {"begin_with": 4},
+        {"begin_with": 1},
+        {"begin_with": 0, "quorum": 0},
         {"exchange": "pixels"},
         {"exchange": "images", "local_epochs": 2},
         {"exchange": "gradients", "local_epochs": 2},
@@ -238,7 +253,7 @@ def test_a_restart_goes_on_with_the_same_settings(tmp_path: Path, options: dict[
     assert folder.plan() == plan
 
 
-OWN = {"listen": "0.0.0.0:9000", "deadline_s": 3600.0, "quorum": 1}
+OWN = {"listen": "0.0.0.0:9000", "deadline_s": 3600.0, "quorum": 1, "begin_with": 2}
 """What is the coordinator's own business."""
 CHANGED = {
     # What goes with a cipher or a strategy is refused for that reason.
@@ -326,6 +341,99 @@ def test_what_is_refused_for_another_reason_leaves_nothing(tmp_path: Path) -> No
     assert folder.plan().quorum == 2
 
 
+MODEL = {"classes": ("cat", "dog"), "adaptation": (8, 32), "features": InputFeatures.SORTED_FOLD}
+FURTHER: dict[str, Any] = {"exchange": "images", "owners": 3}
+
+
+@pytest.fixture
+def make_model(tmp_path: Path) -> Callable[..., Path]:
+    """Write a model folder."""
+
+    def make(name: str = "model", **changes: Any) -> Path:
+        card = small_card(**{**MODEL, "fingerprint": "0123456789abcdef", **changes})
+        write_model(tmp_path / name, build_network(card.network_config(), 5), card, [])
+        return tmp_path / name
+
+    return make
+
+
+def test_a_model_that_is_trained_further_says_what_it_was_trained_with(
+    tmp_path: Path, make_model: Callable[..., Path]
+) -> None:
+    model = make_model(training={"horizontal_flip": False, "vertical_flip": True, "rounds": 70})
+    folder = StateFolder(tmp_path / "state")
+    agree(folder, {**FURTHER, "initial_model": model})
+    plan = folder.plan()
+    settings, card = plan.settings, load_model(model).card
+    assert (settings.classes, settings.shape, settings.cipher) == (card.classes, (8, 8, 3), card.cipher)
+    assert settings.network_config() == card.network_config()
+    training = settings.training
+    assert (training.horizontal_flip, training.vertical_flip, training.rounds) == (False, True, 10)
+    # Fresh masks are as good under another key.
+    assert settings.fingerprint is None
+    weights = (model / "weights.safetensors").read_bytes()
+    assert settings.initial_model == ModelOrigin(
+        federation="flowers", created=card.created, weights_sha256=hashlib.sha256(weights).hexdigest()
+    )
+    assert (
+        str(settings.initial_model)
+        == f"flowers of 2026-01-01 00:00 (weights {settings.initial_model.weights_sha256[:16]})"
+    )
+    mine, theirs = network_state(initial_network(folder)), network_state(load_model(model).network)
+    assert all(torch.equal(mine[name], theirs[name]) for name in theirs)
+    # A start that is repeated, with the model or without, goes on.
+    agree(folder, {**FURTHER, "initial_model": model})
+    agree(folder, {"quorum": 1})
+    assert folder.plan() == plan.model_copy(update={"quorum": 1})
+
+
+def test_another_model_at_a_restart_is_refused(tmp_path: Path, make_model: Callable[..., Path]) -> None:
+    folder, random = StateFolder(tmp_path / "state"), StateFolder(tmp_path / "random")
+    agree(folder, {**FURTHER, "initial_model": make_model()})
+    agree(random, NEEDED)
+    other = make_model("other", federation="trees")
+    with pytest.raises(UsageError, match=r"other settings: initial_model is flowers of .*, not trees of "):
+        agree(folder, {"initial_model": other})
+    with pytest.raises(UsageError, match="initial_model is open, not trees of "):
+        agree(random, {"initial_model": other})
+
+
+@pytest.mark.parametrize(
+    ("card", "options", "said"),
+    [
+        ({}, {"base_maps": 16}, "base_maps is 2, not 16"),
+        ({}, {"classes": "dog,cat"}, "classes is cat,dog, not dog,cat"),
+        ({}, {"size": "32"}, "size is 8x8, not 32x32"),
+        ({}, {"cipher": "np2-v1"}, "cipher is np-v1, not np2-v1"),
+        ({}, {"features": "values"}, "features is sorted-fold, not values"),
+        ({"cipher": FIXED}, {"fingerprint": "f" * 16}, "fingerprint is 0123456789abcdef, not ffffffffffffffff"),
+        ({"adaptation": (4,)}, {}, "adaptation network"),
+        ({"classes": ("a,b", "c")}, {}, "a class with a comma"),
+    ],
+)
+def test_options_that_do_not_fit_the_model_are_refused_and_leave_nothing(
+    tmp_path: Path, make_model: Callable[..., Path], card: dict[str, Any], options: dict[str, Any], said: str
+) -> None:
+    folder = StateFolder(tmp_path / "state")
+    with pytest.raises(UsageError, match=f"does not fit: .*{said}") as caught:
+        agree(folder, {**FURTHER, **options, "initial_model": make_model(**card)})
+    assert "train from the beginning" in caught.value.hint
+    assert not folder.folder.exists()
+
+
+def test_a_model_of_one_mask_needs_its_key(tmp_path: Path, make_model: Callable[..., Path]) -> None:
+    folder = StateFolder(tmp_path / "state")
+    agree(folder, {**FURTHER, "initial_model": make_model(cipher=FIXED)})
+    assert folder.plan().settings.fingerprint == "0123456789abcdef"
+
+
+def test_what_is_no_model_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path / "state")
+    with pytest.raises(ModelError, match="there is no model folder"):
+        agree(folder, {**FURTHER, "initial_model": tmp_path / "nothing"})
+    assert not folder.folder.exists()
+
+
 def _parameters() -> dict[str, Any]:
     return {one.name: one for one in get_command(app).commands["start"].params if one.name != "help"}
 
@@ -343,11 +451,11 @@ def _flags(options: dict[str, Any]) -> list[str]:
 
 
 def test_every_option_is_tested() -> None:
-    no_settings = {"state", "device", "gpus", "machines", "data_placement", "compiled", "detach"}
+    no_settings = {"initial_model", "state", "device", "gpus", "machines", "data_placement", "compiled", "detach"}
     assert set(_parameters()) == {*OPTIONS, *GRADIENTS, *IMAGES, *no_settings}
 
 
-@pytest.mark.parametrize("options", [OPTIONS, GRADIENTS, IMAGES])
+@pytest.mark.parametrize("options", [OPTIONS, GRADIENTS, IMAGES, {**FURTHER, "initial_model": "model"}])
 def test_what_the_command_line_said_is_what_is_agreed(monkeypatch: pytest.MonkeyPatch, options: dict[str, Any]) -> None:
     agreed: list[dict[str, Any]] = []
     monkeypatch.setattr("coordinator.plan.agree", lambda _folder, given, _check: agreed.append(given) or sys.exit(0))

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from types import SimpleNamespace
 from typing import Any
 
@@ -13,13 +15,15 @@ import pytest
 import torch
 from flwr.app import Message
 from flwr.app.error import Error
+from safetensors.torch import save
 
 from coordinator import processes, server_app, training_run
 from coordinator.processes import Processes
 from coordinator.server_app import run_federation
 from coordinator.state import STATE_VARIABLE
 from ppfed.enrolment import Phase
-from ppfed.errors import FederationError, ServiceError
+from ppfed.errors import FederationError, ServiceError, UsageError
+from ppfed.federation import ModelOrigin
 from ppfed.images.source import Split
 from ppfed.images.types import EncryptedImages
 from ppfed.model_folder import load_model
@@ -45,6 +49,20 @@ def short_farewells(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(server_app, "_LAST_FAREWELL_S", 0.5)
 
 
+def train_further(federation: SimpleNamespace) -> None:
+    """Let the federation begin with another model's weights."""
+    network = build_network(federation.settings.network_config(), 99)
+    weights = save(network_state(network))
+    origin = ModelOrigin(
+        federation="former",
+        created=datetime(2026, 1, 1, tzinfo=UTC),
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+    )
+    federation.state.initial_weights.write_bytes(weights)
+    settings = federation.settings.model_copy(update={"initial_model": origin})
+    federation.state.set_plan(federation.plan.model_copy(update={"settings": settings}))
+
+
 def trained_by_hand(federation: SimpleNamespace) -> tuple[dict[str, torch.Tensor], list[float]]:
     """Train on all owners' encrypted images at once: no federation, only the one training loop."""
     settings = federation.settings
@@ -60,7 +78,8 @@ def trained_by_hand(federation: SimpleNamespace) -> tuple[dict[str, torch.Tensor
         )
         for split in Split
     }
-    network = build_network(settings.network_config(), settings.training.seed)
+    further = federation.state.plan().settings.initial_model is not None
+    network = build_network(settings.network_config(), 99 if further else settings.training.seed)
     trainer = Trainer(network, TrainingConfig.of(settings.training), CPU)
     accuracies = []
     for _ in trainer.train_epochs(images[Split.TRAIN], 0, settings.training.epochs):
@@ -113,13 +132,15 @@ def test_a_federation_ends_with_a_model_for_everyone(
     assert "model written" in [line["event"] for line in audit(federation.state)]
 
 
-@pytest.mark.parametrize("options", [{}, AVERAGED], ids=["plain", "averaged"])
+@pytest.mark.parametrize(("options", "further"), [({}, True), (AVERAGED, False)], ids=["further", "averaged"])
 def test_several_processes_train_the_model_that_one_would(
-    make_federation: MakeFederation, options: dict[str, Any]
+    make_federation: MakeFederation, options: dict[str, Any], further: bool
 ) -> None:
     # A rate at which rounding does not grow: see tests/coordinator/test_processes.py.
     training = {"rounds": 2, "seed": 3, "base_maps": 4, "learning_rate": 0.002, **options}
     federation = make_federation(exchange="images", training=training)
+    if further:
+        train_further(federation)
     run_federation(federation.grid, federation.state, Processes("cpu", 2))
     status = federation.state.status()
     assert (status.phase, status.message) == (Phase.FINISHED, "")
@@ -182,6 +203,38 @@ def test_images_train_the_same_model_as_one_party_would(
     assert [record.accuracy for record in federation.state.status().rounds] == accuracies
     start = network_state(build_network(federation.settings.network_config(), 3))
     assert not all(torch.equal(state[name], start[name]) for name in start)
+
+
+def test_a_model_is_trained_further_to_the_bit_as_by_hand(make_federation: MakeFederation) -> None:
+    federation = make_federation(exchange="images", training={"rounds": 2, "seed": 3})
+    train_further(federation)
+    run_federation(federation.grid, federation.state, Processes("cpu"))
+    expected, accuracies = trained_by_hand(federation)
+    model = load_model(federation.state.model, CPU)
+    state = network_state(model.network)
+    assert all(torch.equal(state[name], expected[name]) for name in expected)
+    assert [record.accuracy for record in federation.state.status().rounds] == accuracies
+    assert model.card.trained_further_from == federation.state.plan().settings.initial_model
+
+
+@pytest.mark.parametrize("damage", ["missing", "other", "cut"])
+def test_weights_to_train_further_that_are_damaged_end_the_run_with_a_reason(
+    make_federation: MakeFederation, damage: str
+) -> None:
+    federation = make_federation(exchange="updates")
+    train_further(federation)
+    path = federation.state.initial_weights
+    match damage:
+        case "missing":
+            path.unlink()
+        case "other":
+            path.write_bytes(save(network_state(build_network(federation.settings.network_config(), 98))))
+        case "cut":
+            path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UsageError, match="cannot be used") as caught:
+        run_federation(federation.grid, federation.state, Processes("cpu"))
+    assert "former of 2026-01-01" in caught.value.hint
+    assert federation.state.status().phase is Phase.FAILED
 
 
 def test_in_updates_no_image_reaches_the_coordinator(make_federation: MakeFederation) -> None:
@@ -474,6 +527,34 @@ def test_a_first_run_waits_for_all(make_federation: MakeFederation) -> None:
     timer.start()
     run_federation(federation.grid, federation.state, Processes("cpu"))
     assert [record.owners for record in federation.state.status().rounds] == [3]
+
+
+def test_a_first_run_that_may_begin_with_fewer_does(make_federation: MakeFederation, audit: Audit) -> None:
+    federation = make_federation(THREE, quorum=2, begin_with=2, deadline_s=2.0, training={"rounds": 1})
+    federation.faults.offline.add("carl")
+    run_federation(federation.grid, federation.state, Processes("cpu"))
+    assert [record.owners for record in federation.state.status().rounds] == [2]
+    assert [line["owners"] for line in audit(federation.state) if line["event"] == "goes on without"] == ["carl"]
+    assert federation.state.begun
+
+
+def test_an_owner_that_joined_too_late_gets_the_model(make_federation: MakeFederation, audit: Audit) -> None:
+    federation = make_federation(THREE, quorum=2, begin_with=2, deadline_s=2.0, training={"rounds": 1})
+    with federation.state.changing_owners() as owners:
+        late = owners.pop("carl")
+
+    def join(_owner: str, question: Message) -> bool:
+        with federation.state.changing_owners() as owners:
+            owners["carl"] = late
+        return False
+
+    federation.faults.refuse = join
+    run_federation(federation.grid, federation.state, Processes("cpu"))
+    status = federation.state.status()
+    assert (status.phase, status.message, status.owners) == (Phase.FINISHED, "", ("anna", "bert"))
+    assert [record.owners for record in status.rounds] == [2]
+    assert federation.apps["carl"].card == load_model(federation.state.model, CPU).card
+    assert [one.name for one in federation.apps["carl"].card.owners] == ["anna", "bert"]
 
 
 def test_a_later_run_waits_for_the_quorum_as_long_as_it_takes(make_federation: MakeFederation) -> None:

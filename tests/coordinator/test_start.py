@@ -1,4 +1,5 @@
 import itertools
+import time
 from collections.abc import Callable
 from types import SimpleNamespace
 
@@ -37,7 +38,7 @@ def supervised(
     """Supervise a run; the callable stands for the ServerApp, and has its turn at every tick."""
     monkeypatch.setattr(start, "_TICK_S", 0.005)
     monkeypatch.setattr(start, "_RUN_CHECK_S", 0.02)
-    monkeypatch.setattr(_Supervisor, "_all_here", lambda _supervisor: True)
+    monkeypatch.setattr(_Supervisor, "_enough_here", lambda _supervisor: True)
     state = make_state("state")
 
     def supervise(flower: FlowerThatSays, server_app: Callable[[StateFolder], None]) -> Status:
@@ -104,3 +105,24 @@ def test_only_the_first_run_waits_for_all_owners(
     state.set_begun()
     assert _Supervisor(state, flower, Traffic(), watch).run().phase is Phase.FINISHED  # type: ignore[arg-type]
     assert submitted == [True]
+
+
+def test_a_first_run_begins_once_as_many_are_online_as_it_begins_with(
+    make_federation: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of three owners that joined one has gone again."""
+    monkeypatch.setattr(start, "_TICK_S", 0.005)
+    owners = dict.fromkeys(("anna", "bert", "carl"), ((2,), ()))
+    state = make_federation(owners, quorum=2, begin_with=2).state
+    flower, submitted, traffic = FlowerThatSays("running"), [], Traffic()
+    monkeypatch.setattr(flower, "submit", lambda: submitted.append(sorted(traffic.online())) or 7)
+    ticks = itertools.count()
+
+    def watch(*_facts: object) -> None:
+        traffic.last_seen[("anna", "bert")[min(next(ticks) // 20, 1)]] = time.monotonic()
+        if submitted:
+            state.set_status(Status(phase=Phase.FINISHED))
+
+    assert _Supervisor(state, flower, traffic, watch).run().phase is Phase.FINISHED  # type: ignore[arg-type]
+    assert submitted == [["anna", "bert"]]
+    assert next(ticks) > 20

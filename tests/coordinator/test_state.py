@@ -22,10 +22,14 @@ from ppfed.errors import UsageError
 from ppfed.federation import FederationSettings
 
 
+def _plan(settings: FederationSettings) -> Plan:
+    return Plan(settings=settings, address="localhost:9443", listen="127.0.0.1:9443", quorum=2, begin_with=2)
+
+
 @pytest.fixture
 def state(tmp_path: Path, make_settings: Callable[..., FederationSettings]) -> StateFolder:
     folder = StateFolder(tmp_path / "state")
-    folder.create(Plan(settings=make_settings(), address="localhost:9443", listen="127.0.0.1:9443", quorum=2))
+    folder.create(_plan(make_settings()))
     return folder
 
 
@@ -33,7 +37,7 @@ def test_the_folder_is_for_this_user_alone(tmp_path: Path, make_settings: Callab
     old = os.umask(0)
     try:
         folder = StateFolder(tmp_path / "deep" / "state")
-        folder.create(Plan(settings=make_settings(), address="localhost:9443", listen="127.0.0.1:9443", quorum=2))
+        folder.create(_plan(make_settings()))
         folder.audit("started")
         folder.set_status(Status())
         folder.set_traffic({"a": 1})
