@@ -29,9 +29,11 @@ from flwr.supercore.interceptors import (
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
 from flwr.supercore.retry import make_simple_http_retry_invoker
 from flwr.supercore.runtime import RuntimeHttpClient
+from flwr.supernode.runtime import run_clientapp
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
 from ppfed.errors import PeerDataError
+from ppfed.flower_waiting import pull_soon
 
 _ACQUIRE_METHODS = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 
@@ -54,6 +56,7 @@ class FlowerExecutor:
     def __init__(
         self, address: str, secret: bytes, client_app: ClientApp, on_error: Callable[[Exception], None]
     ) -> None:
+        pull_soon(run_clientapp)
         self._address = address
         self._client_app = client_app
         self._on_error = on_error

@@ -44,7 +44,7 @@ class SuperNode:
         self._service = Service(
             "Flower's SuperNode",
             [
-                *flower_service("flower-supernode"),
+                *flower_service("flower-supernode", "clients.supernode_process"),
                 *("--superlink", address),
                 *("--root-certificates", str(ca)),
                 *("--auth-supernode-private-key", str(node_key)),

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from flwr.app import Context, RecordDict
 from flwr.serverapp import Grid, ServerApp
+from flwr.superlink.grid import http_grid
 
 from coordinator.conversation import Conversation, StopRequestedError
-from coordinator.flower_waiting import wait_briefly
 from coordinator.intake import Intake, distinct_images
 from coordinator.processes import Processes
 from coordinator.state import STATE_VARIABLE, Enrolled, Plan, StateFolder, Status
@@ -19,6 +19,7 @@ from coordinator.throttle import at_most_every
 from ppfed.enrolment import Phase
 from ppfed.errors import FederationError, PPFedError
 from ppfed.federation import Exchange
+from ppfed.flower_waiting import pull_soon
 from ppfed.images.source import Split
 from ppfed.services import end_with_parent
 from ppfed.store import ShardStore
@@ -35,7 +36,7 @@ app = ServerApp()
 def main(grid: Grid, _context: Context) -> None:
     """Run the federation whose state folder the environment names."""
     end_with_parent()
-    wait_briefly()
+    pull_soon(http_grid)
     state = StateFolder(Path(os.environ[STATE_VARIABLE]))
     run_federation(grid, state, Processes.from_environment())
 

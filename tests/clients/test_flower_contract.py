@@ -26,12 +26,14 @@ from flwr.common.constant import FAB_MAX_SIZE, ErrorCode, SubStatus
 from flwr.proto import runtime_pb2
 from flwr.supercore.constant import FLEET_HTTP_PUBLIC_KEY_HEADER, TaskType
 from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
-from flwr.supercore.inflatable.inflatable_utils import pull_objects
+from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, pull_objects
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.routers.runtime import router as runtime_router
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import http_grid
+from flwr.supernode import start_client_internal
 from flwr.supernode.fleet_http_client import FleetHttpClient
+from flwr.supernode.runtime import run_clientapp
 from packaging.requirements import Requirement
 
 from clients import flower_executor
@@ -183,12 +185,52 @@ def test_the_method_that_joins_the_chunks_of_an_array_is_the_one_that_is_checked
 
 
 def test_the_grid_pulls_with_the_function_whose_waits_are_shortened() -> None:
-    """coordinator.flower_waiting replaces it: under another name, the coordinator would sleep through an upload."""
+    """ppfed.flower_waiting replaces it: under another name, the coordinator would sleep through an upload."""
     source = inspect.getsource(http_grid.HttpGrid.pull_messages)
     assert source.count("pull_objects(") == 1
     assert "backoff" not in source
     named = {"initial_backoff": 0.05, "backoff_cap": 0.2, "max_tries_per_object": None, "max_time": 600.0}
     inspect.signature(pull_objects).bind(["id"], lambda _id: b"", **named)
+    inspect.signature(pull_and_inflate_object_from_tree).bind(
+        "tree", lambda _id: b"", lambda _id: None, return_type=Message, **named
+    )
+
+
+def test_a_supernode_waits_where_its_waits_are_shortened() -> None:
+    """clients.supernode_process replaces ``time`` there: for messages it is 3 s, for answers and their parts 0.5 s."""
+    tree = ast.parse(inspect.getsource(start_client_internal))
+    used = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and ast.unparse(node.value) == "time"]
+    assert {node.attr for node in used} == {"sleep"}
+    waits = {
+        function.name: sorted(
+            ast.literal_eval(call.args[0])
+            for call in ast.walk(function)
+            if isinstance(call, ast.Call) and ast.unparse(call.func) == "time.sleep"
+        )
+        for function in tree.body
+        if isinstance(function, ast.FunctionDef)
+    }
+    assert {name: found for name, found in waits.items() if found} == {
+        "start_client_internal": [3],
+        "_push_messages": [0.5, 0.5],
+    }
+    assert inspect.getsource(start_client_internal._pull_and_store_message).count("pull_objects(") == 1
+    assert inspect.getsource(run_clientapp.pull_task_input).count("pull_and_inflate_object_from_tree(") == 1
+
+
+def test_the_supernode_that_is_started_waits_so() -> None:
+    script = """
+import runpy, sys
+sys.argv = ["clients.supernode_process", "flower-supernode", "--version"]
+try:
+    runpy.run_module("clients.supernode_process", run_name="__main__")
+except SystemExit as end:
+    assert not end.code, end.code
+from flwr.supernode.start_client_internal import pull_objects, time
+print(type(time).__name__, pull_objects.keywords["initial_backoff"])
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.stdout.splitlines()[-1] == "GrowingWaits 0.05", done.stderr
 
 
 def test_arrays_are_cut_into_chunks_of_the_size_that_was_chosen() -> None:

@@ -52,11 +52,15 @@ def test_a_service_sees_its_own_arguments() -> None:
     assert "--database" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["flower-superlink", "flower-supernode"])
-def test_a_service_runs_what_is_installed_and_not_what_lies_around(name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "service",
+    [flower_service("flower-superlink"), flower_service("flower-supernode", "clients.supernode_process")],
+    ids=["superlink", "supernode"],
+)
+def test_a_service_runs_what_is_installed_and_not_what_lies_around(service: list[str], tmp_path: Path) -> None:
     (tmp_path / "flwr.py").write_text("print('not this one')")
     done = subprocess.run(
-        [*flower_service(name), "--version"],
+        [*service, "--version"],
         capture_output=True,
         text=True,
         check=False,

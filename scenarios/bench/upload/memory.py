@@ -14,6 +14,7 @@ from scenarios.process_tree import family
 _PROC = Path("/proc")
 _SAMPLE_S = 0.2
 _KIB = 1024
+_AROUND = {"ppfed.flower_service", "clients.supernode_process"}
 
 
 class PeakMemory:
@@ -86,5 +87,5 @@ def _program(process: int) -> str:
     except OSError:
         return "?"
     names = (Path(word.decode(errors="replace")).name for word in words[1:] if not word.startswith(b"-"))
-    # What ppfed starts Flower's services with is not the program.
-    return next((name for name in names if name != "ppfed.flower_service"), "?")
+    # What Flower's services are started with is not the program.
+    return next((name for name in names if name not in _AROUND), "?")
