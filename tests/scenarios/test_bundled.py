@@ -18,12 +18,13 @@ from scenarios.declaration import Arm, Mode, Scale, Scenario, bundled
 def unlike_arms(scenario: Scenario) -> list[Arm]:
     """Leave out arms that run the same code as an earlier one.
 
-    They differ in the number of owners, the size of images, the passes, what is published, or the scope of a cipher
-    that is not attacked.
+    They differ in the number of owners, how images are shared out, the size of images, the passes, what is published,
+    or the scope of a cipher that is not attacked.
     """
     first: dict[Arm, Arm] = {}
     for arm in scenario.arms:
-        apart = {"name": "-", "group": "", "size": None, "owners": 1, "budget_part": 1.0, "published": None}
+        apart = {"name": "-", "group": "", "size": None, "budget_part": 1.0, "published": None}
+        apart |= {"owners": min(arm.owners, 2), "partition": "iid"}
         if not (arm.attacks and scenario.smoke.attack):
             apart["scope"] = Scope.IMAGE
         first.setdefault(arm.model_copy(update=apart), arm)
