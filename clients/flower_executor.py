@@ -14,13 +14,14 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+import httpx
 from flwr.app import Message
 from flwr.app.error import Error
 from flwr.clientapp import ClientApp
 from flwr.common.constant import ErrorCode, SubStatus
-from flwr.proto.runtime_pb2 import AcquireTaskRequest
+from flwr.proto.runtime_pb2 import AcquireTaskRequest, SendTaskHeartbeatRequest
 from flwr.supercore.constant import TaskType
-from flwr.supercore.heartbeat import HeartbeatSender, make_task_heartbeat_fn_http
+from flwr.supercore.heartbeat import HeartbeatSender
 from flwr.supercore.interceptors import (
     RuntimeTokenHttpInterceptor,
     RuntimeVersionHttpInterceptor,
@@ -86,7 +87,7 @@ class FlowerExecutor:
         client = self._connect(
             RuntimeVersionHttpInterceptor(component_name="flwr-clientapp"), RuntimeTokenHttpInterceptor(token)
         )
-        heartbeat = HeartbeatSender(make_task_heartbeat_fn_http(client))
+        heartbeat = HeartbeatSender(lambda: _sent_heartbeat(client))
         heartbeat.start()
         context, status, details = None, SubStatus.FAILED, "the message could not be taken or answered"
         try:
@@ -122,6 +123,20 @@ class FlowerExecutor:
             interceptors=list(interceptors),
             retry_invoker=make_simple_http_retry_invoker(),
         )
+
+
+def _sent_heartbeat(client: RuntimeHttpClient) -> bool:
+    """Send a heartbeat; False where it is worth to try again.
+
+    Flower's own ends the process, by SIGINT, when a task is over: the run may have ended, and here others follow.
+    """
+    try:
+        client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
+    except httpx.HTTPStatusError as error:
+        return error.response.status_code not in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
+    except httpx.TransportError:
+        return False
+    return True
 
 
 def _public_reason(error: Exception) -> str:

@@ -15,7 +15,9 @@ from importlib.metadata import requires, version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
+import httpx
 import pytest
 from flwr.app import Array, Message, RecordDict
 from flwr.app.metadata import Metadata
@@ -29,6 +31,7 @@ from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, pull_objects
 from flwr.supercore.primitives.asymmetric import public_key_to_bytes
 from flwr.supercore.routers.runtime import router as runtime_router
+from flwr.supercore.run import RunNotRunningException
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.superlink.grid import http_grid
 from flwr.supernode import start_client_internal
@@ -37,6 +40,7 @@ from flwr.supernode.runtime import run_clientapp
 from packaging.requirements import Requirement
 
 from clients import flower_executor
+from clients.supernode_process import fail_where_the_run_has_ended
 from coordinator import front_door, superlink
 from ppfed.enrolment import FLEET_PREFIX
 from ppfed.errors import DataError, PeerDataError, ServiceError
@@ -84,7 +88,6 @@ def test_the_list_of_names_is_not_empty() -> None:
         (flower_executor.pull_task_input, ["client"], {}),
         (flower_executor.push_message, ["client", "reply", "context"], {}),
         (flower_executor.push_task_output, ["client", None, "status", "details"], {}),
-        (flower_executor.make_task_heartbeat_fn_http, ["client"], {}),
         (flower_executor.HeartbeatSender, [lambda: True], {}),
         (flower_executor.make_simple_http_retry_invoker, [], {}),
         (flower_executor.RuntimeVersionHttpInterceptor, [], {"component_name": "SuperExec"}),
@@ -227,10 +230,42 @@ try:
 except SystemExit as end:
     assert not end.code, end.code
 from flwr.supernode.start_client_internal import pull_objects, time
-print(type(time).__name__, pull_objects.keywords["initial_backoff"])
+print(type(time).__name__, pull_objects.__name__, pull_objects.__wrapped__.keywords["initial_backoff"])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines()[-1] == "GrowingWaits 0.05", done.stderr
+    assert done.stdout.splitlines()[-1] == "GrowingWaits pull_or_fail 0.05", done.stderr
+
+
+@pytest.mark.parametrize("ours", [False, True])
+def test_a_message_of_a_run_that_has_ended_leaves_no_task(monkeypatch: pytest.MonkeyPatch, *, ours: bool) -> None:
+    """Flower's own way leaves one, which the next ClientApp would wait for: when that changes, so can ours."""
+    state, store = MagicMock(), MagicMock()
+    state.create_task.return_value = 7
+    store.preregister.return_value = ["an id"]
+    message = SimpleNamespace(metadata=SimpleNamespace(run_id=1, group_id="", message_type="train", message_id="m"))
+    pull = fail_where_the_run_has_ended(pull_objects) if ours else pull_objects
+    monkeypatch.setattr(start_client_internal, "pull_objects", pull)
+
+    def pull_object(_run: int, _object: str) -> bytes:
+        raise RunNotRunningException
+
+    found = start_client_internal._pull_and_store_message(
+        state=state,
+        object_store=store,
+        node_config={},
+        receive=lambda: (message, "tree"),
+        get_run=MagicMock(),
+        get_fab=MagicMock(),
+        pull_object=pull_object,
+        confirm_message_received=MagicMock(),
+        trusted_entities=None,
+    )
+    assert found is None
+    assert state.finish_task.called is ours
+    assert state.delete_messages.called is ours
+    if ours:
+        assert state.finish_task.call_args.args == (7,)
+        assert state.finish_task.call_args.kwargs["sub_status"] == SubStatus.FAILED
 
 
 def test_arrays_are_cut_into_chunks_of_the_size_that_was_chosen() -> None:
@@ -311,7 +346,7 @@ def executed(monkeypatch: pytest.MonkeyPatch) -> Callable[..., SimpleNamespace]:
             return message, "context", None, None
 
         monkeypatch.setattr(flower_executor.FlowerExecutor, "_connect", lambda _self, *_interceptors: client)
-        monkeypatch.setattr(flower_executor, "make_task_heartbeat_fn_http", lambda _client: lambda: True)
+        monkeypatch.setattr(flower_executor, "_sent_heartbeat", lambda _client: True)
         monkeypatch.setattr(flower_executor, "pull_task_input", pull)
         monkeypatch.setattr(flower_executor, "push_message", lambda _client, reply, _context: pushed.append(reply))
         monkeypatch.setattr(
@@ -356,6 +391,28 @@ def test_an_error_is_told_without_details(
     (reply,) = one.pushed
     assert (reply.error.code, reply.error.reason) == (ErrorCode.CLIENT_APP_RAISED_EXCEPTION, told)
     assert one.outputs == [("context", SubStatus.FAILED, told)]
+
+
+@pytest.mark.parametrize(
+    ("answer", "good"),
+    [
+        (SimpleNamespace(success=True), True),
+        # The task is over: nothing to try again, and nothing to end this process for.
+        (SimpleNamespace(success=False), True),
+        (httpx.Response(401), True),
+        (httpx.Response(503), False),
+        (httpx.ConnectError("gone"), False),
+    ],
+)
+def test_a_heartbeat_ends_nothing(answer: Any, *, good: bool) -> None:
+    def send(_request: Any) -> Any:
+        if isinstance(answer, httpx.Response):
+            raise httpx.HTTPStatusError("", request=httpx.Request("POST", "http://x"), response=answer)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    assert flower_executor._sent_heartbeat(SimpleNamespace(SendTaskHeartbeat=send)) is good  # type: ignore[arg-type]
 
 
 def test_a_message_that_cannot_be_pulled_is_not_reported_as_answered(
