@@ -28,7 +28,7 @@ from flwr.supercore.interceptors import (
     SuperExecAuthHttpInterceptor,
 )
 from flwr.supercore.protobuf.client import ProtobufClientInterceptor
-from flwr.supercore.retry import make_simple_http_retry_invoker
+from flwr.supercore.retry import RetryInvoker, exponential
 from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime import run_clientapp
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
@@ -36,6 +36,8 @@ from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, 
 from ppfed.errors import PeerDataError
 from ppfed.flower_waiting import pull_soon
 
+_TRIES = 5
+_LONGEST_RETRY_S = 2
 _ACQUIRE_METHODS = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 
 
@@ -106,7 +108,8 @@ class FlowerExecutor:
                 push_task_output(client, context, status, details)
         except Exception as error:
             # A message that Flower cannot read must not end the owner's part in the federation.
-            self._on_error(error)
+            if not _is_over(error):
+                self._on_error(error)
             return False
         finally:
             heartbeat.stop()
@@ -121,8 +124,18 @@ class FlowerExecutor:
             insecure=True,
             root_certificates=None,
             interceptors=list(interceptors),
-            retry_invoker=make_simple_http_retry_invoker(),
+            retry_invoker=_retries(),
         )
+
+
+def _is_over(error: Exception) -> bool:
+    """Whether the task was taken back, as its run has ended: a coordinator died, and others follow."""
+    return isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED
+
+
+def _retries() -> RetryInvoker:
+    """Try again what does not reach the SuperNode; Flower's own ends the process where a task is over."""
+    return RetryInvoker(lambda: exponential(max_delay=_LONGEST_RETRY_S), httpx.TransportError, _TRIES, None)
 
 
 def _sent_heartbeat(client: RuntimeHttpClient) -> bool:

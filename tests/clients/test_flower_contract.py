@@ -89,7 +89,8 @@ def test_the_list_of_names_is_not_empty() -> None:
         (flower_executor.push_message, ["client", "reply", "context"], {}),
         (flower_executor.push_task_output, ["client", None, "status", "details"], {}),
         (flower_executor.HeartbeatSender, [lambda: True], {}),
-        (flower_executor.make_simple_http_retry_invoker, [], {}),
+        (flower_executor.RetryInvoker, [lambda: iter([1.0]), httpx.TransportError, 5, None], {}),
+        (flower_executor.exponential, [], {"max_delay": 2.0}),
         (flower_executor.RuntimeVersionHttpInterceptor, [], {"component_name": "SuperExec"}),
         (flower_executor.RuntimeTokenHttpInterceptor, ["token"], {}),
         (
@@ -427,6 +428,14 @@ def test_a_message_that_cannot_be_pulled_is_not_reported_as_answered(
     assert one.errors == [damaged]
     assert one.pushed == []
     assert one.client.closed == 1
+
+
+def test_a_task_that_was_taken_back_is_no_error_to_speak_of(executed: Callable[..., SimpleNamespace]) -> None:
+    request = httpx.Request("POST", "http://127.0.0.1/v1/runtime/pull-object")
+    error = httpx.HTTPStatusError("", request=request, response=httpx.Response(401))
+    one = executed(lambda message, context: message, pull_error=error)
+    assert one.executor.run_waiting_task() is False
+    assert one.errors == []
 
 
 @pytest.mark.parametrize("step", ["push_message", "push_task_output"])
