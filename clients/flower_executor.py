@@ -38,6 +38,7 @@ from ppfed.flower_waiting import pull_soon
 
 _TRIES = 5
 _LONGEST_RETRY_S = 2
+_BUSY = frozenset({httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT})
 _ACQUIRE_METHODS = frozenset({"/flwr.proto.Runtime/AcquireTask"})
 
 
@@ -133,22 +134,30 @@ def _is_over(error: Exception) -> bool:
     return isinstance(error, httpx.HTTPStatusError) and error.response.status_code == httpx.codes.UNAUTHORIZED
 
 
+def _passes(error: Exception) -> bool:
+    """Whether the SuperNode may answer yet: it could not be reached, or is busy."""
+    return isinstance(error, httpx.TransportError) or (
+        isinstance(error, httpx.HTTPStatusError) and error.response.status_code in _BUSY
+    )
+
+
 def _retries() -> RetryInvoker:
-    """Try again what does not reach the SuperNode; Flower's own ends the process where a task is over."""
-    return RetryInvoker(lambda: exponential(max_delay=_LONGEST_RETRY_S), httpx.TransportError, _TRIES, None)
+    """Try again what passes; Flower's own retries end the process, by SIGINT, where a task is over."""
+    return RetryInvoker(
+        lambda: exponential(max_delay=_LONGEST_RETRY_S),
+        httpx.HTTPError,
+        _TRIES,
+        None,
+        should_giveup=lambda error: not _passes(error),
+    )
 
 
 def _sent_heartbeat(client: RuntimeHttpClient) -> bool:
-    """Send a heartbeat; False where it is worth to try again.
-
-    Flower's own ends the process, by SIGINT, when a task is over: the run may have ended, and here others follow.
-    """
+    """Send a heartbeat; False where it is worth to try again. Flower's own ends the process where a task is over."""
     try:
         client.SendTaskHeartbeat(SendTaskHeartbeatRequest())
-    except httpx.HTTPStatusError as error:
-        return error.response.status_code not in (httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT)
-    except httpx.TransportError:
-        return False
+    except httpx.HTTPError as error:
+        return not _passes(error)
     return True
 
 

@@ -89,7 +89,7 @@ def test_the_list_of_names_is_not_empty() -> None:
         (flower_executor.push_message, ["client", "reply", "context"], {}),
         (flower_executor.push_task_output, ["client", None, "status", "details"], {}),
         (flower_executor.HeartbeatSender, [lambda: True], {}),
-        (flower_executor.RetryInvoker, [lambda: iter([1.0]), httpx.TransportError, 5, None], {}),
+        (flower_executor.RetryInvoker, [lambda: iter([1.0]), httpx.HTTPError, 5, None], {"should_giveup": bool}),
         (flower_executor.exponential, [], {"max_delay": 2.0}),
         (flower_executor.RuntimeVersionHttpInterceptor, [], {"component_name": "SuperExec"}),
         (flower_executor.RuntimeTokenHttpInterceptor, ["token"], {}),
@@ -414,6 +414,21 @@ def test_a_heartbeat_ends_nothing(answer: Any, *, good: bool) -> None:
         return answer
 
     assert flower_executor._sent_heartbeat(SimpleNamespace(SendTaskHeartbeat=send)) is good  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("status", "asked"), [(401, 1), (403, 1), (502, 5), (503, 5), (504, 5)])
+def test_only_a_busy_supernode_is_asked_again(monkeypatch: pytest.MonkeyPatch, status: int, asked: int) -> None:
+    """And no status ends the process, as Flower's retries do with 401."""
+    monkeypatch.setattr(flower_executor, "_LONGEST_RETRY_S", 0)
+    calls: list[int] = []
+
+    def ask() -> None:
+        calls.append(status)
+        raise httpx.HTTPStatusError("", request=httpx.Request("POST", "http://x"), response=httpx.Response(status))
+
+    with pytest.raises(httpx.HTTPStatusError):
+        flower_executor._retries().invoke(ask)
+    assert len(calls) == asked
 
 
 def test_a_message_that_cannot_be_pulled_is_not_reported_as_answered(
