@@ -55,7 +55,6 @@ def join(
     from clients.display import RichDisplay
     from clients.join import LEAKAGE_PICTURE, default_folder, make_private, serve, store_folder
     from clients.preparation import class_positions, prepare
-    from ppfed.ciphers.registry import make_cipher
     from ppfed.cli.console import print_line, progress_bar, stderr, stdout
     from ppfed.cli.options import load_key
     from ppfed.errors import MismatchError, UsageError
@@ -88,12 +87,11 @@ def join(
     _show_leakage(console, settings, source, folder / LEAKAGE_PICTURE)
     if not yes and not agrees("Join?"):
         raise typer.Exit(1)
-    cipher = make_cipher(settings.cipher.spec, master)
     with quiet_decoders(), progress_bar("checking and encrypting", sum(source.counts.values())) as progress:
         prepared = prepare(
             source,
             data,
-            cipher,
+            master,
             settings,
             store_folder(folder),
             copies=augment_copies,
@@ -101,7 +99,7 @@ def join(
             progress=progress,
         )
     # From here on nothing needs the key.
-    del master, cipher
+    del master
     _report(console, prepared, settings)
     with RichDisplay(console) as display:
         summary = serve(invitation, fingerprint, prepared, folder, pick_device(device), display, display.notice)

@@ -6,28 +6,32 @@ After this the key is not needed any more: training, uploading and measuring wor
 from __future__ import annotations
 
 import hashlib
+import hmac
 import shutil
-from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ppfed.atomic import write_atomic
-from ppfed.ciphers.registry import Cipher
+from ppfed.ciphers.registry import make_cipher
 from ppfed.errors import MOST_BAD_SHOWN, BadImagesError, DataError, MismatchError, UsageError
 from ppfed.federation import Exchange, FederationSettings, class_difference, some_names
 from ppfed.images.source import ImageSource, LoadReport, Split, files_digest, no_progress
-from ppfed.images.types import EncryptedImages, Int64Array
+from ppfed.images.types import EncryptedImages, Int64Array, PlainImages
+from ppfed.keys.master import MasterKey
 from ppfed.store import Shard, ShardStore, rows_per_shard, verify_shard
 from ppfed.training.augment import Augmentation
 from ppfed.training.loop import epoch_generator
 
-HOLD_OUT_EVERY = 10
-"""Where a source has no held-out split, every tenth image of each class is held out."""
+HELD_OUT_ONE_IN = 10
+"""Where a source has no held-out split, one image in ten is held out, on average."""
+
+_HELD_OUT_KEY = "ppfed/v1/held-out"
 
 MARKER = ".ppfed-store"
 """A file that says: ppfed made this folder, and may delete it."""
@@ -118,7 +122,7 @@ def _numbered(classes: tuple[str, ...]) -> bool:
 def prepare(
     source: ImageSource,
     path: Path,
-    cipher: Cipher,
+    key: MasterKey,
     settings: FederationSettings,
     folder: Path,
     *,
@@ -131,13 +135,17 @@ def prepare(
     A store made earlier from the same files under the same settings and key is used again, so that an owner that
     was interrupted need not send anything twice.
 
+    Where the source has no held-out split, whether an image is held out depends on its pixels and the key alone
+    (``held_out_by_content``).
+
     Parameters
     ----------
     source : ImageSource
     path : Path
         Where ``source`` was opened.
-    cipher : Cipher
+    key : MasterKey
     settings : FederationSettings
+        They name the cipher, too.
     folder : Path
         Where the store is made.
     copies : int
@@ -160,7 +168,7 @@ def prepare(
     """
     _require_apart(path, folder)
     positions = class_positions(source.classes, settings)
-    signature = _signature(path, settings, cipher.fingerprint, copies)
+    signature = _signature(path, settings, key.fingerprint, copies)
     known = _known(folder, signature)
     if known is not None:
         return known
@@ -171,9 +179,9 @@ def prepare(
     report = LoadReport()
     writers = {split: _ShardWriter(store, split, settings) for split in Split}
     held_out_given = Split.HELD_OUT in source.counts
+    cipher = make_cipher(settings.cipher.spec, key)
     variants = _variants(Augmentation.of(settings.training), copies)
     counted = {split: np.zeros(len(settings.classes), dtype=np.int64) for split in Split}
-    seen: Counter[int] = Counter()
     for split in source.counts:
         for batch in source.read(
             split,
@@ -184,7 +192,10 @@ def prepare(
         ):
             labels = positions[batch.labels]
             encrypted = cipher.encrypt(batch.images)
-            held_out = np.full(len(labels), split is Split.HELD_OUT) if held_out_given else _every_tenth(labels, seen)
+            if held_out_given:
+                held_out = np.full(len(labels), split is Split.HELD_OUT)
+            else:
+                held_out = held_out_by_content(batch.images, key)
             for part, rows in ((Split.TRAIN, ~held_out), (Split.HELD_OUT, held_out)):
                 where = np.flatnonzero(rows)
                 counted[part] += np.bincount(labels[where], minlength=len(settings.classes))
@@ -216,6 +227,29 @@ def prepare(
     )
     _write_record(folder, signature, prepared)
     return prepared
+
+
+def held_out_by_content(images: PlainImages, key: MasterKey) -> npt.NDArray[np.bool_]:
+    """Say which images are held out where nobody divided them: about one in ten, by HMAC-SHA-256 of their pixels.
+
+    An image that was trained on once is never held out later, whatever is added to its folder and however it is
+    renamed, and copies of it are on its side; under the same key, at the same size and channels. What a plain digest
+    would tell of an image to whoever sees where it went, the key hides.
+
+    Parameters
+    ----------
+    images : PlainImages, N images
+        As they are encrypted.
+    key : MasterKey
+
+    Returns
+    -------
+    bool array, (N,)
+    """
+    secret = key.derive(_HELD_OUT_KEY)
+    rows = images.pixels.reshape(len(images), -1)
+    digests = b"".join(hmac.digest(secret, row, "sha256")[:4] for row in rows)
+    return np.frombuffer(digests, dtype=">u4") < 2**32 // HELD_OUT_ONE_IN
 
 
 def _require_apart(path: Path, folder: Path) -> None:
@@ -288,14 +322,6 @@ def _joined(parts: list[Shard]) -> Shard:
 
 def _rows(shard: Shard, rows: slice) -> Shard:
     return Shard(shard.images[rows], shard.labels[rows])
-
-
-def _every_tenth(labels: Int64Array, seen: Counter[int]) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    held_out = np.zeros(len(labels), dtype=bool)
-    for row, label in enumerate(labels.tolist()):
-        seen[label] += 1
-        held_out[row] = seen[label] % HOLD_OUT_EVERY == 0
-    return held_out
 
 
 def _variants(augmentation: Augmentation, copies: int) -> Callable[[Shard], Iterator[Shard]]:

@@ -12,7 +12,6 @@ import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
-from clients.preparation import HOLD_OUT_EVERY
 from ppfed.errors import BadImagesError, DataError
 from ppfed.images.labels import rank_in_class
 from ppfed.images.open import open_source
@@ -20,6 +19,9 @@ from ppfed.images.source import ImageSource, LoadReport, Split, no_progress
 from ppfed.images.types import Int64Array, PlainImages, UInt8Array
 
 DIGITS = "scikit-learn's handwritten digits"
+
+_HOLD_OUT_EVERY = 10
+"""Where a source has no held-out split, every tenth image of each class is held out: an equal number of each."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,7 +126,7 @@ def read_images(
     if Split.HELD_OUT in source.counts:
         test, test_labels = _read(source, Split.HELD_OUT, (size, size, channels), progress)
     else:
-        apart = rank_in_class(train_labels) % HOLD_OUT_EVERY == HOLD_OUT_EVERY - 1
+        apart = rank_in_class(train_labels) % _HOLD_OUT_EVERY == _HOLD_OUT_EVERY - 1
         test, test_labels = train[apart], train_labels[apart]
         train, train_labels = train[~apart], train_labels[~apart]
     return _material(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import json
 import os
 from collections.abc import Callable
@@ -15,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clients import preparation
-from clients.preparation import HOLD_OUT_EVERY, Prepared, by_position, class_positions, prepare
+from clients.preparation import Prepared, by_position, class_positions, held_out_by_content, prepare
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec
 from ppfed.errors import BadImagesError, DataError, MismatchError, UsageError
@@ -60,7 +62,7 @@ def npz(path: Path, labels: list[int], held_out: list[int] | None = None) -> Pat
 
 
 def made(path: Path, settings: FederationSettings, folder: Path, **options: Any) -> Prepared:
-    return prepare(open_source(path), path, CIPHER, settings, folder, **options)
+    return prepare(open_source(path), path, KEY, settings, folder, **options)
 
 
 def decrypted(prepared: Prepared, split: Split) -> tuple[UInt8Array, list[int], list[bytes]]:
@@ -150,29 +152,71 @@ def test_only_ciphertext_is_stored(tmp_path: Path, make_settings: MakeSettings) 
     assert KEY.reveal() not in stored
 
 
-@given(labels=st.lists(st.integers(0, 2), min_size=4, max_size=60))
-def test_every_tenth_image_of_each_class_is_held_out(
+def noise(count: int) -> PlainImages:
+    return PlainImages(np.random.default_rng(0).integers(0, 256, (count, 2, 2, 3), dtype=np.uint8))
+
+
+def test_one_image_in_ten_is_held_out() -> None:
+    held_out = held_out_by_content(noise(20_000), KEY)
+    # Five standard deviations of a binomial distribution.
+    assert abs(held_out.mean() - 0.1) < 5 * (0.1 * 0.9 / 20_000) ** 0.5
+
+
+def test_whether_an_image_is_held_out_is_written_down() -> None:
+    """A change would measure models on what they were trained on (docs/cipher.md has the rule)."""
+    images = noise(200)
+    secret = KEY.derive("ppfed/v1/held-out")
+    first = [hmac.new(secret, image.tobytes(), hashlib.sha256).hexdigest()[:8] for image in images.pixels]
+    assert held_out_by_content(images, KEY).tolist() == [digits < "19999999" for digits in first]
+
+
+def test_nobody_without_the_key_can_tell_from_where_an_image_went_which_it_is() -> None:
+    images = noise(20_000)
+    mine, others = held_out_by_content(images, KEY), held_out_by_content(images, MasterKey(bytes(32)))
+    assert abs((mine & others).mean() - 0.01) < 5 * (0.01 * 0.99 / 20_000) ** 0.5
+
+
+@given(labels=st.lists(st.integers(0, 2), min_size=8, max_size=60))
+def test_where_nothing_is_held_out_the_image_decides(
     tmp_path_factory: pytest.TempPathFactory, make_settings: MakeSettings, labels: list[int]
 ) -> None:
     tmp_path = tmp_path_factory.mktemp("owner")
     data = npz(tmp_path / "data.npz", labels)
     prepared = made(data, make_settings(classes=("a", "b", "c")), tmp_path / "store")
-    expected: dict[Split, list[int]] = {Split.TRAIN: [], Split.HELD_OUT: []}
-    for row, label in enumerate(labels):
-        number = labels[: row + 1].count(label)
-        expected[Split.TRAIN if number % HOLD_OUT_EVERY else Split.HELD_OUT].append(row)
-    assert (prepared.train_images, prepared.held_out_images) == tuple(len(rows) for rows in expected.values())
-    for split, rows in expected.items():
+    held_out = held_out_by_content(PlainImages(np.stack([picture(row) for row in range(len(labels))])), KEY)
+    assert (prepared.train_images, prepared.held_out_images) == ((~held_out).sum(), held_out.sum())
+    for split, chosen in ((Split.TRAIN, ~held_out), (Split.HELD_OUT, held_out)):
+        rows = np.flatnonzero(chosen).tolist()
         if rows:
             pixels, found, _ = decrypted(prepared, split)
             assert np.array_equal(pixels, np.stack([picture(row) for row in rows]))
             assert found == [labels[row] for row in rows]
 
 
+def test_no_image_is_held_out_that_was_trained_on_before(tmp_path: Path, make_settings: MakeSettings) -> None:
+    data = class_folder(tmp_path / "data", {"cat": 40, "dog": 40})
+    before = made(data, make_settings(), tmp_path / "store")
+    trained, held_out = ({image.tobytes() for image in decrypted(before, split)[0]} for split in Split)
+    assert trained
+    assert held_out
+    # Others come, one is renamed, and one is there twice.
+    for number in range(1000, 1040):
+        Image.fromarray(picture(number)).save(data / "cat" / f"-{number}.png")
+    (data / "dog" / "007.png").rename(data / "dog" / "new.png")
+    (data / "cat" / "copy.png").write_bytes((data / "cat" / "003.png").read_bytes())
+    after = made(data, make_settings(), tmp_path / "store")
+    later_trained, later_held_out = ({image.tobytes() for image in decrypted(after, split)[0]} for split in Split)
+    assert trained < later_trained
+    assert held_out <= later_held_out
+    assert not later_trained & later_held_out
+
+
 @pytest.mark.parametrize("copies", [1, 3])
 def test_images_are_counted_by_class(tmp_path: Path, make_settings: MakeSettings, copies: int) -> None:
     settings = make_settings(exchange="images", classes=("dog", "emu", "cat"))
-    data = class_folder(tmp_path / "data", {"cat": 10, "dog": 21, "emu": 0})
+    data = tmp_path / "data"
+    class_folder(data / "train", {"cat": 9, "dog": 19, "emu": 0})
+    class_folder(data / "test", {"cat": 1, "dog": 2, "emu": 0})
     for _ in range(2):
         prepared = made(data, settings, tmp_path / "store", copies=copies)
         assert prepared.by_class == ((19, 2), (0, 0), (9, 1))
@@ -196,7 +240,7 @@ def test_ids_never_repeat(tmp_path: Path, make_settings: MakeSettings) -> None:
 
 @pytest.mark.parametrize("copies", [2, 3])
 def test_copies_share_ids_and_count_once(tmp_path: Path, make_settings: MakeSettings, copies: int) -> None:
-    data = npz(tmp_path / "data.npz", [0, 1] * 10)
+    data = npz(tmp_path / "data.npz", [0, 1] * 9, held_out=[0, 1])
     settings = make_settings(exchange="images", training={"shift": 2})
     prepared = made(data, settings, tmp_path / "store", copies=copies)
     assert (prepared.train_images, prepared.held_out_images, prepared.copies) == (18, 2, copies)
@@ -213,8 +257,7 @@ def test_copies_share_ids_and_count_once(tmp_path: Path, make_settings: MakeSett
         assert len(set(labels[rows])) == 1
     # The first of each is the image itself, and the variants of an image are not all the same.
     images = EncryptedImages(pixels[:18], ids[:18], shards[0].images.cipher, KEY.fingerprint)
-    train_rows = [row for row in range(20) if row < 18]
-    assert np.array_equal(CIPHER.decrypt(images).pixels, np.stack([picture(row) for row in train_rows]))
+    assert np.array_equal(CIPHER.decrypt(images).pixels, np.stack([picture(row) for row in range(18)]))
     assert not np.array_equal(pixels[:18], pixels[18:36])
 
 
@@ -223,7 +266,7 @@ def test_shards_are_full_but_for_the_last(
     tmp_path: Path, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     monkeypatch.setattr(preparation, "rows_per_shard", lambda _shape: rows)
-    data = npz(tmp_path / "data.npz", [0, 1] * 10)
+    data = npz(tmp_path / "data.npz", [0, 1] * 9, held_out=[0, 1])
     prepared = made(data, make_settings(), tmp_path / "store")
     sizes = [len(shard) for shard in prepared.store.shards(Split.TRAIN)]
     assert sum(sizes) == 18
@@ -287,11 +330,11 @@ def test_a_store_is_made_again_for_another(tmp_path: Path, make_settings: MakeSe
     store = tmp_path / "store"
     before = set(ids_of(made(data, make_settings(exchange="images"), store)))
     settings = make_settings(exchange="images", training={"seed": 9} if changed == "settings" else {})
-    cipher = make_cipher(CipherSpec(), MasterKey(bytes(32))) if changed == "key" else CIPHER
-    prepared = prepare(open_source(data), data, cipher, settings, store, copies=2 if changed == "copies" else 1)
+    key = MasterKey(bytes(32)) if changed == "key" else KEY
+    prepared = prepare(open_source(data), data, key, settings, store, copies=2 if changed == "copies" else 1)
     shards = list(prepared.store.shards(Split.TRAIN))
     assert shards
-    assert {shard.images.fingerprint for shard in shards} == {cipher.fingerprint}
+    assert {shard.images.fingerprint for shard in shards} == {key.fingerprint}
     assert not before & {one.tobytes() for shard in shards for one in shard.images.ids}
 
 
