@@ -14,9 +14,9 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/ppfed demo
 
-# Two tests at a time: many wait for Flower's polling. Threads that wait for work must not spin on the other's core.
+# One test more than cores: many wait for Flower's polling. Threads that wait for work must not spin on the other's core.
 test: setup
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 
 bench: setup
 	$(BIN)/ppfed bench

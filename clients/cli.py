@@ -16,7 +16,7 @@ from ppfed.cli.options import KeyOption
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from clients.preparation import Prepared
+    from clients.prepared import Prepared
     from ppfed.federation import FederationSettings, Invite
     from ppfed.images.sections import SectionedSource
     from ppfed.images.source import ImageSource

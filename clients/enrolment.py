@@ -9,7 +9,7 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 import ppfed
-from clients.preparation import Prepared
+from clients.prepared import Prepared
 from ppfed.enrolment import (
     ENROL_PATH,
     STATUS_PATH,

@@ -16,7 +16,7 @@ from clients.answers import AnswerLimit
 from clients.enrolment import CoordinatorClient
 from clients.flower_executor import FlowerExecutor
 from clients.owner_app import Display, OwnerApp
-from clients.preparation import MARKER, Prepared
+from clients.prepared import MARKER, Prepared
 from clients.supernode import SuperNode, ensure_node_key
 from ppfed.enrolment import Phase, StatusReply
 from ppfed.errors import FederationError, ServiceError, UsageError

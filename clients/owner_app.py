@@ -16,7 +16,7 @@ from flwr.clientapp import ClientApp
 from pydantic import ValidationError
 
 from clients.answers import AnswerLimit
-from clients.preparation import Prepared
+from clients.prepared import Prepared
 from ppfed.errors import ModelError, PeerDataError
 from ppfed.federation import Exchange, FederationSettings, describe_invalid
 from ppfed.images.source import Split

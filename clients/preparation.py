@@ -9,22 +9,20 @@ import hashlib
 import hmac
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ppfed.atomic import write_atomic
+from clients.prepared import MARKER, Prepared, read_prepared, write_prepared
 from ppfed.ciphers.registry import make_cipher
 from ppfed.errors import MOST_BAD_SHOWN, BadImagesError, DataError, MismatchError, UsageError
-from ppfed.federation import Exchange, FederationSettings, class_difference, some_names
+from ppfed.federation import FederationSettings, class_difference, some_names
 from ppfed.images.source import ImageSource, LoadReport, Split, files_digest, no_progress
 from ppfed.images.types import EncryptedImages, Int64Array, PlainImages
 from ppfed.keys.master import MasterKey
-from ppfed.store import Shard, ShardStore, rows_per_shard, verify_shard
+from ppfed.store import Shard, ShardStore, rows_per_shard
 from ppfed.training.augment import Augmentation
 from ppfed.training.loop import epoch_generator
 
@@ -32,51 +30,6 @@ HELD_OUT_ONE_IN = 10
 """Where a source has no held-out split, one image in ten is held out, on average."""
 
 _HELD_OUT_KEY = "ppfed/v1/held-out"
-
-MARKER = ".ppfed-store"
-"""A file that says: ppfed made this folder, and may delete it."""
-
-_RECORD = "prepared.json"
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """An owner's encrypted images, ready to be used.
-
-    Attributes
-    ----------
-    store : ShardStore
-    train_images, held_out_images : int
-        Distinct images.
-    copies : int
-        Augmented variants of each training image in the store; 1 where there is only the image itself.
-    bad : int
-        Images left out because they could not be used.
-    notes : dict of str to int
-        Conversions, with the number of images.
-    by_class : tuple of (int, int)
-        Of each class of the federation, distinct images to train on and held out; empty where nobody counted.
-    left_out : tuple of (str, str)
-        Path of the first images left out, and why.
-    """
-
-    store: ShardStore
-    train_images: int
-    held_out_images: int
-    copies: int
-    bad: int
-    notes: dict[str, int]
-    by_class: tuple[tuple[int, int], ...] = ()
-    left_out: tuple[tuple[str, str], ...] = ()
-
-    def measured(self, settings: FederationSettings) -> int:
-        """How many held-out images weights are measured on.
-
-        In exchange ``gradients`` none, where they are fewer than a gradient takes: measured often enough, with weights
-        chosen for it, single images could be read.
-        """
-        few = settings.exchange is Exchange.GRADIENTS and self.held_out_images < settings.training.min_local_batch
-        return 0 if few else self.held_out_images
 
 
 def class_positions(classes: tuple[str, ...], settings: FederationSettings) -> Int64Array:
@@ -169,7 +122,7 @@ def prepare(
     _require_apart(path, folder)
     positions = class_positions(source.classes, settings)
     signature = _signature(path, settings, key.fingerprint, copies)
-    known = _known(folder, signature)
+    known = read_prepared(folder, signature)
     if known is not None:
         return known
     _remove_store(folder)
@@ -225,7 +178,7 @@ def prepare(
         tuple(zip(counted[Split.TRAIN].tolist(), counted[Split.HELD_OUT].tolist(), strict=True)),
         tuple(report.bad[:MOST_BAD_SHOWN]),
     )
-    _write_record(folder, signature, prepared)
+    write_prepared(folder, signature, prepared)
     return prepared
 
 
@@ -248,7 +201,7 @@ def held_out_by_content(images: PlainImages, key: MasterKey) -> npt.NDArray[np.b
     """
     secret = key.derive(_HELD_OUT_KEY)
     rows = images.pixels.reshape(len(images), -1)
-    digests = b"".join(hmac.digest(secret, row, "sha256")[:4] for row in rows)
+    digests = b"".join(hmac.digest(secret, row.data, "sha256")[:4] for row in rows)
     return np.frombuffer(digests, dtype=">u4") < 2**32 // HELD_OUT_ONE_IN
 
 
@@ -342,53 +295,3 @@ def _signature(path: Path, settings: FederationSettings, fingerprint: str, copie
     """Name what a store was made from: the files' names, sizes and times, the settings, the key, the copies."""
     text = f"{settings.digest()} {fingerprint} {copies}\n{path}\n{files_digest(path)}"
     return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()
-
-
-class _Record(BaseModel):
-    """``prepared.json``: what of, and how, a store was made; see ``Prepared``."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    signature: str
-    train_images: int
-    held_out_images: int
-    copies: int
-    bad: int
-    notes: dict[str, int]
-    by_class: tuple[tuple[int, int], ...] = ()
-    left_out: tuple[tuple[str, str], ...] = ()
-
-
-def _write_record(folder: Path, signature: str, prepared: Prepared) -> None:
-    record = _Record(
-        signature=signature,
-        train_images=prepared.train_images,
-        held_out_images=prepared.held_out_images,
-        copies=prepared.copies,
-        bad=prepared.bad,
-        notes=prepared.notes,
-        by_class=prepared.by_class,
-        left_out=prepared.left_out,
-    )
-    write_atomic(folder / _RECORD, record.model_dump_json())
-
-
-def _known(folder: Path, signature: str) -> Prepared | None:
-    """Take the store that is there, if it was made of the same and every image in it is as it was."""
-    try:
-        record = _Record.model_validate_json((folder / _RECORD).read_bytes())
-    except (OSError, ValidationError):
-        return None
-    if record.signature != signature:
-        return None
-    store = ShardStore(folder)
-    rows = {Split.TRAIN: record.train_images * record.copies, Split.HELD_OUT: record.held_out_images}
-    try:
-        for split in Split:
-            for path in store.paths(split):
-                verify_shard(path)
-            if store.rows(split) != rows[split]:
-                return None
-    except DataError:
-        return None
-    return Prepared(store, **record.model_dump(exclude={"signature"}))

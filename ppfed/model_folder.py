@@ -290,7 +290,8 @@ def load_model(folder: str | Path, device: str | torch.device = "cpu") -> Loaded
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise ModelError(f"{path} is damaged or no safetensors file ({type(error).__name__})", hint=_AGAIN) from None
     try:
-        # A card may claim any network. Memory is taken for it only when the weights bear it out.
+        # A card may claim any network. Memory is taken for it only when the weights bear it out. Networks draw no
+        # weights here: that would load torch's compiler, which takes longer than all of this.
         with torch.device("meta"):
             check_network_state(ImageClassifier(card.network_config()), state)
     except ModelError as error:

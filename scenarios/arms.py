@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from pydantic import TypeAdapter
 
-from clients.preparation import Prepared
+from clients.prepared import Prepared
 from coordinator.pooled import train_pooled
 from coordinator.state import RoundRecord
 from ppfed.atomic import write_atomic

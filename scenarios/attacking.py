@@ -25,8 +25,7 @@ from ppfed.leakage.audit import Audit, audit, judge_of
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.judge import Judge
 from ppfed.leakage.metrics import resemblance
-from ppfed.leakage.picture import CIPHERTEXT_KEY, ORIGINAL_KEY
-from ppfed.leakage.record import LeakageRecord
+from ppfed.leakage.record import CIPHERTEXT_KEY, ORIGINAL_KEY, LeakageRecord
 from ppfed.leakage.sent import audit_sent, sent_batches
 from ppfed.networks.classifier import build_network
 from scenarios.declaration import Arm, Budget, Mode

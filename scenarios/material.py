@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from sklearn.datasets import load_digits
 
 from ppfed.errors import BadImagesError, DataError
 from ppfed.images.labels import rank_in_class
@@ -141,6 +140,8 @@ def digits(
 
     Parameters as in ``read_images``; with three channels grey becomes red, green and blue.
     """
+    from sklearn.datasets import load_digits  # noqa: PLC0415 -- it takes as long to load as torch
+
     loaded = load_digits()
     grey = np.round(loaded.images * (255 / 16)).astype(np.uint8)
     resized = [np.asarray(Image.fromarray(one).resize((size, size), Image.Resampling.BILINEAR)) for one in grey]

@@ -12,7 +12,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from clients.preparation import Prepared
+from clients.prepared import Prepared
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.federation import Exchange, FederationSettings
@@ -24,6 +24,11 @@ from ppfed.store import Shard, ShardStore
 # Deadlines measure the machine: on a busy one, or at the first use of something, they fail by chance.
 settings.register_profile("ppfed", deadline=None)
 settings.load_profile("ppfed")
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest and waits most, so that no process of pytest's is left with it at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("e2e") is None)
+
 
 # A shell that starts a job in the background has it ignore Ctrl-C, and so would every child that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

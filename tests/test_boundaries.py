@@ -60,6 +60,27 @@ def test_an_owner_does_not_load_the_coordinator() -> None:
     assert within("coordinator", modules) == []
 
 
+@pytest.mark.parametrize("module", ["clients.join", "clients.flower_executor", "scenarios.simulated.flower_simulation"])
+def test_what_answers_the_coordinator_loads_no_key_and_no_cipher(module: str) -> None:
+    """Nor numba, which takes a second in each process."""
+    modules = loaded_after(f"import {module}")
+    assert "clients.owner_app" in modules or module == "clients.flower_executor"
+    for package in ("ppfed.keys", "ppfed.ciphers.registry", "clients.preparation", "numba"):
+        assert within(package, modules) == []
+
+
+def test_a_model_is_loaded_without_torchs_compiler() -> None:
+    kinds = [{}, *({"adaptation_kind": kind, "adaptation": (4, 4)} for kind in ("block", "block-wise"))]
+    code = "import torch\nfrom ppfed.networks.classifier import ImageClassifier\n"
+    code += "from ppfed.networks.config import NetworkConfig\n"
+    code += (
+        f"with torch.device('meta'):\n    [ImageClassifier(NetworkConfig(10, 32, 32, **kind)) for kind in {kinds!r}]"
+    )
+    modules = loaded_after(code)
+    assert "torch" in modules
+    assert within("torch._dynamo", modules) == []
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "coordinator").rglob("*.py")), ids=lambda file: file.name)
 def test_the_coordinators_source_never_mentions_the_key_module(file: Path) -> None:
     text = file.read_text()

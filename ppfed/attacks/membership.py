@@ -12,7 +12,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from sklearn.metrics import roc_auc_score, roc_curve
 from torch import nn
 
 from ppfed.training.loop import ImageTensors, predict_logits
@@ -183,6 +182,9 @@ def _log_density(values: FloatArray, mean: FloatArray, deviation: float) -> Floa
 
 def _outcome(members: FloatArray, others: FloatArray) -> MembershipOutcome:
     """Measure scores that are meant to be higher for members."""
+    # Whoever reads outcomes need not wait for it: with pandas, which it loads, it takes longer than torch.
+    from sklearn.metrics import roc_auc_score, roc_curve  # noqa: PLC0415
+
     if not (len(members) and len(others)):
         raise ValueError("there must be members and others")
     scores = np.concatenate([members, others])

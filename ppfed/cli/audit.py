@@ -84,6 +84,7 @@ def leakage(
     from ppfed.images.size import parse_size
     from ppfed.leakage.attackers import AuditPreset
     from ppfed.leakage.audit import applicable, audit, judge_of
+    from ppfed.leakage.card import write_card
     from ppfed.leakage.sent import SENT_ATTACKS
     from ppfed.leakage.wording import markdown_table, sentence
     from ppfed.training.loop import pick_device
@@ -121,7 +122,7 @@ def leakage(
             result = audit(spec, images, attacks, chosen, device=place, seed=_SEED, on_progress=progress, judge=judge)
         else:
             result = _audit_sent(spec, images, exchange, settings, attacks, chosen, place, progress, judge)
-    paths = result.write(out)
+    paths = write_card(out, result.record, result.pictures)
     print_line(stdout(), markdown_table(result.record))
     print_line(stdout(), sentence(result.record))
     for path in paths:

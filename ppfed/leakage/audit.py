@@ -9,11 +9,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 
-from ppfed.atomic import write_atomic
 from ppfed.ciphers.spec import CipherSpec
 from ppfed.federation import CipherSettings
 from ppfed.images.types import UInt8Array
@@ -21,17 +19,19 @@ from ppfed.leakage.attackers import ATTACKERS, AuditPreset, Session
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.judge import Judge, JudgePreset, train_judge
 from ppfed.leakage.metrics import resemblance
-from ppfed.leakage.picture import CIPHERTEXT_KEY, ORIGINAL_KEY, picture_key, write_picture
-from ppfed.leakage.record import AttackName, AttackOutcome, LeakageRecord, Resemblance
-from ppfed.leakage.wording import legend, markdown_table, sentence
+from ppfed.leakage.record import (
+    CIPHERTEXT_KEY,
+    ORIGINAL_KEY,
+    AttackName,
+    AttackOutcome,
+    LeakageRecord,
+    Resemblance,
+)
 
 SHOWN = 8
 """Images in the picture of a card."""
 
 _QUICK_JUDGE = JudgePreset(epochs=3, base_maps=4, batch_size=16)
-RECORD_FILE = "leakage.json"
-_TEXT_FILE = "leakage.md"
-_PICTURE_FILE = "leakage.png"
 
 
 @dataclass(frozen=True)
@@ -48,22 +48,6 @@ class Audit:
 
     record: LeakageRecord
     pictures: Mapping[str, UInt8Array]
-
-    def write(self, folder: Path) -> tuple[Path, ...]:
-        """Write the card into a folder: picture, text and numbers. The picture shows plain images.
-
-        Raises
-        ------
-        PPFedError
-            If the picture cannot be written.
-        """
-        folder.mkdir(parents=True, exist_ok=True)
-        picture, text, numbers = (folder / name for name in (_PICTURE_FILE, _TEXT_FILE, RECORD_FILE))
-        write_picture(picture, self.record, self.pictures)
-        parts = (sentence(self.record), markdown_table(self.record), legend(self.record))
-        write_atomic(text, "\n\n".join(part.strip() for part in parts) + "\n")
-        write_atomic(numbers, self.record.model_dump_json(indent=2) + "\n")
-        return picture, text, numbers
 
 
 def applicable(spec: CipherSpec, channels: int) -> tuple[AttackName, ...]:
@@ -135,7 +119,7 @@ def audit(
                 seconds=seconds,
             )
             outcomes.append(outcome)
-            pictures[picture_key(outcome)] = restored.pixels[:SHOWN]
+            pictures[outcome.picture_key] = restored.pixels[:SHOWN]
             started = time.monotonic()
     height, width, channels = images.shape
     record = LeakageRecord(

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from ppfed.images.types import UInt8Array
 from ppfed.leakage.metrics import upright
-from ppfed.leakage.record import AttackOutcome, LeakageRecord, Resemblance
+from ppfed.leakage.record import CIPHERTEXT_KEY, ORIGINAL_KEY, LeakageRecord, Resemblance
 from ppfed.leakage.wording import (
     CIPHERTEXT,
     NOT_CONFIDENTIAL,
@@ -23,15 +23,7 @@ from ppfed.leakage.wording import (
 )
 from ppfed.picture_grid import Column, Paragraph, Row, draw_grid, write_figure
 
-ORIGINAL_KEY = "original"
-CIPHERTEXT_KEY = "ciphertext"
-
 _NO_BREAK = "\N{NO-BREAK SPACE}"
-
-
-def picture_key(outcome: AttackOutcome) -> str:
-    """Name an attack's pictures: the attack, and its setting if it has one."""
-    return f"{outcome.attack} {outcome.setting}".rstrip()
 
 
 def leakage_card(record: LeakageRecord, pictures: Mapping[str, UInt8Array]) -> Figure:
@@ -44,14 +36,14 @@ def leakage_card(record: LeakageRecord, pictures: Mapping[str, UInt8Array]) -> F
     record : LeakageRecord
     pictures : mapping of str to uint8 array, (N, H, W, C) or (N, H, W, 1)
         The same N images as ``original``, as ``ciphertext``, and as attacks of the record restored them, by
-        ``picture_key``. Attacks without pictures are left out.
+        ``AttackOutcome.picture_key``. Attacks without pictures are left out.
 
     Raises
     ------
     ValueError
         If there is no original or ciphertext, the arrays differ in length, or one belongs to no attack of the record.
     """
-    outcomes = {picture_key(outcome): outcome for outcome in record.attacks}
+    outcomes = {outcome.picture_key: outcome for outcome in record.attacks}
     if not {ORIGINAL_KEY, CIPHERTEXT_KEY} <= pictures.keys() <= {ORIGINAL_KEY, CIPHERTEXT_KEY, *outcomes}:
         raise ValueError(f"pictures of {sorted(pictures)} do not fit a record of {sorted(outcomes)}")
     if len({len(images) for images in pictures.values()}) != 1:

@@ -15,6 +15,10 @@ from ppfed.federation import CipherSettings, Exchange
 EXACT_PSNR_DB = 100.0
 """Stands for the infinite PSNR of an exact copy, so that means exist."""
 
+ORIGINAL_KEY = "original"
+CIPHERTEXT_KEY = "ciphertext"
+"""Name the pictures of what an attack was to restore, and of what it saw, beside ``AttackOutcome.picture_key``."""
+
 
 class AttackName(StrEnum):
     """The attacks, in the order in which cards list them (docs/leakage.md)."""
@@ -131,6 +135,11 @@ class AttackOutcome(_Frozen):
     resemblance: Resemblance
     bits: float | None = Field(default=None, ge=0, le=1)
     seconds: float = Field(ge=0)
+
+    @property
+    def picture_key(self) -> str:
+        """Name of its pictures: the attack, and its setting if it has one."""
+        return f"{self.attack} {self.setting}".rstrip()
 
 
 class LeakageRecord(_Frozen):

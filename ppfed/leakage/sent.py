@@ -33,8 +33,7 @@ from ppfed.leakage.attackers import AuditPreset, Session
 from ppfed.leakage.audit import SHOWN, Audit, measured
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.judge import Judge
-from ppfed.leakage.picture import CIPHERTEXT_KEY, ORIGINAL_KEY, picture_key
-from ppfed.leakage.record import AttackName, AttackOutcome, LeakageRecord
+from ppfed.leakage.record import CIPHERTEXT_KEY, ORIGINAL_KEY, AttackName, AttackOutcome, LeakageRecord
 from ppfed.networks.classifier import ImageClassifier
 from ppfed.networks.config import NetworkConfig
 from ppfed.networks.state import network_state
@@ -207,7 +206,7 @@ def audit_sent(
                 seconds=seconds,
             )
             outcomes.append(outcome)
-            pictures[picture_key(outcome)] = view[:shown]
+            pictures[outcome.picture_key] = view[:shown]
     height, width, channels = images.shape
     record = LeakageRecord(
         cipher=None if spec is None else CipherSettings.of(spec),

@@ -87,7 +87,8 @@ class BlockWise(nn.Module):
         self.shape = (rows, columns)
         values = channels * BLOCK_SIDE**2
         self.weight = nn.Parameter(torch.empty(rows * columns, values, maps))
-        nn.init.normal_(self.weight, std=(2.0 / values) ** 0.5)
+        if not self.weight.is_meta:
+            nn.init.normal_(self.weight, std=(2.0 / values) ** 0.5)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, C, H, W) to (N, maps, H / 4, W / 4)."""
@@ -103,7 +104,8 @@ class PositionMixing(nn.Module):
         super().__init__()
         # No order of the blocks is preferred at the start: the identity would say that they are not shuffled.
         self.weight = nn.Parameter(torch.empty(rows * columns, rows * columns))
-        nn.init.orthogonal_(self.weight)
+        if not self.weight.is_meta:
+            nn.init.orthogonal_(self.weight)
 
     def forward(self, maps: Tensor) -> Tensor:
         """(N, maps, rows, columns) to the same shape."""

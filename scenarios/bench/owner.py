@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from clients.join import make_private, serve, store_folder
-from clients.preparation import Prepared
+from clients.prepared import Prepared
 from ppfed.federation import FederationSettings, Invite
 from ppfed.images.source import Split
 from ppfed.images.types import ID_BYTES, EncryptedImages

@@ -12,8 +12,15 @@ import numpy as np
 from ppfed.federation import Exchange
 from ppfed.images.types import UInt8Array
 from ppfed.leakage.metrics import upright
-from ppfed.leakage.picture import CIPHERTEXT_KEY, ORIGINAL_KEY, picture_key
-from ppfed.leakage.record import AttackName, AttackOutcome, LeakageRecord, Measure, Resemblance
+from ppfed.leakage.record import (
+    CIPHERTEXT_KEY,
+    ORIGINAL_KEY,
+    AttackName,
+    AttackOutcome,
+    LeakageRecord,
+    Measure,
+    Resemblance,
+)
 from ppfed.leakage.wording import ATTACKS, CIPHERTEXT, PERFECT, part_words, sentence, title
 from scenarios.attacking import load_pictures
 from scenarios.declaration import MIXING, Arm, Mode
@@ -308,7 +315,7 @@ def _strips(record: LeakageRecord, pictures: dict[str, UInt8Array]) -> list[Stri
         sent = _in_a_row(pictures[CIPHERTEXT_KEY][:count])
         strips.append(Strip(_sent_words(record), f"SSIM {number(record.ciphertext.ssim.mean)}", sent))
     for one in record.attacks:
-        restored = pictures.get(picture_key(one))
+        restored = pictures.get(one.picture_key)
         if restored is not None:
             shown, _ = upright(restored[:count], originals[: len(restored[:count])])
             strips.append(Strip(title(one), f"SSIM {number(one.resemblance.ssim.mean)}", _in_a_row(shown)))

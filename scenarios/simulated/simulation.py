@@ -31,7 +31,7 @@ from pathlib import Path
 import torch
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from clients.preparation import Prepared
+from clients.prepared import Prepared
 from coordinator.state import Enrolled, Owner, Plan, RoundRecord, StateFolder, now_text
 from ppfed.atomic import write_atomic
 from ppfed.enrolment import Phase

@@ -28,7 +28,8 @@ from ppfed.errors import UsageError
 from ppfed.federation import Exchange
 from ppfed.images.types import PlainImages
 from ppfed.leakage.attackers import AuditPreset
-from ppfed.leakage.audit import RECORD_FILE, Audit, applicable, audit, judge_of
+from ppfed.leakage.audit import Audit, applicable, audit, judge_of
+from ppfed.leakage.card import RECORD_FILE, write_card
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.record import AttackName, LeakageRecord
 from ppfed.leakage.reference import RECORDS, REFERENCE_FILE, references
@@ -197,7 +198,7 @@ def _measure(data: Path, out: Path, specs: Sequence[CipherSpec], channels: int =
         found = run([name for name in possible if name not in _TRAINED])
         if _worth_training(found.record):
             found = joined(found, run([name for name in possible if name in _TRAINED]))
-        found.write(_folder(out, spec, channels=channels))
+        write_card(_folder(out, spec, channels=channels), found.record, found.pictures)
 
 
 def _measure_sent(data: Path, out: Path) -> None:
@@ -211,7 +212,7 @@ def _measure_sent(data: Path, out: Path) -> None:
         sys.stdout.flush()
         features = InputFeatures.VALUES if spec is None else best_features(spec)
         network = build_network(NetworkConfig(images.classes, _SIZE, _SIZE, features=features), 0)
-        audit_sent(
+        found = audit_sent(
             spec,
             images,
             network.to(device),
@@ -224,7 +225,8 @@ def _measure_sent(data: Path, out: Path) -> None:
             restore=None if spec is None else solver(spec, device=device),
             # The search is slow and gets less even of the control (scenarios/studies/gradient_search.py).
             attacks=(AttackName.CHOSEN_WEIGHTS,),
-        ).write(_folder(out, spec, exchange))
+        )
+        write_card(_folder(out, spec, exchange), found.record, found.pictures)
 
 
 def joined(first: Audit, second: Audit) -> Audit:

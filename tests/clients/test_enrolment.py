@@ -20,7 +20,7 @@ import pytest
 
 from clients import enrolment
 from clients.enrolment import CoordinatorClient
-from clients.preparation import Prepared
+from clients.prepared import Prepared
 from clients.supernode import ensure_node_key
 from coordinator.pki import Certificates, ensure_certificates
 from ppfed.enrolment import Phase

@@ -16,7 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from clients import cli, consent, join
-from clients.preparation import MARKER
+from clients.prepared import MARKER
 from ppfed.enrolment import Phase, StatusReply
 from ppfed.errors import BadImagesError, UsageError
 from ppfed.federation import FederationSettings, Invite, new_token

@@ -18,7 +18,7 @@ from flwr.app.metadata import Metadata
 
 from clients.answers import MOST_ANSWERS, AnswerLimit
 from clients.owner_app import OwnerApp
-from clients.preparation import Prepared
+from clients.prepared import Prepared
 from ppfed.errors import DataError, PeerDataError
 from ppfed.federation import FederationSettings, Invite, new_token
 from ppfed.images.source import Split

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clients import preparation
-from clients.preparation import Prepared, by_position, class_positions, held_out_by_content, prepare
+from clients.preparation import by_position, class_positions, held_out_by_content, prepare
+from clients.prepared import MARKER, Prepared
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec
 from ppfed.errors import BadImagesError, DataError, MismatchError, UsageError
@@ -391,7 +392,7 @@ def test_an_interrupted_preparation_is_made_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as broken:
-        broken.setattr(preparation, "_write_record", killed)
+        broken.setattr(preparation, "write_prepared", killed)
         with pytest.raises(KeyboardInterrupt):
             made(data, make_settings(), tmp_path / "store")
     prepared = made(data, make_settings(), tmp_path / "store")
@@ -453,7 +454,7 @@ def test_plain_images_and_store_lie_apart(tmp_path: Path, make_settings: MakeSet
     class_folder(tmp_path / data, {"cat": 3, "dog": 3})
     (tmp_path / "link").symlink_to(tmp_path / data)
     # Even a store's marker does not make it a store.
-    (tmp_path / data / preparation.MARKER).touch()
+    (tmp_path / data / MARKER).touch()
     before = contents(tmp_path)
     with pytest.raises(UsageError, match="one holds the other"):
         made(tmp_path / data, make_settings(), tmp_path / store)

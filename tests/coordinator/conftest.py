@@ -27,7 +27,7 @@ from google.protobuf.message import DecodeError
 
 from clients.flower_executor import _public_reason
 from clients.owner_app import OwnerApp
-from clients.preparation import Prepared
+from clients.prepared import Prepared
 from coordinator import conversation, intake
 from coordinator.conversation import Conversation
 from coordinator.state import Enrolled, Owner, Plan, StateFolder, now_text

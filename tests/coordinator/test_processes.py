@@ -16,7 +16,7 @@ import pytest
 import torch
 from typer.testing import CliRunner
 
-from clients.preparation import Prepared
+from clients.prepared import Prepared
 from coordinator.checkpoint import load_checkpoint
 from coordinator.cli import app
 from coordinator.pooled import pooled_images, train_pooled

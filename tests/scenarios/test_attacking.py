@@ -13,8 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ppfed.errors import DataError
-from ppfed.leakage.picture import CIPHERTEXT_KEY, ORIGINAL_KEY
-from ppfed.leakage.record import AttackName
+from ppfed.leakage.record import CIPHERTEXT_KEY, ORIGINAL_KEY, AttackName
 from scenarios.arms import ArmRun, Progress
 from scenarios.attacking import (
     LEAKAGE_FILE,

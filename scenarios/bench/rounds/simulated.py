@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from clients.preparation import Prepared
+from clients.prepared import Prepared
 from ppfed.federation import Exchange, FederationSettings
 from ppfed.images.source import Split
 from ppfed.networks.classifier import build_network

@@ -14,6 +14,7 @@ from ppfed.federation import Exchange
 from ppfed.images.types import PlainImages
 from ppfed.leakage.attackers import ATTACKERS, AuditPreset
 from ppfed.leakage.audit import Audit, applicable, audit
+from ppfed.leakage.card import write_card
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.record import AttackName, LeakageRecord
 from ppfed.leakage.sent import SENT_ATTACKS, audit_sent, sent_batches
@@ -139,7 +140,7 @@ def test_an_attack_that_does_not_apply_is_refused(images: AuditImages) -> None:
 
 def test_the_card_is_written_for_its_owner_alone(images: AuditImages, tmp_path: Path) -> None:
     found = run(CipherSpec("np-v1", FIXED, True), images, AttackName.SAME_MASK, AttackName.COLLUSION)
-    picture, text, numbers = found.write(tmp_path / "card")
+    picture, text, numbers = write_card(tmp_path / "card", found.record, found.pictures)
     assert stat.S_IMODE(picture.stat().st_mode) == 0o600
     assert "SSIM" in text.read_text()
     assert LeakageRecord.model_validate_json(numbers.read_bytes()) == found.record

@@ -13,8 +13,8 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter
 
 from ppfed.images.types import UInt8Array
-from ppfed.leakage.picture import CIPHERTEXT_KEY, ORIGINAL_KEY, leakage_card, picture_key, write_picture
-from ppfed.leakage.record import AttackName, LeakageRecord, Resemblance
+from ppfed.leakage.picture import leakage_card, write_picture
+from ppfed.leakage.record import CIPHERTEXT_KEY, ORIGINAL_KEY, AttackName, LeakageRecord, Resemblance
 from ppfed.leakage.wording import sentence, title
 
 MakeRecord = Callable[..., LeakageRecord]
@@ -46,7 +46,7 @@ def test_what_is_shown(
     restored[0] = 255 - originals
     restored[1] = restored[1][..., :1]
     pictures = {ORIGINAL_KEY: originals, CIPHERTEXT_KEY: noise(originals, 1)}
-    pictures |= {picture_key(outcome): shown for outcome, shown in zip(record.attacks, restored, strict=True)}
+    pictures |= {outcome.picture_key: shown for outcome, shown in zip(record.attacks, restored, strict=True)}
     figure = leakage_card(record, pictures)
     text = text_of(figure)
     for outcome in record.attacks:
@@ -78,7 +78,7 @@ def test_the_strongest_attack_stands_out(make_record: MakeRecord, make_resemblan
         (AttackName.INVERSION, "", make_resemblance(0.6)),
         (AttackName.COLLUSION, "", make_resemblance(1)),
     )
-    pictures = dict.fromkeys([ORIGINAL_KEY, CIPHERTEXT_KEY, *(picture_key(one) for one in record.attacks)], originals)
+    pictures = dict.fromkeys([ORIGINAL_KEY, CIPHERTEXT_KEY, *(one.picture_key for one in record.attacks)], originals)
     heads = {text.get_text(): text.get_color() for text in leakage_card(record, pictures).texts}
     plain = heads["Original"]
     assert heads["Fold"] == plain

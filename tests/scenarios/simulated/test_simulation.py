@@ -19,7 +19,7 @@ from flwr.app.error import Error
 from flwr.serverapp import Grid
 from flwr.simulation import run_simulation
 
-from clients.preparation import Prepared
+from clients.prepared import Prepared
 from coordinator.checkpoint import load_checkpoint
 from coordinator.processes import Processes
 from coordinator.server_app import run_federation
@@ -133,7 +133,7 @@ CHILD = """
 import json, sys
 from pathlib import Path
 import torch
-from clients.preparation import Prepared
+from clients.prepared import Prepared
 from ppfed.federation import FederationSettings
 from ppfed.store import ShardStore
 from scenarios.simulated.simulation import simulate
