@@ -6,30 +6,24 @@ After this the key is not needed any more: training, uploading and measuring wor
 from __future__ import annotations
 
 import hashlib
-import hmac
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from clients.prepared import MARKER, Prepared, read_prepared, write_prepared
 from ppfed.ciphers.registry import make_cipher
 from ppfed.errors import MOST_BAD_SHOWN, BadImagesError, DataError, MismatchError, UsageError
 from ppfed.federation import FederationSettings, class_difference, some_names
+from ppfed.images.held_out import held_out_by_content
 from ppfed.images.source import ImageSource, LoadReport, Split, files_digest, no_progress
-from ppfed.images.types import EncryptedImages, Int64Array, PlainImages
+from ppfed.images.types import EncryptedImages, Int64Array
 from ppfed.keys.master import MasterKey
 from ppfed.store import Shard, ShardStore, rows_per_shard
 from ppfed.training.augment import Augmentation
 from ppfed.training.loop import epoch_generator
-
-HELD_OUT_ONE_IN = 10
-"""Where a source has no held-out split, one image in ten is held out, on average."""
-
-_HELD_OUT_KEY = "ppfed/v1/held-out"
 
 
 def class_positions(classes: tuple[str, ...], settings: FederationSettings) -> Int64Array:
@@ -180,29 +174,6 @@ def prepare(
     )
     write_prepared(folder, signature, prepared)
     return prepared
-
-
-def held_out_by_content(images: PlainImages, key: MasterKey) -> npt.NDArray[np.bool_]:
-    """Say which images are held out where nobody divided them: about one in ten, by HMAC-SHA-256 of their pixels.
-
-    An image that was trained on once is never held out later, whatever is added to its folder and however it is
-    renamed, and copies of it are on its side; under the same key, at the same size and channels. What a plain digest
-    would tell of an image to whoever sees where it went, the key hides.
-
-    Parameters
-    ----------
-    images : PlainImages, N images
-        As they are encrypted.
-    key : MasterKey
-
-    Returns
-    -------
-    bool array, (N,)
-    """
-    secret = key.derive(_HELD_OUT_KEY)
-    rows = images.pixels.reshape(len(images), -1)
-    digests = b"".join(hmac.digest(secret, row.data, "sha256")[:4] for row in rows)
-    return np.frombuffer(digests, dtype=">u4") < 2**32 // HELD_OUT_ONE_IN
 
 
 def _require_apart(path: Path, folder: Path) -> None:

@@ -25,6 +25,7 @@ from ppfed.store import Shard, ShardStore
 settings.register_profile("ppfed", deadline=None)
 settings.load_profile("ppfed")
 
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest and waits most, so that no process of pytest's is left with it at the end."""
     items.sort(key=lambda item: item.get_closest_marker("e2e") is None)

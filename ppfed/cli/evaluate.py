@@ -51,6 +51,12 @@ def evaluate(
         typer.Option(metavar="FILE", help="CSV to write: true class, predicted class and probabilities by image."),
     ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad files out instead of stopping.")] = False,
+    held_out: Annotated[
+        bool,
+        typer.Option(
+            "--held-out", help="Of images without parts, measure those alone that a federation with this key holds out."
+        ),
+    ] = False,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or mps.")] = "auto",
 ) -> None:
     """Measure a model on labelled images. Plain ones are encrypted in memory, which needs the key."""
@@ -60,7 +66,6 @@ def evaluate(
     from ppfed.images.open import open_source
     from ppfed.images.source import LoadReport
     from ppfed.model_folder import load_model
-    from ppfed.prediction import query_cipher
     from ppfed.training.loop import pick_device
 
     if out is not None:
@@ -69,10 +74,10 @@ def evaluate(
     loaded = load_model(model, chosen)
     report = LoadReport()
     with quiet_decoders():
-        part = choose_part(open_source(source), loaded.card)
-        cipher = None if part.encrypted else query_cipher(loaded.card, load_key(key))
+        part = choose_part(open_source(source), loaded.card, held_out_only=held_out)
+        master = None if part.encrypted else load_key(key)
         with progress_bar("classifying", len(part)) as progress:
-            answers = classify_part(loaded, part, cipher, chosen, report, skip_bad=skip_bad, progress=progress)
+            answers = classify_part(loaded, part, master, chosen, report, skip_bad=skip_bad, progress=progress)
     metrics = measure(loaded.card.classes, answers.labels, answers.probabilities)
     print_problems(report)
     _print_remarks(part, loaded.card, metrics)
@@ -119,11 +124,12 @@ def _print_remarks(part: MeasuredPart, card: ModelCard, metrics: Metrics) -> Non
         print_line(console, f"note: classes are numbered, and were matched by position: {pairs}")
     if missing := [one.name for one in metrics.classes if not one.images]:
         print_line(console, f"note: there are no images of {', '.join(missing)}")
-    if not part.held_out:
+    if not part.held_out and not part.held_out_only:
         print_line(
             console,
             f"note: {part.source.root} has no test part, so all of its images were measured: "
-            "the figures are too good if the model was trained on them",
+            "the figures are too good if the model was trained on them; "
+            "--held-out measures those alone that a federation holds out",
         )
     if (one := metrics.one_answer) is not None:
         print_line(
@@ -144,6 +150,7 @@ def _json(model: Path, part: MeasuredPart, card: ModelCard, metrics: Metrics, re
         "federation": card.federation,
         "source": shown(str(part.source.root)),
         "part": part.section or None,
+        "held_out_only": part.held_out_only,
         "encrypted": part.encrypted,
         "matched_by": "position" if part.by_number else "name",
         "images": metrics.images,
@@ -164,6 +171,8 @@ def _print_metrics(model: Path, part: MeasuredPart, card: ModelCard, metrics: Me
     console = stdout()
     low, high = metrics.interval
     where = f"part {part.section} of {part.source.root}" if part.section else f"all of {part.source.root}"
+    if part.held_out_only:
+        where = f"those of {part.source.root} that a federation with this key holds out"
     print_line(console, f"{metrics.images:,} {'image' if metrics.images == 1 else 'images'} measured: {where}")
     print_line(console, f"model: {model}, of federation {card.federation}{_claim(card)}")
     print_line(

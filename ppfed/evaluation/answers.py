@@ -11,20 +11,21 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ppfed.ciphers.registry import Cipher
-from ppfed.errors import DataError
+from ppfed.errors import DataError, UsageError
 from ppfed.federation import some_names
 from ppfed.images.batching import join_equal
 from ppfed.images.decode import shown
 from ppfed.images.encrypted_files import read_encrypted_files
 from ppfed.images.folder import FolderSource
+from ppfed.images.held_out import held_out_by_content
 from ppfed.images.open import raise_if_bad
 from ppfed.images.png import read_encrypted_png
 from ppfed.images.sections import UNDIVIDED, SectionedSource
 from ppfed.images.source import LoadReport, Split, no_progress
-from ppfed.images.types import EncryptedImages, Int64Array, UInt8Array
+from ppfed.images.types import EncryptedImages, Int64Array, PlainImages, UInt8Array
+from ppfed.keys.master import MasterKey
 from ppfed.model_folder import LoadedModel, ModelCard
-from ppfed.prediction import require_known
+from ppfed.prediction import query_cipher, require_known
 from ppfed.training.loop import predict_logits
 
 _BATCH = 256
@@ -49,6 +50,8 @@ class MeasuredPart:
         Whether the source numbers its classes and the model names them.
     encrypted : bool
         Whether its files were made by ``ppfed encrypt``.
+    held_out_only : bool
+        Whether those alone are measured that a federation would hold out (``ppfed.images.held_out``).
     """
 
     source: SectionedSource
@@ -56,6 +59,7 @@ class MeasuredPart:
     positions: Int64Array
     by_number: bool
     encrypted: bool
+    held_out_only: bool
 
     def __len__(self) -> int:
         return len(self.source.listing(self.section))
@@ -84,11 +88,20 @@ class Answers:
     probabilities: npt.NDArray[np.float64]
 
 
-def choose_part(source: SectionedSource, card: ModelCard) -> MeasuredPart:
+def choose_part(source: SectionedSource, card: ModelCard, *, held_out_only: bool = False) -> MeasuredPart:
     """Choose what of a source is measured: its ``test`` section, else ``val`` or ``valid``, else all that it has.
+
+    Parameters
+    ----------
+    source : SectionedSource
+    card : ModelCard
+    held_out_only : bool
+        Of all that it has, choose those that a federation would hold out.
 
     Raises
     ------
+    UsageError
+        If ``held_out_only`` and the source has a section that is held out, or is encrypted.
     DataError
         If there are no images in it, some are of a class that the model does not know, or they were encrypted otherwise
         than the model's.
@@ -98,29 +111,38 @@ def choose_part(source: SectionedSource, card: ModelCard) -> MeasuredPart:
     if not used:
         raise DataError(f"{_place(source, section)} holds no images.", hint="Name a source with images in its classes.")
     positions, by_number = _positions(source, used, card.classes)
-    return MeasuredPart(source, section, positions, by_number, _is_encrypted(source, section, card))
+    part = MeasuredPart(source, section, positions, by_number, _is_encrypted(source, section, card), held_out_only)
+    if held_out_only and part.held_out:
+        raise UsageError(
+            f"{_place(source, section)} is held out, and is what is measured.", hint="Leave --held-out out."
+        )
+    if held_out_only and part.encrypted:
+        raise UsageError(
+            f"{source.root} is encrypted, and only a plain image says whether it is held out.",
+            hint="Name the plain images, and the key with --key.",
+        )
+    return part
 
 
 def classify_part(
     model: LoadedModel,
     part: MeasuredPart,
-    cipher: Cipher | None,
+    key: MasterKey | None,
     device: torch.device,
     report: LoadReport,
     *,
     skip_bad: bool = False,
     progress: Callable[[int], None] = no_progress,
 ) -> Answers:
-    """Classify every image of a part.
+    """Classify the images of a part.
 
     Parameters
     ----------
     model : LoadedModel
         On ``device``.
     part : MeasuredPart
-    cipher : Cipher or None
-        Encrypts plain images as the training images were (``ppfed.prediction.query_cipher``); None for a part that is
-        encrypted already.
+    key : MasterKey or None
+        Encrypts plain images as the training images were; None for a part that is encrypted already.
     device : torch.device
     report : LoadReport
         Bad images are entered here and left out.
@@ -134,15 +156,17 @@ def classify_part(
     BadImagesError
         If some images cannot be used and ``skip_bad`` is false.
     DataError
-        If none can be used.
+        If none can be used, or of few images none is one that would be held out.
+    WrongKeyError
+        If the key is not the model's.
     """
     names: list[str] = []
     labels: list[Int64Array] = []
     probabilities: list[npt.NDArray[np.float64]] = []
     batches = (
         _encrypted_batches(part, model.card, report, progress)
-        if cipher is None
-        else _plain_batches(part, model.card, cipher, report, progress)
+        if key is None
+        else _plain_batches(part, model.card, key, report, progress)
     )
     for pixels, batch_labels, batch_names in batches:
         if report.bad and not skip_bad:
@@ -156,6 +180,11 @@ def classify_part(
             for label, name in zip(batch_labels.tolist(), batch_names, strict=True)
         ]
     raise_if_bad(report, skip_bad=skip_bad)
+    if not names:
+        raise DataError(
+            f"none of the {report.used:,} images of {_place(part.source, part.section)} is one that would be held out",
+            hint="Of few images chance may choose none: measure all of some that the model was not trained on.",
+        )
     return Answers(tuple(names), np.concatenate(labels), np.concatenate(probabilities))
 
 
@@ -213,8 +242,9 @@ def _is_encrypted(source: SectionedSource, section: str, card: ModelCard) -> boo
 
 
 def _plain_batches(
-    part: MeasuredPart, card: ModelCard, cipher: Cipher, report: LoadReport, progress: Callable[[int], None]
+    part: MeasuredPart, card: ModelCard, key: MasterKey, report: LoadReport, progress: Callable[[int], None]
 ) -> Iterator[tuple[UInt8Array, Int64Array, Sequence[str]]]:
+    cipher = query_cipher(card, key)
     for batch in part.source.read_section(
         part.section,
         size=(card.height, card.width),
@@ -223,7 +253,11 @@ def _plain_batches(
         batch_size=_BATCH,
         progress=progress,
     ):
-        yield cipher.encrypt(batch.images).pixels, batch.labels, batch.names
+        if not part.held_out_only:
+            yield cipher.encrypt(batch.images).pixels, batch.labels, batch.names
+        elif len(rows := np.flatnonzero(held_out_by_content(batch.images, key))):
+            images = PlainImages(batch.images.pixels[rows])
+            yield cipher.encrypt(images).pixels, batch.labels[rows], [batch.names[row] for row in rows]
 
 
 def _encrypted_batches(

@@ -17,12 +17,13 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clients import preparation
-from clients.preparation import by_position, class_positions, held_out_by_content, prepare
+from clients.preparation import by_position, class_positions, prepare
 from clients.prepared import MARKER, Prepared
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec
 from ppfed.errors import BadImagesError, DataError, MismatchError, UsageError
 from ppfed.federation import FederationSettings
+from ppfed.images.held_out import held_out_by_content
 from ppfed.images.open import open_source
 from ppfed.images.source import Split
 from ppfed.images.types import EncryptedImages, PlainImages, UInt8Array

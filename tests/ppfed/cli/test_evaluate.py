@@ -6,6 +6,7 @@ import csv
 import json
 import shutil
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
+from clients.preparation import prepare
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import Scope
 from ppfed.cli import evaluate as command
 from ppfed.cli import images, main
 from ppfed.errors import BadImagesError, DataError, PPFedError, UsageError, WrongKeyError
-from ppfed.federation import CipherSettings
+from ppfed.federation import CipherSettings, FederationSettings
+from ppfed.images.open import open_source
+from ppfed.images.png import write_encrypted_png
 from ppfed.images.types import PlainImages, UInt8Array
 from ppfed.keys.files import write_key_file
 from ppfed.keys.master import KEY_BYTES, MasterKey
@@ -164,6 +168,31 @@ def test_the_test_part_is_measured(parts: tuple[str, ...], measured: str) -> Non
     assert result.stderr == ""
 
 
+def test_those_alone_are_measured_that_an_owner_holds_out(
+    make_settings: Callable[..., FederationSettings],
+) -> None:
+    """Images of 9x9 that the federation and the model resize alike."""
+    draw(Path("many"), dict.fromkeys(CLASSES, 30))
+    settings = make_settings(classes=CLASSES)
+    prepared = prepare(open_source(Path("many")), Path("many"), KEY, settings, Path("state"))
+    found = figures("model", "many", "--key", "our.key", "--held-out")
+    assert [one["images"] for one in found["classes"]] == [held_out for _, held_out in prepared.by_class]
+    assert 0 < found["images"] < 90 / 4
+    assert (found["part"], found["held_out_only"]) == (None, True)
+    shown = call("model", "many", "--key", "our.key", "--held-out", "--out", "answers.csv")
+    assert "those of many that a federation with this key holds out" in shown.stdout
+    assert "too good" not in shown.stderr
+    assert "--held-out measures those" in call("model", "many", "--key", "our.key").stderr
+    # Each image by itself: neither its name nor its class decides.
+    with Path("answers.csv").open() as file:
+        names = [row["image"] for row in csv.DictReader(file)]
+    for number, name in enumerate(names):
+        Path("again/rose").mkdir(parents=True, exist_ok=True)
+        (Path("many") / name).rename(Path("again/rose") / f"{number}.png")
+    assert figures("model", "again", "--key", "our.key", "--held-out")["images"] == len(names)
+    assert "none of the " in fail(DataError, "model", "many", "--key", "our.key", "--held-out").message
+
+
 def test_numbered_classes_are_matched_by_position() -> None:
     pixels = [np.array(Image.open(path)) for name in CLASSES for path in sorted((Path("photos") / name).iterdir())]
     labels = [place for place, count in enumerate(COUNTS.values()) for _ in range(count)]
@@ -302,6 +331,8 @@ def test_many_classes_leave_the_matrix_out() -> None:
     [
         (("model", "photos"), UsageError, "needs the key"),
         (("model", "photos", "--key", "other.key"), WrongKeyError, KEY.fingerprint),
+        (("model", "divided", "--key", "our.key", "--held-out"), UsageError, "divided: test is held out"),
+        (("model", "encrypted", "--held-out"), UsageError, "only a plain image says"),
         (("model", "nothing", "--key", "our.key"), DataError, "nothing does not exist"),
         (("model", "photos", "--key", "our.key", "--out", "answers.txt"), UsageError, "CSV"),
         (("model", "photos", "--key", "our.key", "--out", "nowhere/answers.csv"), UsageError, "nowhere"),
@@ -309,6 +340,11 @@ def test_many_classes_leave_the_matrix_out() -> None:
     ],
 )
 def test_what_cannot_work_is_an_error(arguments: tuple[str, ...], error: type[PPFedError], part: str) -> None:
+    for section in ("train", "test"):
+        draw(Path("divided") / section, {"rose": 1})
+    cipher = make_cipher(load_model(Path("model"), CPU).card.cipher_spec(), KEY)
+    Path("encrypted/rose").mkdir(parents=True)
+    write_encrypted_png(Path("encrypted/rose/1.png"), cipher.encrypt(PlainImages(np.zeros((1, 8, 8, 3), np.uint8))))
     assert part in fail(error, *arguments).message
 
 
