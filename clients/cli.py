@@ -118,6 +118,7 @@ def _announce(console: Console, invite: Invite, source: ImageSource, data: Path,
     from clients.preparation import by_position
     from ppfed.ciphers.spec import Scope, cipher_info
     from ppfed.cli.console import print_line
+    from ppfed.images.source import Split
 
     settings = invite.federation
     lines = [
@@ -135,6 +136,11 @@ def _announce(console: Console, invite: Invite, source: ImageSource, data: Path,
             f"begins with  {settings.initial_model}, which is trained further; held-out images that it was trained on "
             "make it look better than it is (docs/model.md)"
         )
+        if settings.initial_model.fingerprint != fingerprint and Split.HELD_OUT not in source.counts:
+            lines.append(
+                f"note         it was trained under another key, {settings.initial_model.fingerprint}, and another key "
+                "holds out other images: divide yours into train/ and test/ if it was trained on them"
+            )
     if by_position(source.classes, settings):
         pairs = ", ".join(f"{n} = {name}" for n, name in zip(source.classes, settings.classes, strict=False))
         lines.append(f"labels       by position: {pairs}")

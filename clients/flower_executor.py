@@ -33,13 +33,17 @@ from flwr.supercore.runtime import RuntimeHttpClient
 from flwr.supernode.runtime import run_clientapp
 from flwr.supernode.runtime.run_clientapp import pull_task_input, push_message, push_task_output
 
-from ppfed.errors import PeerDataError
+from ppfed.errors import PeerDataError, ServiceError
 from ppfed.flower_waiting import pull_soon
 
 _TRIES = 5
 _LONGEST_RETRY_S = 2
 _BUSY = frozenset({httpx.codes.BAD_GATEWAY, httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.GATEWAY_TIMEOUT})
 _ACQUIRE_METHODS = frozenset({"/flwr.proto.Runtime/AcquireTask"})
+
+
+class UnansweredError(ServiceError):
+    """A message got no answer, not even that it failed: the SuperNode waits for it, and takes no other."""
 
 
 class FlowerExecutor:
@@ -60,7 +64,9 @@ class FlowerExecutor:
     def __init__(
         self, address: str, secret: bytes, client_app: ClientApp, on_error: Callable[[Exception], None]
     ) -> None:
-        pull_soon(run_clientapp)
+        # The SuperNode hands out a task before it has the message, which may come over a slow line; it takes the task
+        # back where the message does not come.
+        pull_soon(run_clientapp, None)
         self._address = address
         self._client_app = client_app
         self._on_error = on_error
@@ -76,6 +82,11 @@ class FlowerExecutor:
         -------
         bool
             Whether one was answered.
+
+        Raises
+        ------
+        UnansweredError
+            If it has no answer, and the SuperNode has to be started again.
         """
         answer = self._client.AcquireTask(AcquireTaskRequest(supported_task_types=[TaskType.CLIENT_APP]))
         if not answer.HasField("task") or not answer.token:
@@ -93,6 +104,7 @@ class FlowerExecutor:
         heartbeat = HeartbeatSender(lambda: _sent_heartbeat(client))
         heartbeat.start()
         context, status, details = None, SubStatus.FAILED, "the message could not be taken or answered"
+        answered = False
         try:
             try:
                 message, context, _run, _bundle = pull_task_input(client)
@@ -104,13 +116,17 @@ class FlowerExecutor:
                     outcome = SubStatus.FAILED, _public_reason(error)
                     reply = Message(Error(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, outcome[1]), reply_to=message)
                 push_message(client, reply, context)
+                answered = True
                 status, details = outcome
             finally:
                 push_task_output(client, context, status, details)
         except Exception as error:
             # A message that Flower cannot read must not end the owner's part in the federation.
-            if not _is_over(error):
-                self._on_error(error)
+            if _is_over(error):
+                return False
+            self._on_error(error)
+            if not answered:
+                raise UnansweredError(f"a message got no answer ({type(error).__name__})") from error
             return False
         finally:
             heartbeat.stop()

@@ -14,7 +14,7 @@ import torch
 
 from clients.answers import AnswerLimit
 from clients.enrolment import CoordinatorClient
-from clients.flower_executor import FlowerExecutor
+from clients.flower_executor import FlowerExecutor, UnansweredError
 from clients.owner_app import Display, OwnerApp
 from clients.prepared import MARKER, Prepared
 from clients.supernode import SuperNode, ensure_node_key
@@ -29,8 +29,8 @@ LEAKAGE_PICTURE = "leakage.png"
 _POLL_S = 0.2
 _POLL_BUSY_S = 0.02
 _BUSY_S = 5.0
-"""So long after an answer the next question is looked for more often: shards and steps are asked for one after another,
-and Flower's SuperNode, which looks for the answer twice a second, is the slower one."""
+"""So long after an answer the next question is looked for more often: shards and steps are asked for one after
+another."""
 _STATUS_S = 3.0
 _DELIVERY_S = 2.0
 _UNREACHABLE_S = 30.0
@@ -222,7 +222,7 @@ def _answer_until_end(
     finished: float | None = None
     try:
         while app.farewell is None:
-            if _answered(executor, node):
+            if _answered(executor, node, notice):
                 last_answer = last_question = time.monotonic()
                 continue
             node.require_running()
@@ -264,10 +264,16 @@ def _as_line(status: StatusReply) -> str:
     return f"{status.phase}: {status.message}" if under_way and status.message else str(status.phase)
 
 
-def _answered(executor: FlowerExecutor, node: SuperNode) -> bool:
+def _answered(executor: FlowerExecutor, node: SuperNode, notice: Callable[[str], None]) -> bool:
     """Answer one message, if one waits; raises ServiceError where the SuperNode went away."""
     try:
         return executor.run_waiting_task()
+    except UnansweredError as error:
+        node.require_running()
+        notice(f"{error.message}: connecting anew")
+        node.stop()
+        node.start()
+        return False
     except httpx.HTTPError as error:
         node.require_running()
         raise ServiceError(f"Flower's SuperNode does not answer: {error}", hint="Join again.") from None

@@ -18,25 +18,37 @@ from ppfed.flower_service import main
 from ppfed.flower_waiting import GrowingWaits, pull_soon
 
 
-def fail_where_the_run_has_ended(pull: Callable[..., dict[str, bytes]]) -> Callable[..., dict[str, bytes]]:
-    """Make the end of a run a failure to pull a message.
+def fail_where_the_run_has_ended(take: Callable[..., int | None]) -> Callable[..., int | None]:
+    """Make the end of a run a failure to take a message: ``start_client_internal._pull_and_store_message``.
 
     A coordinator that dies leaves announced messages whose content never comes. Flower 1.41 passes such a message over,
     but keeps the task that it has made for it: the next ClientApp takes that task, and waits for ever.
     """
 
-    @functools.wraps(pull)
-    def pull_or_fail(object_ids: list[str], *arguments: Any, **named: Any) -> dict[str, bytes]:
-        try:
-            return pull(object_ids, *arguments, **named)
-        except RunNotRunningException:
-            raise ObjectPullError(object_ids[0] if object_ids else "", "the run has ended") from None
+    def failing(call: Callable[..., Any]) -> Callable[..., Any]:
+        def call_or_fail(run_id: int, about: str) -> Any:
+            try:
+                return call(run_id, about)
+            except RunNotRunningException:
+                raise ObjectPullError(about, "the run has ended") from None
 
-    return pull_or_fail
+        return call_or_fail
+
+    @functools.wraps(take)
+    def take_or_fail(
+        *, pull_object: Callable[..., Any], confirm_message_received: Callable[..., Any], **named: Any
+    ) -> int | None:
+        return take(
+            pull_object=failing(pull_object), confirm_message_received=failing(confirm_message_received), **named
+        )
+
+    return take_or_fail
 
 
 if __name__ == "__main__":
     pull_soon(start_client_internal)
-    start_client_internal.pull_objects = fail_where_the_run_has_ended(start_client_internal.pull_objects)
+    start_client_internal._pull_and_store_message = fail_where_the_run_has_ended(
+        start_client_internal._pull_and_store_message
+    )
     start_client_internal.time = GrowingWaits()  # type: ignore[assignment]
     main()

@@ -111,6 +111,7 @@ def status_report(state: StateFolder) -> dict[str, Any]:
             {
                 "name": name,
                 "joined": owner.enrolled is not None,
+                "too_late": owner.enrolled is not None and status.leaves_out(name),
                 "fingerprint": owner.enrolled.fingerprint if owner.enrolled else None,
                 "train_images": owner.enrolled.train_images if owner.enrolled else None,
                 "held_out_images": owner.enrolled.held_out_images if owner.enrolled else None,
@@ -161,6 +162,8 @@ def status_tables(report: dict[str, Any]) -> list[Table]:
                 str(one["held_out_images"]),
                 f"{one['bytes_sent'] / _MB:.1f} MB",
             )
+            if one["too_late"]:
+                owners.add_row("", _text(TOO_LATE), "", "", "")
         else:
             owners.add_row(_text(one["name"]), "not joined yet", "", "", "")
     rounds = Table(title="last rounds", title_justify="left")

@@ -73,9 +73,14 @@ class Gradients:
         training = settings.training
         images = {name: one.train_images for name, one in quorum.owners.items()}
         self._steps = state.steps_of_pass(steps_of_pass(sum(images.values()), training.batch_size))
+        # The number stays what it was when training began, and owners refuse one that is less than their images make.
+        self.too_many_images = tuple(
+            name for name, count in sorted(images.items()) if steps_of_pass(count, training.batch_size) > self._steps
+        )
         self._turns = {
             name: Turns(count, self._steps, training.min_local_batch, owner_offset(name))
             for name, count in images.items()
+            if name not in self.too_many_images
         }
         self._nodes = {name: one.node_id for name, one in quorum.owners.items()}
         self._bound = NormBound(SeenNorms(), self._nodes)
@@ -92,6 +97,14 @@ class Gradients:
         FederationError
             If several attempts at a step fall short of the quorum, or the weights leave the range that owners accept.
         """
+        if len(self._turns) < self._quorum.needed:
+            raise FederationError(
+                f"of {', '.join(self.too_many_images)} there are more images than the steps of a pass have room for, "
+                f"counted when training began, and without them it falls short of a quorum of {self._quorum.needed}",
+                hint="Start with a smaller --quorum; or open another federation, which all begin together.",
+            )
+        for owner in self.too_many_images:
+            self._state.audit("takes no part", owner=owner, reason="its images make more steps than a pass has")
         done, so_far = 0, PassSoFar()
         checkpoint = load_checkpoint(self._state.checkpoint)
         if checkpoint is not None:

@@ -63,6 +63,7 @@ def read_further_model(folder: Path) -> FurtherModel:
             federation=card.federation,
             created=card.created,
             weights_sha256=hashlib.sha256(weights).hexdigest(),
+            fingerprint=card.fingerprint,
         ),
         weights,
         _fixed(card),

@@ -60,7 +60,11 @@ def agree(folder: StateFolder, options: Mapping[str, Any], check: Callable[[Fede
     check(plan.settings)
     if not options:
         return
-    wanted = make_plan({**_options_of(plan), **options})
+    before = _options_of(plan)
+    if "begin_with" not in options:
+        # Once it has begun, nobody needs that any more; a quorum may still be raised above it.
+        before["begin_with"] = max(plan.begin_with, options.get("quorum", 0))
+    wanted = make_plan({**before, **options})
     if (wanted.settings, wanted.address) != (plan.settings, plan.address):
         raise UsageError(
             f"the federation in {folder.folder} was started with other settings: {_differences(plan, wanted)}",

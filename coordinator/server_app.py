@@ -89,6 +89,7 @@ class _Run:
         self._processes = processes
         # After a crash, rounds of the earlier run stand in the status still.
         self._status = Status(rounds=state.status().rounds, owners=tuple(sorted(owners)))
+        self._lasting = ""
 
     def work(self) -> None:
         """Receive images where they are exchanged, train, and tell the owners."""
@@ -107,10 +108,12 @@ class _Run:
             self._owners,
             self._processes,
             at_most_every(_STATUS_S, self._show_step),
+            self._remark,
         )
         for record in training.rounds():
             kept = [one for one in self._status.rounds if one.round < record.round]
-            self._set(phase=Phase.TRAINING, rounds=[*kept, record], steps=0)
+            # Whoever was waited for may be there again.
+            self._set(phase=Phase.TRAINING, rounds=[*kept, record], steps=0, message=self._lasting)
         # The status says "finished" only after the owners were told: then the services may go.
         away = ", ".join(sorted(self._tell(training.write_model(self._status.rounds), _FAREWELL_S)))
         left = f"{away} did not get the model: send them the folder {self._state.model}" if away else ""
@@ -148,6 +151,11 @@ class _Run:
         self._set(phase=Phase.TRAINING)
         if not any(one.train_images for one in self._owners.values()):
             raise FederationError("no owner delivered an image to train on")
+
+    def _remark(self, text: str) -> None:
+        """Say something that holds until the end."""
+        self._lasting = text
+        self._set(message=text)
 
     def _show_step(self, step: int, steps: int) -> None:
         self._set(steps=step, steps_expected=steps)

@@ -169,7 +169,8 @@ class _Supervisor:
         self._superlink = superlink
         self._traffic = traffic
         self._watch = watch
-        self._begin_with = state.plan().begin_with
+        self._plan = state.plan()
+        self._started = time.monotonic()
         # Only the first run needs them online; a later one waits for owners itself, and not for ever.
         self._begun = state.begun
 
@@ -201,7 +202,11 @@ class _Supervisor:
 
     def _enough_here(self) -> bool:
         enrolled = set(self._state.owners().enrolled())
-        return len(enrolled if self._begun else enrolled & self._traffic.online()) >= self._begin_with
+        if not self._begun:
+            return len(enrolled & self._traffic.online()) >= self._plan.begin_with
+        # One whose invite was replaced joins again, or never: as with those that are gone, not for ever.
+        over = time.monotonic() - self._started > self._plan.deadline_s
+        return len(enrolled) >= (self._plan.quorum if over else self._plan.begin_with)
 
     def _tick(self) -> None:
         self._superlink.require_running()

@@ -12,7 +12,7 @@
     stop               asks it to stop
     steps.json         steps of a pass, in exchange ``gradients``
     delivered.json     whose images are complete, and their checksums
-    begun              there once all owners were here
+    begun              there once as many owners were here as the first run begins with
     processes/         what the training processes of several GPUs share
     compiled/          what torch.compile made, with ``--compile``
 """
@@ -268,7 +268,8 @@ class StateFolder:
             ) from None
         except ValidationError as error:
             raise UsageError(
-                f"{path} is damaged: {describe_invalid(error)}", hint="Restore it from a backup."
+                f"{path} cannot be read: {describe_invalid(error)}",
+                hint="Made by another version of ppfed, it is finished with that; else restore it from a backup.",
             ) from None
 
     # Owners: written by 'coordinator invite' and by the front door, which are different processes.
@@ -434,12 +435,12 @@ class StateFolder:
 
     @property
     def begun(self) -> bool:
-        """Whether an earlier run had all owners: another one need not wait for those that are gone."""
+        """Whether an earlier run had the owners it begins with: another need not wait for those that are gone."""
         # Federations from before the mark have a checkpoint, or a store.
         return any((self.folder / name).exists() for name in ("begun", "checkpoint", "store"))
 
     def set_begun(self) -> None:
-        """Leave the mark that all owners were here."""
+        """Leave the mark that as many owners as the first run begins with were here."""
         (self.folder / "begun").touch()
 
     @property

@@ -61,6 +61,7 @@ class TrainingRun:
         owners: Mapping[str, Enrolled],
         processes: Processes,
         on_step: Callable[[int, int], None],
+        on_remark: Callable[[str], None],
     ) -> None:
         self._conversation = conversation
         self._state = state
@@ -69,6 +70,7 @@ class TrainingRun:
         self._owners = owners
         self._processes = processes
         self._on_step = on_step
+        self._on_remark = on_remark
         # Where others train, this process leaves the GPUs alone.
         self._device = torch.device("cpu") if processes.total > 1 else pick_device(processes.device)
         self._network = initial_network(state)
@@ -80,7 +82,11 @@ class TrainingRun:
         quorum = Quorum(self._conversation, self._state, self._plan, self._owners)
         if self._settings.exchange is Exchange.UPDATES:
             return Rounds(quorum, self._state, self._settings, make_strategy(self._settings), self._network).run()
-        return Gradients(quorum, self._state, self._settings, self._network, self._device, self._on_step).run()
+        gradients = Gradients(quorum, self._state, self._settings, self._network, self._device, self._on_step)
+        if gradients.too_many_images:
+            names = ", ".join(gradients.too_many_images)
+            self._on_remark(f"without {names}, who joined late with more images than the steps of a pass have room for")
+        return gradients.run()
 
     def write_model(self, rounds: Sequence[RoundRecord]) -> RecordDict:
         """Write the model's folder, and pack what the owners are told.

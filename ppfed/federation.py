@@ -97,11 +97,14 @@ class ModelOrigin(_Agreed):
         With its time zone.
     weights_sha256 : str
         Of the file with its weights, 64 hex digits.
+    fingerprint : str
+        Public name of the key that its images were encrypted with, and that chose those that were held out.
     """
 
     federation: Name
     created: AwareDatetime
     weights_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+    fingerprint: Fingerprint
 
     def __str__(self) -> str:
         return f"{self.federation} of {self.created:%Y-%m-%d %H:%M} (weights {self.weights_sha256[:16]})"

@@ -22,20 +22,22 @@ from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_f
 
 FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 0.2
-_MOST_S = 600.0
+MOST_S = 600.0
 """Flower forgets an answer whose node pushes nothing for three minutes, and says so; this is for a node that pushes a
 little now and then."""
 
 _SHARE = 0.25
 
 
-def pull_soon(module: ModuleType) -> None:
+def pull_soon(module: ModuleType, most_s: float | None = MOST_S) -> None:
     """Make a module of Flower's look for missing objects several times a second; calling it again changes nothing.
 
     Parameters
     ----------
     module : module
         One that pulls with ``pull_objects`` or ``pull_and_inflate_object_from_tree``.
+    most_s : float or None
+        So long it looks for the objects of a message, in seconds; None until somebody says that they will not come.
     """
     for pull in (pull_objects, pull_and_inflate_object_from_tree):
         if hasattr(module, pull.__name__):
@@ -45,7 +47,7 @@ def pull_soon(module: ModuleType) -> None:
                 backoff_cap=LONGEST_WAIT_S,
                 # Flower's 500 tries would be over after two minutes.
                 max_tries_per_object=None,
-                max_time=_MOST_S,
+                max_time=most_s,
             )
             setattr(module, pull.__name__, briefly)
 

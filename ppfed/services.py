@@ -160,7 +160,8 @@ class Service:
                 stderr=subprocess.STDOUT,
                 # A session of its own: ctrl-C reaches us, and we stop our children in order.
                 start_new_session=True,
-                # Such services are started before this process has threads that could hold a lock across the fork.
+                # Such services are started before this process has threads that could hold a lock across the fork, or,
+                # a SuperNode that is started again, while they rest.
                 preexec_fn=_die_with_parent if self._watched else None,  # noqa: PLW1509
             )
         return self

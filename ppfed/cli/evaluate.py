@@ -131,6 +131,13 @@ def _print_remarks(part: MeasuredPart, card: ModelCard, metrics: Metrics) -> Non
             "the figures are too good if the model was trained on them; "
             "--held-out measures those alone that a federation holds out",
         )
+    origin = card.trained_further_from
+    if part.held_out_only and origin is not None and origin.fingerprint != card.fingerprint:
+        print_line(
+            console,
+            f"note: the model was trained further from one under another key, {origin.fingerprint}, which held out "
+            "other images: the figures are too good if that one was trained on these",
+        )
     if (one := metrics.one_answer) is not None:
         print_line(
             console,

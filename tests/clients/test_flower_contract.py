@@ -40,6 +40,7 @@ from flwr.supernode.runtime import run_clientapp
 from packaging.requirements import Requirement
 
 from clients import flower_executor
+from clients.flower_executor import UnansweredError
 from clients.supernode_process import fail_where_the_run_has_ended
 from coordinator import front_door, superlink
 from ppfed.enrolment import FLEET_PREFIX
@@ -200,6 +201,14 @@ def test_the_grid_pulls_with_the_function_whose_waits_are_shortened() -> None:
     )
 
 
+def test_a_slow_line_does_not_cost_an_owner_its_message(executed: Callable[..., SimpleNamespace]) -> None:
+    """The SuperNode makes the task before it has the message, and fails it where the message does not come."""
+    executed(lambda message, context: message)
+    assert run_clientapp.pull_and_inflate_object_from_tree.keywords["max_time"] is None  # type: ignore[attr-defined]
+    source = inspect.getsource(start_client_internal._pull_and_store_message)
+    assert source.index("state.create_task(") < source.index("pull_objects(") < source.index("state.finish_task(")
+
+
 def test_a_supernode_waits_where_its_waits_are_shortened() -> None:
     """clients.supernode_process replaces ``time`` there: for messages it is 3 s, for answers and their parts 0.5 s."""
     tree = ast.parse(inspect.getsource(start_client_internal))
@@ -230,36 +239,38 @@ try:
     runpy.run_module("clients.supernode_process", run_name="__main__")
 except SystemExit as end:
     assert not end.code, end.code
-from flwr.supernode.start_client_internal import pull_objects, time
-print(type(time).__name__, pull_objects.__name__, pull_objects.__wrapped__.keywords["initial_backoff"])
+from flwr.supernode.start_client_internal import _pull_and_store_message, pull_objects, time
+named = pull_objects.keywords
+print(type(time).__name__, _pull_and_store_message.__wrapped__.__name__, named["initial_backoff"], named["max_time"])
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
-    assert done.stdout.splitlines()[-1] == "GrowingWaits pull_or_fail 0.05", done.stderr
+    assert done.stdout.splitlines()[-1] == "GrowingWaits _pull_and_store_message 0.05 600.0", done.stderr
 
 
+@pytest.mark.parametrize("ended_at", ["pull_object", "confirm_message_received"])
 @pytest.mark.parametrize("ours", [False, True])
-def test_a_message_of_a_run_that_has_ended_leaves_no_task(monkeypatch: pytest.MonkeyPatch, *, ours: bool) -> None:
+def test_a_message_of_a_run_that_has_ended_leaves_no_task(*, ours: bool, ended_at: str) -> None:
     """Flower's own way leaves one, which the next ClientApp would wait for: when that changes, so can ours."""
     state, store = MagicMock(), MagicMock()
     state.create_task.return_value = 7
     store.preregister.return_value = ["an id"]
     message = SimpleNamespace(metadata=SimpleNamespace(run_id=1, group_id="", message_type="train", message_id="m"))
-    pull = fail_where_the_run_has_ended(pull_objects) if ours else pull_objects
-    monkeypatch.setattr(start_client_internal, "pull_objects", pull)
+    flowers = start_client_internal._pull_and_store_message
+    take = fail_where_the_run_has_ended(flowers) if ours else flowers
 
-    def pull_object(_run: int, _object: str) -> bytes:
+    def end(_run: int, _about: str) -> bytes:
         raise RunNotRunningException
 
-    found = start_client_internal._pull_and_store_message(
+    calls = {"pull_object": lambda _run, _object: b"", "confirm_message_received": MagicMock(), ended_at: end}
+    found = take(
         state=state,
         object_store=store,
         node_config={},
         receive=lambda: (message, "tree"),
         get_run=MagicMock(),
         get_fab=MagicMock(),
-        pull_object=pull_object,
-        confirm_message_received=MagicMock(),
         trusted_entities=None,
+        **calls,
     )
     assert found is None
     assert state.finish_task.called is ours
@@ -436,7 +447,8 @@ def test_a_message_that_cannot_be_pulled_is_not_reported_as_answered(
 ) -> None:
     damaged = RuntimeError("damaged")
     one = executed(lambda message, context: message, pull_error=damaged)
-    assert one.executor.run_waiting_task() is False
+    with pytest.raises(UnansweredError, match=r"no answer \(RuntimeError"):
+        one.executor.run_waiting_task()
     ((_, status, details),) = one.outputs
     assert status == SubStatus.FAILED
     assert "damaged" not in details
@@ -463,7 +475,12 @@ def test_an_answer_that_cannot_be_handed_over_does_not_end_the_owner(
         raise ValueError("Flower cannot")
 
     monkeypatch.setattr(flower_executor, step, fail)
-    assert one.executor.run_waiting_task() is False
+    if step == "push_message":
+        # The SuperNode would wait for it for ever; of an answer that it has, it needs no report.
+        with pytest.raises(UnansweredError):
+            one.executor.run_waiting_task()
+    else:
+        assert one.executor.run_waiting_task() is False
     assert [str(error) for error in one.errors] == ["Flower cannot"]
     assert [status for _, status, _ in one.outputs] == ([SubStatus.FAILED] if step == "push_message" else [])
     assert one.client.closed == 1

@@ -16,6 +16,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from clients import cli, consent, join
+from clients.flower_executor import UnansweredError
 from clients.prepared import MARKER
 from ppfed.enrolment import Phase, StatusReply
 from ppfed.errors import BadImagesError, UsageError
@@ -175,8 +176,16 @@ def test_weak_ciphers_are_warned_of(
 
 
 def test_a_model_that_is_trained_further_is_named(call: Callable[..., SimpleNamespace]) -> None:
-    origin = {"federation": "former", "created": "2026-01-01T00:00:00Z", "weights_sha256": "ab" * 32}
+    origin = {
+        "federation": "former",
+        "created": "2026-01-01T00:00:00Z",
+        "weights_sha256": "ab" * 32,
+        "fingerprint": MasterKey(bytes(32)).fingerprint,
+    }
     text = call(answer="n\n", initial_model=origin).text
+    assert "another key holds out other images" not in text
+    other = call(answer="n\n", initial_model=origin | {"fingerprint": "0" * 16}).text
+    assert "under another key, 0000000000000000, and another key holds out other images" in other
     assert f"begins with  former of 2026-01-01 00:00 (weights {'ab' * 8}), which is trained further" in text
     assert "begins with" not in call(answer="n\n").text
 
@@ -268,6 +277,18 @@ class Idle:
         self.closed = True
 
 
+class Unanswered(Idle):
+    """One whose first message gets no answer."""
+
+    calls = 0
+
+    def run_waiting_task(self) -> bool:
+        Unanswered.calls += 1
+        if Unanswered.calls == 1:
+            raise UnansweredError("a message got no answer")
+        return False
+
+
 def status(phase: Phase) -> StatusReply:
     return StatusReply(phase=phase, owners_joined=2, owners_wanted=2)
 
@@ -276,7 +297,9 @@ def status(phase: Phase) -> StatusReply:
 def wait_for_the_end(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str, float]]:
     """Wait with a clock of its own; returns what the owner is told, and after how many seconds."""
 
-    def wait(replies: Iterator[StatusReply | None]) -> tuple[str, float]:
+    def wait(
+        replies: Iterator[StatusReply | None], executor: type[Idle] = Idle, **node_methods: Any
+    ) -> tuple[str, float]:
         clock = SimpleNamespace(now=0.0)
 
         def sleep(seconds: float) -> None:
@@ -284,9 +307,9 @@ def wait_for_the_end(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str
             assert clock.now < 1000, "it never ends"
 
         monkeypatch.setattr(join, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
-        monkeypatch.setattr(join, "FlowerExecutor", Idle)
+        monkeypatch.setattr(join, "FlowerExecutor", executor)
         app: Any = SimpleNamespace(farewell=None, client_app=lambda: None)
-        node: Any = SimpleNamespace(runtime_address="", secret=b"", require_running=lambda: None)
+        node: Any = SimpleNamespace(runtime_address="", secret=b"", require_running=lambda: None, **node_methods)
         coordinator: Any = SimpleNamespace(status=lambda: next(replies))
         return join._answer_until_end(app, node, coordinator, lambda _line: None), clock.now
 
@@ -307,6 +330,17 @@ def test_a_lost_farewell_is_not_waited_for_for_ever(
     assert "the federation finished" in told
     assert "at the coordinator" in told
     assert 30 < seconds < 45
+
+
+def test_a_node_that_waits_for_an_answer_in_vain_is_started_again(
+    wait_for_the_end: Callable[..., tuple[str, float]],
+) -> None:
+    did: list[str] = []
+    told, _ = wait_for_the_end(
+        iter([status(Phase.STOPPED)]), Unanswered, stop=lambda: did.append("stop"), start=lambda: did.append("start")
+    )
+    assert did == ["stop", "start"]
+    assert "stopped" in told
 
 
 def test_federations_with_equal_settings_do_not_share_a_folder(make_settings: MakeSettings) -> None:

@@ -72,6 +72,12 @@ def test_whoever_joins_while_a_run_is_under_way_is_said_to_be_too_late(make_stat
     lines = file.getvalue().splitlines()
     assert "anna joined with key f: 3 + 1 images" in lines
     assert f"bert joined with key f: 3 + 1 images; {TOO_LATE}" in lines
+    state.set_status(Status(phase=Phase.TRAINING, owners=("anna",)))
+    report = status_report(state)
+    assert [one["too_late"] for one in report["owners"]] == [False, True]
+    shown = io.StringIO()
+    Console(file=shown, width=200).print(status_tables(report)[1])
+    assert shown.getvalue().count(TOO_LATE) == 1
 
 
 def test_steps_of_a_round_under_way_are_shown(make_state: Callable[..., StateFolder]) -> None:

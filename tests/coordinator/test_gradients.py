@@ -578,3 +578,27 @@ def test_honest_gradients_are_not_changed_by_a_bit(
     monkeypatch.setattr(norm_bound, "FACTOR", float("inf"))
     _, unbounded = run(make(make_federation, name="unbounded", owners_=THREE, training=training))
     assert all(torch.equal(state[name], unbounded[name]) for name in state)
+
+
+def test_an_owner_that_comes_later_with_too_many_images_is_named_and_costs_nobody_anything(
+    make_federation: MakeFederation, audit: Audit
+) -> None:
+    """Owners refuse a pass of fewer steps than their own images make, and its steps are counted once."""
+    federation = make(make_federation, quorum=2)
+    # Training began with bert and carl: 13 images.
+    federation.state.steps_of_pass(1)
+    gradients, _ = gradients_of(federation)
+    assert gradients.too_many_images == ("anna",)
+    records = list(gradients.run())
+    assert [record.owners for record in records] == [2, 2]
+    found = [line for line in audit(federation.state) if line["event"] == "takes no part"]
+    assert [line["owner"] for line in found] == ["anna"]
+    assert not [line for line in audit(federation.state) if line["event"] == "no answer"]
+
+
+def test_too_few_owners_with_images_that_fit_the_steps_are_told_of_at_once(make_federation: MakeFederation) -> None:
+    federation = make(make_federation, quorum=3)
+    federation.state.steps_of_pass(1)
+    gradients, _ = gradients_of(federation)
+    with pytest.raises(FederationError, match="of anna there are more images"):
+        next(gradients.run())

@@ -275,6 +275,15 @@ def test_a_contradiction_at_a_restart_is_refused(tmp_path: Path, option: str) ->
     assert folder.plan() == before
 
 
+def test_a_quorum_may_be_raised_above_the_number_that_it_began_with(tmp_path: Path) -> None:
+    folder = StateFolder(tmp_path / "state")
+    agree(folder, {**NEEDED, "owners": 5, "quorum": 2, "begin_with": 3})
+    agree(folder, {"quorum": 4})
+    assert (folder.plan().quorum, folder.plan().begin_with) == (4, 4)
+    with pytest.raises(UsageError, match="cannot begin with fewer owners than the quorum"):
+        agree(folder, {"begin_with": 3})
+
+
 @pytest.mark.parametrize("change", [{"cipher": "le-v1", "colour_shuffle": False}, {"strategy": "fedadam"}])
 def test_another_cipher_or_strategy_at_a_restart_is_refused(tmp_path: Path, change: dict[str, Any]) -> None:
     folder = StateFolder(tmp_path / "state")
@@ -373,7 +382,10 @@ def test_a_model_that_is_trained_further_says_what_it_was_trained_with(
     assert settings.fingerprint is None
     weights = (model / "weights.safetensors").read_bytes()
     assert settings.initial_model == ModelOrigin(
-        federation="flowers", created=card.created, weights_sha256=hashlib.sha256(weights).hexdigest()
+        federation="flowers",
+        created=card.created,
+        weights_sha256=hashlib.sha256(weights).hexdigest(),
+        fingerprint=card.fingerprint,
     )
     assert (
         str(settings.initial_model)

@@ -107,6 +107,32 @@ def test_only_the_first_run_waits_for_all_owners(
     assert submitted == [True]
 
 
+def test_a_later_run_does_not_wait_for_ever_for_an_owner_whose_invite_was_replaced(
+    make_federation: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    owners = dict.fromkeys(("anna", "bert", "carl"), ((2,), ()))
+    state = make_federation(owners, quorum=2).state
+    state.set_begun()
+    with state.changing_owners() as listed:
+        listed["carl"] = listed["carl"].model_copy(update={"enrolled": None})
+    clock = SimpleNamespace(now=0.0)
+
+    def sleep(seconds: float) -> None:
+        clock.now += 10 * seconds
+
+    monkeypatch.setattr(start, "time", SimpleNamespace(monotonic=lambda: clock.now, sleep=sleep))
+    flower, submitted = FlowerThatSays("running"), list[float]()
+    monkeypatch.setattr(flower, "submit", lambda: submitted.append(clock.now) or 7)
+
+    def watch(*_facts: object) -> None:
+        if submitted:
+            state.set_status(Status(phase=Phase.FINISHED))
+
+    assert _Supervisor(state, flower, Traffic(), watch).run().phase is Phase.FINISHED  # type: ignore[arg-type]
+    deadline_s = state.plan().deadline_s
+    assert deadline_s < submitted[0] < deadline_s + 10
+
+
 def test_a_first_run_begins_once_as_many_are_online_as_it_begins_with(
     make_federation: Callable[..., SimpleNamespace], monkeypatch: pytest.MonkeyPatch
 ) -> None:

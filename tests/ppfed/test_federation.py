@@ -111,7 +111,12 @@ CHANGES: dict[str, Any] = {
     "width": 9,
     "channels": 1,
     "fingerprint": "0" * 16,
-    "initial_model": {"federation": "former", "created": "2026-01-01T00:00:00Z", "weights_sha256": "0" * 64},
+    "initial_model": {
+        "federation": "former",
+        "created": "2026-01-01T00:00:00Z",
+        "weights_sha256": "0" * 64,
+        "fingerprint": "0" * 16,
+    },
 }
 CIPHER_CHANGES: dict[str, Any] = {"name": "np-v2", "scope": "fixed", "colour_shuffle": False}
 TRAINING_CHANGES: dict[str, Any] = {
