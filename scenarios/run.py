@@ -100,6 +100,11 @@ class RunFolder:
         """Return the file of images of one shape; plain, for this user alone, deleted when all arms are done."""
         return self.folder / "images" / f"{'x'.join(map(str, shape))}.npz"
 
+    @property
+    def mark(self) -> Path:
+        """File that names the source of the images; its folder is ours."""
+        return self.folder / "images" / "source"
+
     def forget_images(self) -> None:
         """Delete the copies of images; they are made again when they are needed."""
         shutil.rmtree(self.folder / "images", ignore_errors=True)
@@ -189,7 +194,7 @@ def open_run(
             f"scale '{scale}' needs images", hint="Name a class folder, a CIFAR-10 root or an .npz file with --data."
         )
     known = RunRecord.read(folder)
-    if known is None and folder.exists() and any(path.name != ".lock" for path in folder.iterdir()):
+    if known is None and folder.exists() and not _is_ours(RunFolder(folder)):
         raise UsageError(f"{folder} is not empty, and no run of a scenario", hint="Name another folder with --out.")
     materials = _materials(scenario, scale, data, RunFolder(folder), progress)
     first = next(iter(materials.values()))
@@ -406,6 +411,15 @@ def code_digest() -> str:
     return digest.hexdigest()
 
 
+def _is_ours(folder: RunFolder) -> bool:
+    """Whether nothing is there but what a run leaves that was killed before it had its record."""
+    left = {path.name for path in folder.folder.iterdir()} - {".lock"}
+    begun = {name for name in left if name in ("images", "compiled") or name.startswith(f".{results.RUN_FILE}.")}
+    images = folder.mark.parent
+    only_made = images.is_dir() and all(path.name.startswith(f".{folder.mark.name}.") for path in images.iterdir())
+    return not left or (left == begun and folder.mark.exists()) or (left == {"images"} and only_made)
+
+
 def _materials(
     scenario: Scenario, scale: Scale, data: Path | None, folder: RunFolder, progress: Callable[[int], None]
 ) -> dict[tuple[int, int, int], Material]:
@@ -413,7 +427,7 @@ def _materials(
     budget = scenario.budget(scale)
     materials = {}
     source = "digits" if data is None else files_digest(data)
-    mark = folder.folder / "images" / "source"
+    mark = folder.mark
     if not mark.exists() or mark.read_text(encoding="utf-8") != source:
         folder.forget_images()
         mark.parent.mkdir(parents=True)

@@ -290,6 +290,34 @@ def test_a_folder_that_holds_something_else_is_left_alone(tiny: Scenario, tmp_pa
     assert {path.name for path in tmp_path.iterdir()} == {"thesis.txt", "tiny.toml"}
 
 
+@pytest.mark.parametrize(
+    ("left", "ours"),
+    [
+        ([".lock"], True),
+        ([".lock", "images/.source.abc"], True),
+        ([".lock", "images/source", "images/8x8x3.partial"], True),
+        (["images/source", "images/8x8x3.npz", "compiled/a.so", ".run.json.abc"], True),
+        (["images/source", "thesis.txt"], False),
+        (["images/holiday.jpg"], False),
+        (["images"], False),
+        (["compiled/a.so"], False),
+    ],
+)
+def test_what_a_run_leaves_that_is_killed_before_it_has_a_record_is_gone_on_with(
+    tiny: Scenario, tmp_path: Path, left: list[str], *, ours: bool
+) -> None:
+    for name in left:
+        path = tmp_path / "run" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("")
+    if ours:
+        assert begin(tiny, tmp_path / "run").scenario == tiny
+    else:
+        with pytest.raises(UsageError, match="not empty"):
+            begin(tiny, tmp_path / "run")
+        assert all((tmp_path / "run" / name).exists() for name in left)
+
+
 def test_scales_beyond_smoke_want_images(tiny: Scenario, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="needs images"):
         begin(tiny, tmp_path / "run", Scale.SMALL)
