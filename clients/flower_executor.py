@@ -57,8 +57,7 @@ class FlowerExecutor:
         Shared with the SuperNode: no other program on this machine may take tasks.
     client_app : ClientApp
     on_error : callable
-        Called with an exception of the app, or of a message that cannot be taken; the coordinator hears its class at
-        most, unless it is a ``PeerDataError``.
+        Called with an exception of the app; the coordinator hears its class at most, unless it is a ``PeerDataError``.
     """
 
     def __init__(
@@ -124,9 +123,9 @@ class FlowerExecutor:
             # A message that Flower cannot read must not end the owner's part in the federation.
             if _is_over(error):
                 return False
-            self._on_error(error)
             if not answered:
-                raise UnansweredError(f"a message got no answer ({type(error).__name__})") from error
+                raise UnansweredError(f"a message got no answer: {type(error).__name__}: {error}") from error
+            self._on_error(error)
             return False
         finally:
             heartbeat.stop()

@@ -447,12 +447,11 @@ def test_a_message_that_cannot_be_pulled_is_not_reported_as_answered(
 ) -> None:
     damaged = RuntimeError("damaged")
     one = executed(lambda message, context: message, pull_error=damaged)
-    with pytest.raises(UnansweredError, match=r"no answer \(RuntimeError"):
+    with pytest.raises(UnansweredError, match="no answer: RuntimeError: damaged"):
         one.executor.run_waiting_task()
     ((_, status, details),) = one.outputs
     assert status == SubStatus.FAILED
     assert "damaged" not in details
-    assert one.errors == [damaged]
     assert one.pushed == []
     assert one.client.closed == 1
 
@@ -477,10 +476,10 @@ def test_an_answer_that_cannot_be_handed_over_does_not_end_the_owner(
     monkeypatch.setattr(flower_executor, step, fail)
     if step == "push_message":
         # The SuperNode would wait for it for ever; of an answer that it has, it needs no report.
-        with pytest.raises(UnansweredError):
+        with pytest.raises(UnansweredError, match="Flower cannot"):
             one.executor.run_waiting_task()
     else:
         assert one.executor.run_waiting_task() is False
-    assert [str(error) for error in one.errors] == ["Flower cannot"]
+        assert [str(error) for error in one.errors] == ["Flower cannot"]
     assert [status for _, status, _ in one.outputs] == ([SubStatus.FAILED] if step == "push_message" else [])
     assert one.client.closed == 1
