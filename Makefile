@@ -14,7 +14,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/ppfed demo
 
-# One test more than cores: many wait for Flower's polling. Threads that wait for work must not spin on the other's core.
+# One test more than the two cores of CI: many wait for Flower's polling. Threads that wait must not spin on a core.
 test: setup
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest --numprocesses 3 --dist worksteal
 

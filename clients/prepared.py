@@ -85,17 +85,8 @@ def write_prepared(folder: Path, signature: str, prepared: Prepared) -> None:
         Names everything that the store depends on.
     prepared : Prepared
     """
-    record = _Record(
-        signature=signature,
-        train_images=prepared.train_images,
-        held_out_images=prepared.held_out_images,
-        copies=prepared.copies,
-        bad=prepared.bad,
-        notes=prepared.notes,
-        by_class=prepared.by_class,
-        left_out=prepared.left_out,
-    )
-    write_atomic(folder / _RECORD, record.model_dump_json())
+    counted = {name: getattr(prepared, name) for name in _Record.model_fields if name != "signature"}
+    write_atomic(folder / _RECORD, _Record(signature=signature, **counted).model_dump_json())
 
 
 def read_prepared(folder: Path, signature: str) -> Prepared | None:

@@ -22,14 +22,14 @@ from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_f
 
 FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 0.2
-MOST_S = 600.0
+_MOST_S = 600.0
 """Flower forgets an answer whose node pushes nothing for three minutes, and says so; this is for a node that pushes a
 little now and then."""
 
 _SHARE = 0.25
 
 
-def pull_soon(module: ModuleType, most_s: float | None = MOST_S) -> None:
+def pull_soon(module: ModuleType, most_s: float | None = _MOST_S) -> None:
     """Make a module of Flower's look for missing objects several times a second; calling it again changes nothing.
 
     Parameters

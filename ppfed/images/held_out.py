@@ -10,7 +10,7 @@ import numpy.typing as npt
 from ppfed.images.types import PlainImages
 from ppfed.keys.master import MasterKey
 
-HELD_OUT_ONE_IN = 10
+_ONE_IN = 10
 """On average."""
 
 _KEY_LABEL = "ppfed/v1/held-out"
@@ -36,4 +36,4 @@ def held_out_by_content(images: PlainImages, key: MasterKey) -> npt.NDArray[np.b
     secret = key.derive(_KEY_LABEL)
     rows = images.pixels.reshape(len(images), -1)
     digests = b"".join(hmac.digest(secret, row.data, "sha256")[:4] for row in rows)
-    return np.frombuffer(digests, dtype=">u4") < 2**32 // HELD_OUT_ONE_IN
+    return np.frombuffer(digests, dtype=">u4") < 2**32 // _ONE_IN

@@ -585,7 +585,7 @@ def test_an_owner_that_comes_later_with_too_many_images_is_named_and_costs_nobod
 ) -> None:
     """Owners refuse a pass of fewer steps than their own images make, and its steps are counted once."""
     federation = make(make_federation, quorum=2)
-    # Training began with bert and carl: 13 images.
+    # As if training had begun with owners of ten images together: anna has 19.
     federation.state.steps_of_pass(1)
     gradients, _ = gradients_of(federation)
     assert gradients.too_many_images == ("anna",)

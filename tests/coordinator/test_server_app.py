@@ -504,6 +504,23 @@ def test_a_federation_that_is_started_again_goes_on_without_an_owner_that_is_gon
     assert said[-1] == ""
 
 
+def test_an_owner_that_does_not_fit_the_steps_is_named_until_the_end(make_federation: MakeFederation) -> None:
+    training = {"rounds": 2, "batch_size": 10, "learning_rate": 0.02}
+    federation = make_federation(THREE, exchange="gradients", quorum=1, training=training)
+    federation.state.steps_of_pass(1)
+    federation.state.set_begun()
+    large = [name for name, one in federation.enrolled.items() if one.train_images > 10]
+    assert large
+    said: list[str] = []
+    federation.faults.mutate = lambda _owner, _question, answer: (
+        said.append(federation.state.status().message) or answer
+    )
+    run_federation(federation.grid, federation.state, Processes("cpu"))
+    assert set(said[:-1]) == {
+        f"without {', '.join(large)}, who joined late with more images than the steps of a pass have room for"
+    }
+
+
 def test_the_card_counts_the_images_that_were_measured(make_federation: MakeFederation) -> None:
     """And not those of an owner that had left: 3 of 6 are 50 %, and no share of 11."""
     federation = make_federation(quorum=1, deadline_s=2.0)
