@@ -81,6 +81,22 @@ def test_a_model_is_loaded_without_torchs_compiler() -> None:
     assert within("torch._dynamo", modules) == []
 
 
+def test_training_loads_no_compiler() -> None:
+    code = """
+import torch
+from ppfed.training.loop import Trainer, TrainingConfig
+
+network = torch.nn.Linear(3, 2)
+trainer = Trainer(network, TrainingConfig(epochs=1, average_passes=1.0), torch.device("cpu"))
+network(torch.ones(4, 3)).sum().backward()
+trainer.descend(0.1)
+assert trainer.momentum()
+"""
+    modules = loaded_after(code)
+    assert "torch.optim.sgd" in modules
+    assert within("torch._dynamo", modules) == []
+
+
 @pytest.mark.parametrize("file", sorted((ROOT / "coordinator").rglob("*.py")), ids=lambda file: file.name)
 def test_the_coordinators_source_never_mentions_the_key_module(file: Path) -> None:
     text = file.read_text()

@@ -228,7 +228,7 @@ def apply_step(
     Parameters
     ----------
     trainer : Trainer
-        Its network and optimizer are changed.
+        Its network and momentum are changed.
     parts : sequence of PartialGradient
     progress : float
         Which part of all epochs is done, 0 to 1: the learning rate depends on it.
@@ -252,12 +252,10 @@ def apply_step(
         gradient += own * (part.images / images)
     parameters = [one for _, one in trainer.network.named_parameters()]
     for parameter, own in zip(parameters, torch.split(gradient, [one.numel() for one in parameters]), strict=True):
-        # Memory format as the parameter's, so that the optimizer's arithmetic runs in place.
+        # Memory format as the parameter's, so that the step's arithmetic runs in place.
         parameter.grad = torch.empty_like(parameter).copy_(own.reshape(parameter.shape))
-    for group in trainer.optimizer.param_groups:
-        group["lr"] = trainer.config.learning_rate_at(progress)
-    trainer.optimizer.step()
-    trainer.optimizer.zero_grad(set_to_none=True)
+    trainer.descend(trainer.config.learning_rate_at(progress))
+    trainer.network.zero_grad(set_to_none=True)
     _move_statistics(trainer.network, merge_moments([(part.images, part.moments) for part in parts]), images, values)
     return sum(part.loss * part.images for part in parts) / images
 

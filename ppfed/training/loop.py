@@ -9,11 +9,12 @@ import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Protocol, Self, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.optim.sgd import sgd
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from ppfed.errors import DataError, UsageError
@@ -302,14 +303,9 @@ class Trainer:
         self._ranks = ranks
         self.config = config
         self.device = device
-        self.optimizer = torch.optim.SGD(
-            network.parameters(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.nesterov,
-            fused=True,
-        )
+        self._parameters = dict(self.network.named_parameters())
+        # Of each parameter; torch fills them at the first step, and leaves them as they are without momentum.
+        self._momentum: list[Tensor | None] = [None] * len(self._parameters)
         self._loss = nn.CrossEntropyLoss(label_smoothing=config.label_smoothing)
 
     @property
@@ -382,21 +378,18 @@ class Trainer:
             yield EpochResult(epoch, float(self._ranks.sum(total)) / self._ranks.size / len(data))
 
     def momentum(self) -> dict[str, Tensor]:
-        """Return the optimizer's momentum by parameter name; empty before the first step."""
-        buffers = {
-            name: self.optimizer.state[parameter].get("momentum_buffer")
-            for name, parameter in self.network.named_parameters()
-            if parameter in self.optimizer.state
-        }
-        return {name: buffer.clone() for name, buffer in buffers.items() if buffer is not None}
+        """Return the momentum by parameter name; empty before the first step, and where there is none."""
+        buffers = zip(self._parameters, self._momentum, strict=True)
+        return {name: buffer.clone() for name, buffer in buffers if buffer is not None}
 
     def load_momentum(self, momentum: Mapping[str, Tensor]) -> None:
         """Go on with the momentum of an earlier training of the same network."""
-        for name, parameter in self.network.named_parameters():
-            if name in momentum:
-                # In the parameter's memory format: the fused optimizer goes through both as they lie.
-                buffer = torch.empty_like(parameter, requires_grad=False).copy_(momentum[name])
-                self.optimizer.state[parameter]["momentum_buffer"] = buffer
+        if momentum:
+            # In the parameters' memory format: the fused step goes through both as they lie.
+            self._momentum = [
+                torch.empty_like(parameter, requires_grad=False).copy_(momentum[name])
+                for name, parameter in self._parameters.items()
+            ]
 
     def average(self) -> dict[str, Tensor]:
         """Return the state of the averaged network, as ``network_state`` does; empty where none is kept."""
@@ -420,15 +413,38 @@ class Trainer:
             return None
         return alternating_mirrors(count, epoch, epoch_generator(_MIRRORS + self.config.seed, 0))
 
+    @torch.no_grad()
+    def descend(self, rate: float) -> None:
+        """Take a step of SGD along the gradients, which all parameters must have.
+
+        By the function in which ``torch.optim.SGD`` ends: the class loads torch's compiler, which takes over a second.
+
+        Parameters
+        ----------
+        rate : float
+            The learning rate.
+        """
+        parameters: list[Tensor] = [*self._parameters.values()]
+        sgd(
+            parameters,
+            [cast(Tensor, one.grad) for one in parameters],
+            self._momentum if self.config.momentum else [],
+            fused=True,
+            lr=rate,
+            momentum=self.config.momentum,
+            dampening=0.0,
+            weight_decay=self.config.weight_decay,
+            nesterov=self.config.nesterov,
+            maximize=False,
+        )
+
     def _step(self, images: Tensor, labels: Tensor, rate: float, weight: float) -> Tensor:
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         # Before the forward pass: gradients that a CUDA graph made lie where it works again.
-        self.optimizer.zero_grad(set_to_none=True)
+        self.network.zero_grad(set_to_none=True)
         with autocast(self.device, self.config.precision):
             loss: Tensor = self._loss(self._joined(images).float(), labels) * weight
         loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        self.descend(rate)
         return loss.detach()
 
 

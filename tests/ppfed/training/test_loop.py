@@ -255,13 +255,13 @@ def test_stopped_after_any_epoch_it_goes_on_undisturbed(stop: int) -> None:
     network = build_network(NETWORK, 1)
     trainer = Trainer(network, CONFIG, CPU)
     losses = [result.loss for result in trainer.train_epochs(tensors(33), 0, stop)]
-    kept = copy.deepcopy((network.state_dict(), trainer.optimizer.state_dict()))
+    kept = copy.deepcopy((network.state_dict(), trainer.momentum()))
 
     torch.rand(7)
     again = build_network(NETWORK, 99)
     again.load_state_dict(kept[0])
     second = Trainer(again, CONFIG, CPU)
-    second.optimizer.load_state_dict(kept[1])
+    second.load_momentum(kept[1])
     evaluate(again, tensors(9))
     losses += [result.loss for result in second.train_epochs(tensors(33), stop, 4 - stop)]
 
