@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -22,7 +24,7 @@ RANDOM_NEIGHBOURS = 112 / 2016
 """Of the 2016 pairs of 64 blocks, 112 are neighbours on a grid of 8 x 8."""
 
 
-def solved(ciphertexts: UInt8Array, name: str, *, pooled: bool, block_px: int = 4) -> Assembly:
+def solved(ciphertexts: UInt8Array, name: str, *, pooled: bool, block_px: int = 4, **search: Any) -> Assembly:
     etc, generator = name == "etc-v1", np.random.default_rng(0)
     return assemble(
         ciphertexts,
@@ -31,6 +33,7 @@ def solved(ciphertexts: UInt8Array, name: str, *, pooled: bool, block_px: int = 
         pixels=not etc,
         pooled=pooled,
         generator=generator,
+        **search,
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from functools import cache
 
 import numpy as np
@@ -10,10 +11,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ppfed.attacks.alone import puzzle, puzzle_variants
+from ppfed.attacks.alone import puzzle_variants
 from ppfed.attacks.blocks.cutting import cut
 from ppfed.attacks.blocks.edges import COLOURS, MISFIT, turned
-from ppfed.attacks.blocks.jigsaw import Fit
+from ppfed.attacks.blocks.jigsaw import Assembly, Fit
 from ppfed.attacks.learned.learned_seams import QUICK, LearnedSeams, SeamsPreset, _Pairs, train_seams
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope
@@ -22,7 +23,7 @@ from ppfed.keys.master import MasterKey
 from ppfed.leakage.metrics import resemblance
 
 from ...photographs import SIDE, tiles
-from ..blocks.test_jigsaw import ALL, RANDOM_NEIGHBOURS, neighbours_right, origins
+from ..blocks.test_jigsaw import ALL, RANDOM_NEIGHBOURS, neighbours_right, origins, solved
 
 
 def jpeg(pictures: UInt8Array) -> UInt8Array:
@@ -38,6 +39,7 @@ def jpeg(pictures: UInt8Array) -> UInt8Array:
 PIECES = jpeg(np.random.default_rng(0).permutation(tiles(2)))
 OWN, TARGETS = PIECES[8:], PIECES[:8]
 """Other pieces of the same photographs."""
+BRIEF = replace(QUICK, steps=100, batch_size=512)
 
 
 def encrypted(plain: UInt8Array, name: str) -> UInt8Array:
@@ -45,7 +47,7 @@ def encrypted(plain: UInt8Array, name: str) -> UInt8Array:
     return cipher.encrypt(PlainImages(plain), np.arange(12 * len(plain), dtype=np.uint8).reshape(-1, 12)).pixels
 
 
-def attack(name: str, own: UInt8Array, preset: SeamsPreset = QUICK, seed: int = 0) -> LearnedSeams:
+def attack(name: str, own: UInt8Array, preset: SeamsPreset = BRIEF, seed: int = 0) -> LearnedSeams:
     variants = puzzle_variants(name, own.shape[3])
     return train_seams(own, preset, block_px=4, variants=variants, device=torch.device("cpu"), seed=seed)
 
@@ -55,16 +57,22 @@ def trained(name: str) -> LearnedSeams:
     return attack(name, OWN)
 
 
+def searched(hidden: UInt8Array, name: str, fit: Fit) -> Assembly:
+    """Search less than an attacker, who spends seconds on each image in which nothing fits."""
+    return solved(hidden, name, pooled=False, fit=fit, searches=1, steps=1000)
+
+
 def neighbours(name: str, plain: UInt8Array, fit: Fit) -> float:
     hidden = encrypted(plain, name)
-    found = puzzle(name, hidden, pooled=False, generator=np.random.default_rng(0), fit=fit)
+    found = searched(hidden, name, fit)
     return float(np.mean([neighbours_right(origin) for origin in origins(plain, hidden, found)]))
 
 
 @pytest.mark.parametrize("name", ["etc-v1", "block-pixel-v1"])
 def test_it_finds_neighbours(name: str) -> None:
-    # 0.70 was measured of EtC, where the classical solver has 0.73: it takes more than 138 pictures to be better.
-    assert neighbours(name, TARGETS, trained(name).costs) > 0.5
+    # 0.58 and 0.62 were measured with so little training and search, of EtC 0.70 with preset ``quick``, where the
+    # classical solver has 0.73: it takes more than 138 pictures to be better.
+    assert neighbours(name, TARGETS, trained(name).costs) > 0.45
 
 
 def test_noise_has_no_neighbours() -> None:
@@ -76,7 +84,7 @@ def test_noise_has_no_neighbours() -> None:
 def test_another_cipher_that_leaves_no_seams_is_not_undone() -> None:
     """ELE scrambles blocks too, but nothing in them is whole."""
     hidden = encrypted(TARGETS, "ele-v1")
-    found = puzzle("etc-v1", hidden, pooled=False, generator=np.random.default_rng(0), fit=trained("etc-v1").costs)
+    found = searched(hidden, "etc-v1", trained("etc-v1").costs)
     # Chance is 1 of 10; 5 or more by chance have odds of 1 in 600.
     assert resemblance(found.restore(hidden), TARGETS).reidentified < 0.5
 
@@ -128,7 +136,7 @@ def test_grey_images_of_any_size_are_taken() -> None:
     brief = SeamsPreset("brief", images=4, steps=3, batch_size=32, filters=3, maps=4)
     hidden = encrypted(grey, "etc-v1")
     fit = attack("etc-v1", grey, brief).costs
-    restored = puzzle("etc-v1", hidden, pooled=False, generator=np.random.default_rng(0), fit=fit).restore(hidden)
+    restored = searched(hidden, "etc-v1", fit).restore(hidden)
     assert restored.shape == grey.shape
     before, after = (np.sort(np.minimum(one, 255 - one).reshape(len(one), -1)) for one in (grey, restored))
     assert np.array_equal(before, after), "blocks are moved, never painted"
