@@ -1,7 +1,7 @@
 """Whether an image was trained on, told from how well the network does on it.
 
-An attacker needs the network and the image in the form that the network takes: for encrypted images the ciphertext, or
-a plain image and the key.
+An attacker needs the network and the image in a form that the network takes: for encrypted images the ciphertext, or
+a plain image and the key. A network that is shown folded values takes a plain image as it is.
 """
 
 from __future__ import annotations

@@ -1,0 +1,224 @@
+"""Measure membership with shadow networks, beside what the loss alone tells.
+
+``python -m scenarios.studies.shadows DATA OUT [INPUT]``. For each kind of input, networks are trained on random halves
+of the same images, and each is attacked in turn with the others as the attacker's own
+(``ppfed/attacks/membership.py``). Networks that are shown folded values train on plain images here: masks and shuffles
+change nothing of what they see. OUT gets ``networks``, what each network says of each image, and ``shadows.jsonl``, a
+line for each attacked network; networks that are there already are not trained again. INPUT, ``plain`` or
+``sorted-fold``, is measured alone.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ppfed.atomic import write_atomic
+from ppfed.attacks.membership import (
+    BoolArray,
+    FloatArray,
+    MembershipOutcome,
+    likelihood_ratio_attack,
+    losses,
+    scaled_confidences,
+    threshold_attack,
+)
+from ppfed.errors import UsageError
+from ppfed.networks.classifier import build_network
+from ppfed.networks.config import InputFeatures, NetworkConfig
+from ppfed.training.augment import Augmentation
+from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig, evaluate, pick_device
+from ppfed.training.settings import Padding
+from scenarios.material import Material, read_images
+from scenarios.studies.command import run_study
+from scenarios.studies.rows import RowsFile
+
+ROWS_FILE, NETWORKS_FOLDER = "shadows.jsonl", "networks"
+INPUTS = {"plain": InputFeatures.VALUES, "sorted-fold": InputFeatures.SORTED_FOLD}
+_SIZE = 32
+
+
+@dataclass(frozen=True)
+class ShadowBudget:
+    """What is spent on one kind of input.
+
+    Attributes
+    ----------
+    images : int
+        Each network is trained on a random half of them.
+    networks : int
+        An even number, so that each image is in half of them.
+    epochs, base_maps : int
+    """
+
+    images: int = 10_000
+    networks: int = 8
+    epochs: int = 10
+    base_maps: int = 16
+
+
+@dataclass(frozen=True)
+class ShadowRow:
+    """What an attack on one network found.
+
+    Attributes
+    ----------
+    input : str
+        ``plain``, or the features that a network is shown of encrypted images.
+    network : int
+    accuracy, member_accuracy : float
+        Of the network on held-out images, and on those that it was trained on, 0 to 1.
+    by_loss, by_shadows : MembershipOutcome
+    """
+
+    input: str
+    network: int
+    accuracy: float
+    member_accuracy: float
+    by_loss: MembershipOutcome
+    by_shadows: MembershipOutcome
+
+
+@dataclass(frozen=True, eq=False)
+class Shadow:
+    """What a network says of all images.
+
+    Attributes
+    ----------
+    losses, confidences : float array, (N,)
+        As the functions of these names in ``ppfed.attacks.membership``.
+    accuracy, member_accuracy : float
+        As in ``ShadowRow``.
+    """
+
+    losses: FloatArray
+    confidences: FloatArray
+    accuracy: float
+    member_accuracy: float
+
+    def save(self, path: Path) -> None:
+        """Write it whole or not at all."""
+        content = io.BytesIO()
+        np.savez(
+            content,
+            losses=self.losses,
+            confidences=self.confidences,
+            accuracies=np.array([self.accuracy, self.member_accuracy]),
+        )
+        write_atomic(path, content.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> Shadow:
+        """Read what ``save`` wrote."""
+        with np.load(path, allow_pickle=False) as arrays:
+            return cls(arrays["losses"], arrays["confidences"], *(float(one) for one in arrays["accuracies"]))
+
+
+def main(arguments: list[str]) -> int:
+    """Measure what is not yet there, and print the table."""
+    if len(arguments) not in (2, 3):
+        raise UsageError("two folders are needed", hint="python -m scenarios.studies.shadows DATA OUT [INPUT]")
+    chosen = arguments[2:] or list(INPUTS)
+    if not set(chosen) <= INPUTS.keys():
+        raise UsageError(f"input '{chosen[0]}' is not known", hint=f"Name one of: {', '.join(INPUTS)}.")
+    out, budget = Path(arguments[1]), ShadowBudget()
+    out.mkdir(parents=True, exist_ok=True)
+    material = read_images(Path(arguments[0]), _SIZE, budget.images, None)
+    measured = RowsFile(out / ROWS_FILE, ShadowRow)
+    for kind in chosen:
+        measure(kind, material, budget, out / NETWORKS_FOLDER, measured, pick_device())
+    for row in measured.read():
+        sys.stdout.write(
+            f"{row.input:12} {row.network}  accuracy {row.accuracy:.1%} ({row.member_accuracy:.1%} of its own)  "
+            f"AUC by loss {row.by_loss.auc:.3f}, by shadow networks {row.by_shadows.auc:.3f}  found at 1 % false "
+            f"{row.by_loss.tpr_at_1_percent_fpr:.1%}, {row.by_shadows.tpr_at_1_percent_fpr:.1%}\n"
+        )
+    return 0
+
+
+def measure(
+    kind: str,
+    material: Material,
+    budget: ShadowBudget,
+    folder: Path,
+    measured: RowsFile[ShadowRow],
+    device: torch.device,
+) -> None:
+    """Train networks of one kind, attack each, and append a row for each that has none.
+
+    Parameters
+    ----------
+    kind : str
+        Of ``INPUTS``.
+    material : Material
+    budget : ShadowBudget
+    folder : Path
+        For what networks say of the images.
+    measured : RowsFile of ShadowRow
+    device : torch.device
+    """
+    inside = halves(len(material.train), budget.networks)
+    folder.mkdir(exist_ok=True)
+    shadows = []
+    for number, members in enumerate(inside):
+        path = folder / f"{kind}-{number}.npz"
+        if not path.exists():
+            _train(INPUTS[kind], material, members, number, budget, device).save(path)
+        shadows.append(Shadow.load(path))
+    known = {row.network for row in measured.read() if row.input == kind}
+    confidences = np.stack([shadow.confidences for shadow in shadows])
+    for number, (shadow, members) in enumerate(zip(shadows, inside, strict=True)):
+        if number in known:
+            continue
+        others = np.arange(budget.networks) != number
+        by_shadows = likelihood_ratio_attack(shadow.confidences, confidences[others], inside[others], members)
+        by_loss = threshold_attack(shadow.losses[members], shadow.losses[~members])
+        measured.append(ShadowRow(kind, number, shadow.accuracy, shadow.member_accuracy, by_loss, by_shadows))
+
+
+def halves(images: int, networks: int) -> BoolArray:
+    """Choose which networks are trained on which images: each image is in half of them.
+
+    Returns
+    -------
+    bool array, (networks, images)
+    """
+    order = np.random.default_rng(0).random((networks, images)).argsort(axis=0)
+    inside: BoolArray = order < networks // 2
+    return inside
+
+
+def _train(
+    features: InputFeatures,
+    material: Material,
+    members: BoolArray,
+    seed: int,
+    budget: ShadowBudget,
+    device: torch.device,
+) -> Shadow:
+    height, width, channels = material.train.pixels.shape[1:]
+    described = NetworkConfig(
+        len(material.classes), height, width, channels, base_maps=budget.base_maps, features=features
+    )
+    network = build_network(described, seed)
+    config = TrainingConfig(epochs=budget.epochs, augmentation=Augmentation(padding=Padding.REFLECT), seed=seed)
+    own = ImageTensors.from_numpy(material.train.pixels[members], material.train_labels[members], device)
+    for _ in Trainer(network, config, device).train_epochs(own, 0, config.epochs):
+        pass
+    held_out = ImageTensors.from_numpy(material.held_out.pixels, material.held_out_labels, device)
+    everything = ImageTensors.from_numpy(material.train.pixels, material.train_labels, device)
+    return Shadow(
+        losses(network, everything),
+        scaled_confidences(network, everything),
+        evaluate(network, held_out).accuracy,
+        evaluate(network, own).accuracy,
+    )
+
+
+if __name__ == "__main__":
+    run_study(main)
