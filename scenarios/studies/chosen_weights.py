@@ -33,7 +33,7 @@ from ppfed.leakage.attackers import AuditPreset
 from ppfed.leakage.record import AttackName, Resemblance
 from ppfed.leakage.sent import audit_sent
 from ppfed.networks.classifier import build_network
-from ppfed.networks.config import InputFeatures, NetworkConfig, best_features
+from ppfed.networks.config import InputFeatures, best_features
 from ppfed.networks.state import network_state
 from ppfed.training.augment import Augmentation
 from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig, pick_device
@@ -41,6 +41,7 @@ from ppfed.training.settings import TrainingSettings
 from scenarios.attacking import mixed
 from scenarios.material import Material, read_images
 from scenarios.studies.command import run_study
+from scenarios.studies.networks import described
 from scenarios.studies.rows import RowsFile
 from scenarios.studies.targets import targets_of
 
@@ -192,7 +193,7 @@ def measure_steps(material: Material, budget: ReadingBudget, measured: RowsFile[
             found = audit_sent(
                 spec,
                 targets_of(material, own),
-                build_network(_described(material, wanted.base_maps, features), 0).to(device),
+                build_network(described(material, wanted.base_maps, features), 0).to(device),
                 Exchange.UPDATES,
                 (batch,),
                 wanted.preset,
@@ -214,7 +215,7 @@ def measure_passes(
     left = [one for one in budget.passes if one not in known]
     if not left:
         return
-    config = _described(material, budget.base_maps, InputFeatures.VALUES)
+    config = described(material, budget.base_maps)
     bins = bins_of_brightest(config, budget.part)
     network = network_with_bins(config, bins, 0)
     before = network_state(network)
@@ -255,11 +256,6 @@ class _Spy:
         augmented = self._augmentation(*given)
         self.seen.append(augmented.cpu().numpy())
         return augmented
-
-
-def _described(material: Material, base_maps: int, features: InputFeatures) -> NetworkConfig:
-    height, width, channels = material.train.pixels.shape[1:]
-    return NetworkConfig(len(material.classes), height, width, channels, base_maps=base_maps, features=features)
 
 
 if __name__ == "__main__":

@@ -22,13 +22,12 @@ from ppfed.leakage.attackers import AuditPreset
 from ppfed.leakage.record import AttackName, Resemblance
 from ppfed.leakage.sent import GradientSearch, audit_sent
 from ppfed.networks.classifier import ImageClassifier, build_network
-from ppfed.networks.config import NetworkConfig
-from ppfed.training.augment import Augmentation
-from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig, evaluate, pick_device
-from ppfed.training.settings import BatchNormMode, Padding
+from ppfed.training.loop import ImageTensors, evaluate, pick_device
+from ppfed.training.settings import BatchNormMode
 from scenarios.attacking import mixed
 from scenarios.material import Material, read_images
 from scenarios.studies.command import run_study
+from scenarios.studies.networks import described, train
 from scenarios.studies.rows import RowsFile
 from scenarios.studies.targets import targets_of
 
@@ -144,15 +143,11 @@ def measure(material: Material, budget: SearchBudget, measured: RowsFile[SearchR
 
 
 def _network(material: Material, budget: SearchBudget, device: torch.device, *, trained: bool) -> ImageClassifier:
-    height, width, channels = material.train.pixels.shape[1:]
-    described = NetworkConfig(len(material.classes), height, width, channels, base_maps=budget.base_maps)
-    network = build_network(described, seed=0).to(device)
-    if trained:
-        config = TrainingConfig(epochs=budget.epochs, augmentation=Augmentation(padding=Padding.REFLECT))
-        data = ImageTensors.from_numpy(material.train.pixels, material.train_labels, device)
-        for _ in Trainer(network, config, device).train_epochs(data, 0, config.epochs):
-            pass
-    return network
+    config = described(material, budget.base_maps)
+    if not trained:
+        return build_network(config, seed=0).to(device)
+    data = ImageTensors.from_numpy(material.train.pixels, material.train_labels, device)
+    return train(config, data, budget.epochs, 0, device)
 
 
 if __name__ == "__main__":

@@ -19,14 +19,11 @@ from ppfed.attacks.learned.inversion import CPU, train_inversion
 from ppfed.errors import UsageError
 from ppfed.images.types import UInt8Array
 from ppfed.leakage.metrics import resemblance
-from ppfed.networks.classifier import build_network
-from ppfed.networks.config import NetworkConfig
-from ppfed.training.augment import Augmentation
-from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig, evaluate, pick_device
-from ppfed.training.settings import Padding
+from ppfed.training.loop import ImageTensors, evaluate, pick_device
 from scenarios.attacking import mixed, rows_without
 from scenarios.material import Material, read_images
 from scenarios.studies.command import run_study
+from scenarios.studies.networks import described, train
 from scenarios.studies.orbits import ORBITS, Orbit
 from scenarios.studies.rows import RowsFile
 
@@ -172,15 +169,8 @@ def measure(orbit: Orbit, material: Material, budget: SearchBudget, device: torc
 
 
 def _accuracy(orbit: Orbit, material: Material, budget: SearchBudget, device: torch.device, seed: int) -> float:
-    height, width, channels = material.train.shape
-    network = build_network(
-        NetworkConfig(len(material.classes), height, width, channels, base_maps=budget.base_maps, mirrored_views=True),
-        seed,
-    ).to(device)
-    config = TrainingConfig(epochs=budget.epochs, augmentation=Augmentation(padding=Padding.REFLECT), seed=seed)
     data = ImageTensors.from_numpy(orbit.keep(material.train.pixels), material.train_labels, device)
-    for _ in Trainer(network, config, device).train_epochs(data, 0, budget.epochs):
-        pass
+    network = train(described(material, budget.base_maps, mirrored_views=True), data, budget.epochs, seed, device)
     held_out = ImageTensors.from_numpy(orbit.keep(material.held_out.pixels), material.held_out_labels, device)
     return evaluate(network, held_out).accuracy
 

@@ -24,18 +24,15 @@ from ppfed.attacks.membership import (
     FloatArray,
     MembershipOutcome,
     likelihood_ratio_attack,
-    losses,
     scaled_confidences,
     threshold_attack,
 )
 from ppfed.errors import UsageError
-from ppfed.networks.classifier import build_network
-from ppfed.networks.config import InputFeatures, NetworkConfig
-from ppfed.training.augment import Augmentation
-from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig, evaluate, pick_device
-from ppfed.training.settings import Padding
+from ppfed.networks.config import InputFeatures
+from ppfed.training.loop import ImageTensors, evaluate, pick_device
 from scenarios.material import Material, read_images
 from scenarios.studies.command import run_study
+from scenarios.studies.networks import described, train
 from scenarios.studies.rows import RowsFile
 
 ROWS_FILE, NETWORKS_FOLDER = "shadows.jsonl", "networks"
@@ -90,23 +87,27 @@ class Shadow:
 
     Attributes
     ----------
-    losses, confidences : float array, (N,)
-        As the functions of these names in ``ppfed.attacks.membership``.
+    confidences : float array, (N,)
+        As from ``scaled_confidences``.
     accuracy, member_accuracy : float
         As in ``ShadowRow``.
     """
 
-    losses: FloatArray
     confidences: FloatArray
     accuracy: float
     member_accuracy: float
+
+    @property
+    def losses(self) -> FloatArray:
+        """Cross-entropy of each image: a confidence is log(p / (1 - p)), and this -log(p)."""
+        losses: FloatArray = np.logaddexp(0, -self.confidences)
+        return losses
 
     def save(self, path: Path) -> None:
         """Write it whole or not at all."""
         content = io.BytesIO()
         np.savez(
             content,
-            losses=self.losses,
             confidences=self.confidences,
             accuracies=np.array([self.accuracy, self.member_accuracy]),
         )
@@ -116,7 +117,7 @@ class Shadow:
     def load(cls, path: Path) -> Shadow:
         """Read what ``save`` wrote."""
         with np.load(path, allow_pickle=False) as arrays:
-            return cls(arrays["losses"], arrays["confidences"], *(float(one) for one in arrays["accuracies"]))
+            return cls(arrays["confidences"], *(float(one) for one in arrays["accuracies"]))
 
 
 def main(arguments: list[str]) -> int:
@@ -201,19 +202,11 @@ def _train(
     budget: ShadowBudget,
     device: torch.device,
 ) -> Shadow:
-    height, width, channels = material.train.pixels.shape[1:]
-    described = NetworkConfig(
-        len(material.classes), height, width, channels, base_maps=budget.base_maps, features=features
-    )
-    network = build_network(described, seed)
-    config = TrainingConfig(epochs=budget.epochs, augmentation=Augmentation(padding=Padding.REFLECT), seed=seed)
     own = ImageTensors.from_numpy(material.train.pixels[members], material.train_labels[members], device)
-    for _ in Trainer(network, config, device).train_epochs(own, 0, config.epochs):
-        pass
+    network = train(described(material, budget.base_maps, features), own, budget.epochs, seed, device)
     held_out = ImageTensors.from_numpy(material.held_out.pixels, material.held_out_labels, device)
     everything = ImageTensors.from_numpy(material.train.pixels, material.train_labels, device)
     return Shadow(
-        losses(network, everything),
         scaled_confidences(network, everything),
         evaluate(network, held_out).accuracy,
         evaluate(network, own).accuracy,
