@@ -80,8 +80,8 @@ BOUNDS = [
     ("etc-v1", IMAGE, False, AttackName.JIGSAW, 0.23, 0.44),  # 0.332
     ("etc-v1", IMAGE, False, AttackName.LEARNED_SEAMS, 0.23, 0.44),  # 0.338
     ("block-pixel-v1", FIXED, False, AttackName.JIGSAW, EXACT, 1.0),
-    ("block-pixel-v1", IMAGE, False, AttackName.JIGSAW, 0.53, 0.74),  # 0.631
-    ("block-pixel-v1", IMAGE, False, AttackName.LEARNED_SEAMS, 0.65, 0.86),  # 0.753
+    ("block-pixel-v1", IMAGE, False, AttackName.JIGSAW, 0.67, 0.87),  # 0.770
+    ("block-pixel-v1", IMAGE, False, AttackName.LEARNED_SEAMS, 0.78, 0.98),  # 0.876
     ("logistic-rc4-v1", FIXED, False, AttackName.TEMPLATE, EXACT, 1.0),
 ]
 SEARCHES = {AttackName.JIGSAW, AttackName.LEARNED_SEAMS}

@@ -131,13 +131,28 @@ def test_noise_has_no_edges() -> None:
     assert neighbours_right(found[0]) < RANDOM_NEIGHBOURS + 0.07
 
 
-def test_the_order_inside_blocks_is_found() -> None:
+def is_upright_or_turned(order: UInt8Array, found: UInt8Array) -> bool:
+    placed = order[found].reshape(4, 4)
+    return any(np.array_equal(turned(placed, turn), np.arange(16).reshape(4, 4)) for turn in range(8))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_the_order_inside_blocks_is_found(channels: int) -> None:
+    """Of each image alone; of a flat one nothing says it."""
     generator = np.random.default_rng(4)
-    plain = cut(pieces(10), 4)
-    order = generator.permutation(16)
-    hidden = plain.reshape(10, 64, 16, 3)[:, :, order].reshape(plain.shape)
-    placed = order[pixel_order(hidden, generator=generator)].reshape(4, 4)
-    assert any(np.array_equal(turned(placed, turn), np.arange(16).reshape(4, 4)) for turn in range(8))
+    found = 0
+    for picture in pieces(20)[..., :channels]:
+        order = generator.permutation(16)
+        blocks = cut(picture[None], 4)
+        hidden = blocks.reshape(1, 64, 16, channels)[:, :, order].reshape(blocks.shape)
+        found += is_upright_or_turned(order, pixel_order(hidden, generator=generator))
+    assert found >= 18
+
+
+def test_noise_has_no_order() -> None:
+    generator = np.random.default_rng(5)
+    noise = generator.integers(0, 256, (1, 64, 4, 4, 3), dtype=np.uint8)
+    assert not is_upright_or_turned(np.arange(16), pixel_order(noise, generator=generator))
 
 
 def test_views_are_all_and_the_first_is_the_picture_itself() -> None:
