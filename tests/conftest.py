@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -34,6 +35,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 # A shell that starts a job in the background has it ignore Ctrl-C, and so would every child that a test starts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# In each new folder torch.compile asks by compiling which vector instructions there are, and takes twice as long to
+# compile for them. Child processes inherit this.
+os.environ.setdefault("TORCHINDUCTOR_VEC_ISA_OK", "0")
 
 KEY = MasterKey(bytes(range(32)))
 CLASSES = ("cat", "dog")

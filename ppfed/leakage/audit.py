@@ -27,6 +27,7 @@ from ppfed.leakage.record import (
     LeakageRecord,
     Resemblance,
 )
+from ppfed.training.allocator import freed_memory_kept
 
 SHOWN = 8
 """Images in the picture of a card."""
@@ -107,20 +108,21 @@ def audit(
     outcomes: list[AttackOutcome] = []
     pictures = {ORIGINAL_KEY: images.targets.pixels[:SHOWN], CIPHERTEXT_KEY: session.encrypted.pixels[:SHOWN]}
     for stage, name in enumerate(ordered):
-        started = time.monotonic()
-        for restored in ATTACKERS[name].run(session, tell(stage, name.value)):
-            seconds = time.monotonic() - started
-            outcome = AttackOutcome(
-                attack=name,
-                setting=restored.setting,
-                needs=restored.needs,
-                resemblance=measured(restored.pixels, images, judge),
-                bits=restored.bits,
-                seconds=seconds,
-            )
-            outcomes.append(outcome)
-            pictures[outcome.picture_key] = restored.pixels[:SHOWN]
+        with freed_memory_kept(device):
             started = time.monotonic()
+            for restored in ATTACKERS[name].run(session, tell(stage, name.value)):
+                seconds = time.monotonic() - started
+                outcome = AttackOutcome(
+                    attack=name,
+                    setting=restored.setting,
+                    needs=restored.needs,
+                    resemblance=measured(restored.pixels, images, judge),
+                    bits=restored.bits,
+                    seconds=seconds,
+                )
+                outcomes.append(outcome)
+                pictures[outcome.picture_key] = restored.pixels[:SHOWN]
+                started = time.monotonic()
     height, width, channels = images.shape
     record = LeakageRecord(
         cipher=CipherSettings.of(spec),

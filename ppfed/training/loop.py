@@ -21,6 +21,7 @@ from ppfed.errors import DataError, UsageError
 from ppfed.images.types import Int64Array, UInt8Array
 from ppfed.networks.state import load_network_state, network_state
 from ppfed.store import Shard
+from ppfed.training.allocator import freed_memory_kept
 from ppfed.training.augment import Augmentation, alternating_mirrors, crop_centre
 from ppfed.training.compilation import compile_network
 from ppfed.training.ranks import ALONE, Ranks
@@ -354,28 +355,34 @@ class Trainer:
         if self._average is not None:
             horizon = max(1.0, self.config.average_passes * steps)
             self._average.multi_avg_fn = get_ema_multi_avg_fn(1.0 - 1.0 / horizon)  # type: ignore[no-untyped-call]
-        for epoch in range(first, first + count):
-            generator = epoch_generator(self.config.seed, epoch)
-            # Batches of nearly equal size: no small remainder that would upset batch norm.
-            batches = torch.randperm(len(data), generator=generator).tensor_split(steps)
-            parts = [batch[self._ranks.part(len(batch))] for batch in batches]
-            mirrors = self._mirrors(len(data), epoch)
-            self.network.train()
-            total = torch.zeros((), device=self.device)
-            with closing(data.batches(parts)) as arriving:
-                for step, (batch, (images, labels)) in enumerate(zip(batches, arriving, strict=True)):
-                    rate = self.config.learning_rate_at((epoch + step / steps) / self.config.epochs)
-                    part = self._ranks.part(len(batch))
-                    mirror = None if mirrors is None else mirrors[batch]
-                    moved = self.config.augmentation(images, generator, len(batch), part, mirror)
-                    moved = crop_centre(moved, self.config.crop_at(epoch))
-                    # The mean over processes of these losses is the mean over the batch, whose parts may differ by one.
-                    weight = len(labels) * self._ranks.size / len(batch)
-                    total += self._step(moved, labels, rate, weight) * len(batch)
-                    if self._average is not None:
-                        self._average.update_parameters(self.network)
-                    on_step(step + 1, steps)
-            yield EpochResult(epoch, float(self._ranks.sum(total)) / self._ranks.size / len(data))
+        with freed_memory_kept(self.device):
+            for epoch in range(first, first + count):
+                yield self._train_epoch(data, epoch, steps, on_step)
+
+    def _train_epoch(
+        self, data: BatchSource, epoch: int, steps: int, on_step: Callable[[int, int], None]
+    ) -> EpochResult:
+        generator = epoch_generator(self.config.seed, epoch)
+        # Batches of nearly equal size: no small remainder that would upset batch norm.
+        batches = torch.randperm(len(data), generator=generator).tensor_split(steps)
+        parts = [batch[self._ranks.part(len(batch))] for batch in batches]
+        mirrors = self._mirrors(len(data), epoch)
+        self.network.train()
+        total = torch.zeros((), device=self.device)
+        with closing(data.batches(parts)) as arriving:
+            for step, (batch, (images, labels)) in enumerate(zip(batches, arriving, strict=True)):
+                rate = self.config.learning_rate_at((epoch + step / steps) / self.config.epochs)
+                part = self._ranks.part(len(batch))
+                mirror = None if mirrors is None else mirrors[batch]
+                moved = self.config.augmentation(images, generator, len(batch), part, mirror)
+                moved = crop_centre(moved, self.config.crop_at(epoch))
+                # The mean over processes of these losses is the mean over the batch, whose parts may differ by one.
+                weight = len(labels) * self._ranks.size / len(batch)
+                total += self._step(moved, labels, rate, weight) * len(batch)
+                if self._average is not None:
+                    self._average.update_parameters(self.network)
+                on_step(step + 1, steps)
+        return EpochResult(epoch, float(self._ranks.sum(total)) / self._ranks.size / len(data))
 
     def momentum(self) -> dict[str, Tensor]:
         """Return the momentum by parameter name; empty before the first step, and where there is none."""

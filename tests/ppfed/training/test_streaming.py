@@ -282,11 +282,11 @@ def test_no_thread_outlives_a_training_that_ends_early(make_paths: Callable[...,
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's count of anonymous memory")
-@pytest.mark.parametrize(("placement", "least", "most"), [("streamed", 0, 0.2), ("resident", 0.9, 1.5)])
+@pytest.mark.parametrize(("placement", "least", "most"), [("streamed", 0, 0.6), ("resident", 0.9, 1.5)])
 def test_streamed_images_take_a_fraction_of_their_size_in_memory(
     tmp_path: Path, make_shard: MakeShard, placement: str, least: float, most: float
 ) -> None:
-    """Resident images show that the test can fail."""
+    """Resident images show that the test can fail; what is kept between steps levels off at some 100 MB."""
     store = ShardStore(tmp_path)
     shape, size_bytes = (64, 64, 3), 256 << 20
     shard = make_shard(size_bytes // 16 // (64 * 64 * 3), shape=shape)
@@ -295,7 +295,7 @@ def test_streamed_images_take_a_fraction_of_their_size_in_memory(
         store.path(Split.TRAIN, index).write_bytes(first.read_bytes())
     done = subprocess.run(
         [sys.executable, str(Path(__file__).with_name("placed_memory.py")), str(tmp_path), placement],
-        # As the coordinator's processes are: freed memory goes back to the system.
+        # As the coordinator's processes are: between trainings freed memory goes back to the system.
         env=flower_environment(tmp_path, {"OMP_NUM_THREADS": "1"}),
         capture_output=True,
         text=True,

@@ -1,0 +1,65 @@
+"""Steps use the memory of the step before again, and nobody keeps it when they are done."""
+
+from __future__ import annotations
+
+import json
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from ppfed.services import child_environment, flower_environment
+
+TRAINING = """
+import json, resource
+from pathlib import Path
+
+import torch
+
+from ppfed.networks.classifier import build_network
+from ppfed.networks.config import NetworkConfig
+from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig
+
+def anonymous_mib():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon:"))
+
+torch.set_num_threads(1)
+network = build_network(NetworkConfig(classes=2, height=16, width=16, base_maps=4), 0)
+images = ImageTensors(torch.zeros((512, 16, 16, 3), dtype=torch.uint8), torch.zeros(512, dtype=torch.int64))
+trainer = Trainer(network, TrainingConfig(epochs=3, batch_size=256, learning_rate=0.01, seed=0), torch.device("cpu"))
+faults, kept = [], []
+for result in trainer.train_epochs(images, 0, 3):
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+    kept.append(anonymous_mib())
+kept.append(anonymous_mib())
+# A block as large as those of a step comes and goes as it does elsewhere.
+block = torch.ones(64 << 20, dtype=torch.uint8)
+kept.append(anonymous_mib())
+del block
+kept.append(anonymous_mib())
+print(json.dumps({"faults": faults, "kept_mib": kept}))
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back at once")
+@pytest.mark.parametrize("flower", [False, True])
+def test_steps_keep_memory_and_give_it_back_in_the_end(tmp_path: Path, flower: bool) -> None:
+    """Flower's processes are told to give back more than others."""
+    done = subprocess.run(
+        [sys.executable, "-c", TRAINING],
+        env=flower_environment(tmp_path) if flower else child_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    found = json.loads(done.stdout)
+    first, second, third = found["faults"]
+    # A step of 256 images makes 1 MiB of each of some twenty layers, 256 pages each, forward and backward.
+    assert third - second < 500 < first
+    *_, training, after, with_block, without = found["kept_mib"]
+    assert after < training - 20
+    assert with_block > after + 60
+    assert without < after + 5
