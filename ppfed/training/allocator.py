@@ -53,7 +53,9 @@ def freed_memory_kept(device: torch.device) -> Iterator[None]:
         with _lock:
             _users.remove(user)
             if not _users:
-                threshold = int(os.environ.get("MALLOC_MMAP_THRESHOLD_", _HIGHEST_THRESHOLD))
+                asked = os.environ.get("MALLOC_MMAP_THRESHOLD_", "")
+                # A number in another notation, or none, is no reason to end a training.
+                threshold = int(asked) if asked.isdecimal() else _HIGHEST_THRESHOLD
                 library.mallopt(_M_MMAP_THRESHOLD, threshold)
                 library.mallopt(_M_TRIM_THRESHOLD, 2 * threshold)
                 library.mallopt(_M_MMAP_MAX, _DEFAULT_MMAP_MAX)

@@ -54,16 +54,17 @@ def pixel_order(blocks: UInt8Array, *, generator: np.random.Generator, starts: i
         product += COLOUR * _products(values - brightness)
     own = product.diagonal()
     difference = own[:, None] + own - 2 * product
-    spot = np.stack(np.divmod(np.arange(side * side), side), axis=1)
+    places = np.arange(side * side)
+    spot = np.stack(np.divmod(places, side), axis=1)
     distance = np.sqrt(((spot[:, None] - spot) ** 2).sum(axis=2))
     # What all pixels of a block have in common says nothing: as if it varied without end.
-    precision = np.linalg.inv(CORRELATION**distance + NOISE * np.eye(side * side) + 10)
-    best, least = np.arange(side * side), np.inf
+    precision = np.linalg.inv(CORRELATION**distance + NOISE * np.eye(len(places)) + 10)
+    best, least = places, np.inf
     for _ in range(starts):
         near = quadratic_assignment(
             distance, difference, options={"maximize": True, "P0": "randomized", "rng": generator}
         )
-        guess = np.stack([np.arange(side * side), near.col_ind], axis=1)
+        guess = np.stack([places, near.col_ind], axis=1)
         found = quadratic_assignment(
             precision, product, method="2opt", options={"partial_guess": guess, "rng": generator}
         )

@@ -14,8 +14,7 @@ import pytest
 from ppfed.services import child_environment, flower_environment
 
 TRAINING = """
-import json, resource
-from pathlib import Path
+import json, resource, sys
 
 import torch
 
@@ -23,9 +22,8 @@ from ppfed.networks.classifier import build_network
 from ppfed.networks.config import NetworkConfig
 from ppfed.training.loop import ImageTensors, Trainer, TrainingConfig
 
-def anonymous_mib():
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("RssAnon:"))
+sys.path.append(sys.argv[1])
+from placed_memory import anonymous_bytes
 
 torch.set_num_threads(1)
 network = build_network(NetworkConfig(classes=2, height=16, width=16, base_maps=4), 0)
@@ -34,24 +32,28 @@ trainer = Trainer(network, TrainingConfig(epochs=6, batch_size=256, learning_rat
 faults, kept = [], []
 for result in trainer.train_epochs(images, 0, 6):
     faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
-    kept.append(anonymous_mib())
-kept.append(anonymous_mib())
+    kept.append(anonymous_bytes())
+kept.append(anonymous_bytes())
 # A block as large as those of a step comes and goes as it does elsewhere.
 block = torch.ones(64 << 20, dtype=torch.uint8)
-kept.append(anonymous_mib())
+kept.append(anonymous_bytes())
 del block
-kept.append(anonymous_mib())
-print(json.dumps({"faults": faults, "kept_mib": kept}))
+kept.append(anonymous_bytes())
+print(json.dumps({"faults": faults, "kept": kept}))
 """
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc gives memory back at once")
-@pytest.mark.parametrize("flower", [False, True])
-def test_steps_keep_memory_and_give_it_back_in_the_end(tmp_path: Path, flower: bool) -> None:
+@pytest.mark.parametrize(
+    "environment",
+    [child_environment(), flower_environment(Path("/none")), child_environment({"MALLOC_MMAP_THRESHOLD_": "0x100000"})],
+    ids=["a process", "one of Flower's", "one that is told in hexadecimal"],
+)
+def test_steps_keep_memory_and_give_it_back_in_the_end(environment: dict[str, str]) -> None:
     """Flower's processes are told to give back more than others."""
     done = subprocess.run(
-        [sys.executable, "-c", TRAINING],
-        env=flower_environment(tmp_path) if flower else child_environment(),
+        [sys.executable, "-c", TRAINING, str(Path(__file__).parent)],
+        env=environment,
         capture_output=True,
         text=True,
         check=True,
@@ -60,7 +62,7 @@ def test_steps_keep_memory_and_give_it_back_in_the_end(tmp_path: Path, flower: b
     # A step of 256 images makes 1 MiB of each of some twenty layers, forward and backward: 12,000 pages in a pass if it
     # keeps none. On a busy machine something else takes some now and then.
     assert min(np.diff(found["faults"])) < 500
-    *_, training, after, with_block, without = found["kept_mib"]
+    *_, training, after, with_block, without = (size / (1 << 20) for size in found["kept"])
     assert after < training - 20
     assert with_block > after + 60
     assert without < after + 5
