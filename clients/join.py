@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from ppfed.enrolment import Phase, StatusReply
 from ppfed.errors import FederationError, ServiceError, UsageError
 from ppfed.federation import Exchange, FederationSettings, Invite
 from ppfed.model_folder import ModelCard
+from ppfed.training.allocator import freed_memory_kept
 
 LEAKAGE_PICTURE = "leakage.png"
 """In the owner's folder: what a coordinator can restore of its images."""
@@ -160,7 +162,10 @@ def serve(
                 limit,
                 limit.order_seed,
             )
-            message = _answer_until_end(app, node, coordinator, notice)
+            # There each step is a message of its own.
+            in_steps = invite.federation.exchange is Exchange.GRADIENTS
+            with freed_memory_kept(device) if in_steps else contextlib.nullcontext():
+                message = _answer_until_end(app, node, coordinator, notice)
         finally:
             node.stop()
     finally:

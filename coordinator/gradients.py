@@ -16,6 +16,7 @@ from ppfed.errors import FederationError
 from ppfed.federation import FederationSettings
 from ppfed.networks.classifier import ImageClassifier
 from ppfed.networks.state import load_network_state, network_state
+from ppfed.training.allocator import freed_memory_kept
 from ppfed.training.gradients import (
     PartialGradient,
     Turns,
@@ -114,10 +115,11 @@ class Gradients:
             self._bound = NormBound(checkpoint.norms, self._nodes)
             if checkpoint.record is not None and so_far.steps == 0:
                 yield self._evaluated(checkpoint.record)
-        for number in range(done + 1, self._settings.training.rounds + 1):
-            record = self._pass(number, so_far)
-            so_far = PassSoFar()
-            yield self._evaluated(record)
+        with freed_memory_kept(self._trainer.device):
+            for number in range(done + 1, self._settings.training.rounds + 1):
+                record = self._pass(number, so_far)
+                so_far = PassSoFar()
+                yield self._evaluated(record)
 
     def _pass(self, number: int, so_far: PassSoFar) -> RoundRecord:
         started = saved = time.monotonic()

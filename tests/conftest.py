@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import platform
+import resource
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,6 +53,25 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="session")
+def keeps_freed_memory() -> Callable[[], bool]:
+    """Look whether this process has large blocks that were freed at hand; skips where no C library gives them back."""
+    if platform.libc_ver()[0] != "glibc":
+        pytest.skip("only glibc gives memory back at once")
+
+    def look() -> bool:
+        faults = []
+        for _ in range(3):
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+            # Larger than what glibc keeps by itself, however often such a block came and went.
+            torch.ones(96 << 20, dtype=torch.uint8)
+            faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+        # The first may be new; the system may hand out pages of 4 KiB or of 2 MiB, 24,576 or 48 of them.
+        return min(faults[1:]) < 24
+
+    return look
 
 
 @pytest.fixture(scope="session")

@@ -11,16 +11,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import Result
 from PIL import Image
 from typer.testing import CliRunner
 
 from clients import cli, consent, join
 from clients.flower_executor import UnansweredError
-from clients.prepared import MARKER
+from clients.prepared import MARKER, Prepared
 from ppfed.enrolment import Phase, StatusReply
 from ppfed.errors import BadImagesError, UsageError
-from ppfed.federation import FederationSettings, Invite, new_token
+from ppfed.federation import Exchange, FederationSettings, Invite, new_token
 from ppfed.keys.files import write_key_file
 from ppfed.keys.master import MasterKey
 
@@ -314,6 +315,41 @@ def wait_for_the_end(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[str
         return join._answer_until_end(app, node, coordinator, lambda _line: None), clock.now
 
     return wait
+
+
+@pytest.mark.parametrize("exchange", Exchange)
+def test_only_an_owner_that_computes_steps_keeps_memory_between_questions(
+    exchange: Exchange,
+    make_settings: MakeSettings,
+    make_prepared: Callable[..., Prepared],
+    keeps_freed_memory: Callable[[], bool],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+) -> None:
+    """What others hold meanwhile is images on their way, or nothing."""
+    coordinator = SimpleNamespace(enrol=lambda *_: None, close=lambda: None)
+    node = SimpleNamespace(stop=lambda: None)
+    seen: list[bool] = []
+
+    def answer_until_end(*_arguments: Any) -> str:
+        seen.append(keeps_freed_memory())
+        return ""
+
+    monkeypatch.setattr(join, "CoordinatorClient", lambda _invite: coordinator)
+    monkeypatch.setattr(join, "_connected_node", lambda *_: node)
+    monkeypatch.setattr(join, "_answer_until_end", answer_until_end)
+    invite = Invite(
+        owner="anna",
+        address="127.0.0.1:9443",
+        ca_certificate="none",
+        token=new_token(bytes(32)),
+        federation=make_settings(exchange=exchange),
+    )
+    display: Any = None
+    prepared = make_prepared(tmp_path / "store")
+    join.serve(invite, "none", prepared, tmp_path, torch.device("cpu"), display, lambda _line: None)
+    assert seen == [exchange is Exchange.GRADIENTS]
+    assert not keeps_freed_memory()
 
 
 @pytest.mark.parametrize("then", [status(Phase.FINISHED), None], ids=["coordinator there", "coordinator gone"])

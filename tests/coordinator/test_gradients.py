@@ -150,6 +150,17 @@ def _step_by_hand(
     return loss.item()
 
 
+def test_steps_keep_memory_and_the_end_gives_it_back(
+    make_federation: MakeFederation, keeps_freed_memory: Callable[[], bool]
+) -> None:
+    seen: list[bool] = []
+    federation = make(make_federation, training={"rounds": 1})
+    gradients, _ = gradients_of(federation, lambda _step, _steps: seen.append(keeps_freed_memory()))
+    assert len(list(gradients.run())) == 1
+    assert seen == [True] * 4
+    assert not keeps_freed_memory()
+
+
 @pytest.mark.parametrize("backbone", Backbone)
 def test_passes_equal_plain_sgd_over_the_union(make_federation: MakeFederation, backbone: Backbone) -> None:
     """On one machine, with torch.optim.SGD: the same batches, each owner's part normalised by itself."""
