@@ -22,6 +22,10 @@ from pathlib import Path
 
 import httpx
 import uvicorn
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
 from pydantic import ValidationError
 from starlette.applications import Starlette
 from starlette.requests import ClientDisconnect, Request
@@ -43,11 +47,13 @@ from ppfed.enrolment import (
 )
 from ppfed.errors import FederationError, InviteError, ServiceError
 from ppfed.federation import describe_invalid
+from ppfed.services import CHUNK_BYTES
 
 _MOST_ENROLMENT_BYTES = 16 << 10
 """Besides the list of classes, of which an owner sends what its invite says."""
 _MOST_STATUS_BYTES = 4 << 10
-_MOST_FLEET_BYTES = 80 << 20
+_MOST_FLEET_BYTES = 2 * CHUNK_BYTES
+"""A call carries one object at most, and Flower cuts them."""
 _BODY_TIMEOUT_S = 30.0
 _FLEET_PAUSE_S = 30.0
 _FLEET_BODY_S = 3600.0
@@ -61,6 +67,8 @@ _KEEP_ALIVE_S = 15
 _AUDIT_EVERY_S = 60.0
 _ONLINE_S = 15.0
 _NODE_KEY_HEADER = "flwr-public-key"
+_TIMESTAMP_HEADER = "flwr-timestamp"
+_SIGNATURE_HEADER = "flwr-signature"
 _KEPT_HEADERS = ("content-type", "accept", "content-encoding", "content-length")
 _START_TIMEOUT_S = 20.0
 _UPSTREAM_TIMEOUT_S = 120.0
@@ -223,10 +231,15 @@ class FrontDoor:
         return _json(reply, 200)
 
     async def _fleet(self, request: Request) -> Response:
-        owner = self._owner_of_key.get(_node_key(request))
+        node_key = _node_key(request)
+        owner = self._owner_of_key.get(node_key)
         call = request.path_params["call"]
         if owner is None or _FLEET_CALL.fullmatch(call) is None:
             return PlainTextResponse("this node key is not admitted, or there is no such call", 403)
+        # The SuperLink looks at it once it has read everything: till then a public key, which is no secret, would be
+        # enough to use up the owner's calls.
+        if not _is_signed(request, node_key):
+            return PlainTextResponse("the call is not signed by this node", 401)
         client = self._client
         if client is None:
             return PlainTextResponse("starting", 503)
@@ -243,7 +256,7 @@ class FrontDoor:
         if isinstance(answer, Response):
             return answer
         if answer.is_success:
-            # The SuperLink checked the signature: a public key alone, which is no secret, makes nobody seem present.
+            # The SuperLink checked how old the signature is.
             self.traffic.last_seen[owner] = time.monotonic()
         return _Relayed(answer, lambda: self._under_way.subtract([owner]))
 
@@ -379,6 +392,20 @@ def _node_key(request: Request) -> bytes:
         return base64.b64decode(presented[0], validate=True) if len(presented) == 1 else b""
     except ValueError:
         return b""
+
+
+def _is_signed(request: Request, node_key: bytes) -> bool:
+    """Whether whoever calls has the private key too; what Flower's nodes sign is the time."""
+    key = load_pem_public_key(node_key)
+    if not isinstance(key, ec.EllipticCurvePublicKey):
+        return False
+    try:
+        signature = base64.b64decode(request.headers.get(_SIGNATURE_HEADER, ""), validate=True)
+        signed = request.headers.get(_TIMESTAMP_HEADER, "").encode("ascii")
+        key.verify(signature, signed, ec.ECDSA(hashes.SHA256()))
+    except (ValueError, InvalidSignature):
+        return False
+    return True
 
 
 async def _read(request: Request, most: int) -> bytes:

@@ -59,7 +59,7 @@ class SuperLink:
         self._superlink = Service(
             "Flower's SuperLink",
             [
-                *flower_service("flower-superlink"),
+                *flower_service("flower-superlink", "coordinator.superlink_process"),
                 *tls,
                 "--ssl-ca-certfile",
                 str(certificates.ca),

@@ -15,10 +15,15 @@ Everything here is internal to Flower 1.41; ``tests/clients/test_flower_contract
 from __future__ import annotations
 
 import functools
+import inspect
 import time
+from collections.abc import Callable
 from types import ModuleType
+from typing import Any
 
 from flwr.supercore.inflatable.inflatable_utils import pull_and_inflate_object_from_tree, pull_objects
+
+from ppfed.wire.sizes import MessageSize
 
 FIRST_WAIT_S = 0.05
 LONGEST_WAIT_S = 0.2
@@ -32,6 +37,8 @@ _SHARE = 0.25
 def pull_soon(module: ModuleType, most_s: float | None = _MOST_S) -> None:
     """Make a module of Flower's look for missing objects several times a second; calling it again changes nothing.
 
+    And give up a message that is larger than any of ppfed's (``ppfed/wire/sizes.py``).
+
     Parameters
     ----------
     module : module
@@ -42,7 +49,7 @@ def pull_soon(module: ModuleType, most_s: float | None = _MOST_S) -> None:
     for pull in (pull_objects, pull_and_inflate_object_from_tree):
         if hasattr(module, pull.__name__):
             briefly = functools.partial(
-                pull,
+                _measured(pull),
                 initial_backoff=FIRST_WAIT_S,
                 backoff_cap=LONGEST_WAIT_S,
                 # Flower's 500 tries would be over after two minutes.
@@ -50,6 +57,19 @@ def pull_soon(module: ModuleType, most_s: float | None = _MOST_S) -> None:
                 max_time=most_s,
             )
             setattr(module, pull.__name__, briefly)
+
+
+def _measured(pull: Callable[..., Any]) -> Callable[..., Any]:
+    """Make each call of one of Flower's functions measure the message that it pulls."""
+    parameters = inspect.signature(pull)
+
+    @functools.wraps(pull)
+    def pull_measured(*arguments: Any, **named: Any) -> Any:
+        call = parameters.bind(*arguments, **named)
+        call.arguments["pull_object_fn"] = MessageSize(call.arguments["pull_object_fn"])
+        return pull(*call.args, **call.kwargs)
+
+    return pull_measured
 
 
 class GrowingWaits:

@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import io
-import json
 import math
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.app.message.arraychunk import ArrayChunk
-from flwr.supercore.inflatable.inflatable_object import (
-    InflatableObject,
-    get_object_body,
-    get_object_children_ids_from_object_content,
-)
 
 from ppfed.errors import PeerDataError
 
@@ -30,44 +22,6 @@ ARRAYS = "arrays"
 CONFIG = "config"
 METRICS = "metrics"
 _NUMPY = "numpy.ndarray"
-_MOST_CHUNKS = 4096
-_MOST_ARRAY_BYTES = 1 << 30
-_MOST_JOINS = 8
-"""How often one chunk may stand in the arrays of a message. Only arrays of one value throughout repeat a chunk, and the
-longest of them that makes sense, a shard of 64 MiB, has three chunks."""
-
-
-def _checked(
-    inflate: Callable[[bytes, dict[str, InflatableObject] | None], Array],
-) -> Callable[[type[Array], bytes, dict[str, InflatableObject] | None], Array]:
-    """Wrap Flower's ``Array.inflate`` so that an array is joined only once its size is known to be bearable.
-
-    An array lists its chunks by number, any of them any number of times, and Flower joins them before anyone sees the
-    message: a message of 1 MiB could fill the memory of whoever receives it. A chunk counts its uses in all arrays of
-    its message, as many small arrays would come to the same.
-    """
-
-    def checked(cls: type[Array], object_content: bytes, children: dict[str, InflatableObject] | None = None) -> Array:
-        ids = get_object_children_ids_from_object_content(object_content)
-        listed = json.loads(get_object_body(object_content, cls))["arraychunk_ids"]
-        if not isinstance(listed, list) or len(listed) > _MOST_CHUNKS:
-            raise ValueError(f"an array is not a list of {_MOST_CHUNKS} chunks at most")
-        size_bytes = 0
-        for position in listed:
-            chunk = (children or {})[ids[position]]
-            if not isinstance(chunk, ArrayChunk):
-                raise ValueError("an array is made of something else than chunks")
-            joins = chunk.__dict__["_joins"] = chunk.__dict__.get("_joins", 0) + 1
-            size_bytes += len(chunk.data)
-            if joins > _MOST_JOINS or size_bytes > _MOST_ARRAY_BYTES:
-                raise ValueError("an array repeats its chunks, or is larger than any that ppfed sends")
-        return inflate(object_content, children)
-
-    return checked
-
-
-# Both roles import this module before they receive anything. Flower offers no setting for it.
-Array.inflate = classmethod(_checked(Array.inflate))  # type: ignore[assignment,method-assign]
 
 
 def pack_request() -> RecordDict:

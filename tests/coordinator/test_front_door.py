@@ -22,6 +22,7 @@ import pytest
 import uvicorn
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from flwr.supercore.primitives.asymmetric import generate_key_pairs, sign_message
 
 from coordinator import front_door
 from coordinator.admission import make_invite, public_key_pem
@@ -36,12 +37,12 @@ FINGERPRINT = "0123456789abcdef"
 PUSH = "/v1/fleet/push-object"
 
 
-def openssh() -> str:
-    key = ec.generate_private_key(ec.SECP384R1())
+def openssh(key: ec.EllipticCurvePrivateKey) -> str:
     return key.public_key().public_bytes(serialization.Encoding.OpenSSH, serialization.PublicFormat.OpenSSH).decode()
 
 
-NODE_KEY, STRANGER = openssh(), openssh()
+PRIVATE, STRANGERS = generate_key_pairs()[0], generate_key_pairs()[0]
+NODE_KEY, STRANGER = openssh(PRIVATE), openssh(STRANGERS)
 
 
 def free_port() -> int:
@@ -176,8 +177,14 @@ def request(invite: Invite, **changes: Any) -> dict[str, Any]:
     }
 
 
-def presented(node_key: str) -> dict[str, str]:
-    return {"flwr-public-key": base64.b64encode(public_key_pem(node_key)).decode()}
+def presented(node_key: str, private: ec.EllipticCurvePrivateKey = PRIVATE) -> dict[str, str]:
+    """What Flower's nodes send: their public key, the time, and its signature."""
+    now = datetime.datetime.now(datetime.UTC).isoformat()
+    return {
+        "flwr-public-key": base64.b64encode(public_key_pem(node_key)).decode(),
+        "flwr-timestamp": now,
+        "flwr-signature": base64.b64encode(sign_message(private, now.encode())).decode(),
+    }
 
 
 @pytest.fixture
@@ -281,12 +288,12 @@ def test_the_check_can_fail(client: httpx.Client, admitted: dict[str, str], upst
     "headers",
     [
         {},
-        {"flwr-public-key": ""},
-        {"flwr-public-key": "!!!"},
-        {"flwr-public-key": "Zm9v"},
-        presented(STRANGER),
-        {"flwr-public-key": base64.b64encode(NODE_KEY.encode()).decode()},
-        {"flwr-public-key": presented(NODE_KEY)["flwr-public-key"] + "\n"},
+        {**presented(NODE_KEY), "flwr-public-key": ""},
+        {**presented(NODE_KEY), "flwr-public-key": "!!!"},
+        {**presented(NODE_KEY), "flwr-public-key": "Zm9v"},
+        presented(STRANGER, STRANGERS),
+        {**presented(NODE_KEY), "flwr-public-key": base64.b64encode(NODE_KEY.encode()).decode()},
+        {**presented(NODE_KEY), "flwr-public-key": presented(NODE_KEY)["flwr-public-key"] + "\n"},
         {"flwr-public-key-bin": presented(NODE_KEY)["flwr-public-key"]},
     ],
 )
@@ -296,6 +303,30 @@ def test_without_an_admitted_node_key_nothing_is_forwarded(
     with contextlib.suppress(httpx.LocalProtocolError, httpx.RemoteProtocolError):
         assert client.post(PUSH, content=b"x" * 100, headers=headers).status_code in (400, 403)
     assert upstream.requests == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"flwr-signature": ""},
+        {"flwr-signature": "!!!"},
+        {"flwr-signature": "c2ln"},
+        {"flwr-signature": presented(NODE_KEY, STRANGERS)["flwr-signature"]},
+        {"flwr-timestamp": "2025-01-01T00:00:00+00:00"},
+        {"flwr-timestamp": "\xfc"},
+    ],
+)
+def test_a_public_key_alone_is_refused_before_anything_is_read(
+    client: httpx.Client, admitted: dict[str, str], upstream: Upstream, door: FrontDoor, changes: dict[str, str]
+) -> None:
+    """It is no secret: whoever has seen it could use up the owner's calls with bodies that never end."""
+    headers = [(name.encode(), value.encode("latin-1")) for name, value in {**admitted, **changes}.items()]
+    assert client.post(PUSH, content=b"x" * 100, headers=headers).status_code == 401
+    for missing in ("flwr-signature", "flwr-timestamp"):
+        less = {name: value for name, value in admitted.items() if name != missing}
+        assert client.post(PUSH, headers=less).status_code == 401
+    assert upstream.requests == []
+    assert door.traffic.received_bytes == {}
 
 
 def test_before_anybody_is_admitted_nothing_is_forwarded(client: httpx.Client, upstream: Upstream) -> None:
@@ -345,7 +376,7 @@ def test_what_was_checked_is_what_is_sent(
     assert [one.path for one in upstream.requests] == [PUSH]
 
 
-def test_a_public_key_without_its_signature_makes_nobody_seem_present(
+def test_a_call_that_the_superlink_refuses_makes_nobody_seem_present(
     client: httpx.Client, admitted: dict[str, str], upstream: Upstream, door: FrontDoor
 ) -> None:
     for upstream.status in (401, 403, 500):
@@ -366,8 +397,6 @@ def test_a_fleet_call_is_forwarded_as_it_is_and_counted(
     body = bytes(range(256)) * 1000
     headers = {
         **admitted,
-        "flwr-signature": "c2ln",
-        "flwr-timestamp": "2025-01-01T00:00:00+00:00",
         "content-type": "application/x-protobuf",
         "cookie": "a=b",
         "authorization": "Bearer x",
@@ -501,11 +530,12 @@ def test_one_owner_cannot_keep_others_waiting(
 ) -> None:
     # More than connections that a client of HTTP opens by itself.
     monkeypatch.setattr(front_door, "_MOST_UNDER_WAY", 110)
-    other_key = openssh()
+    others = generate_key_pairs()[0]
+    other_key = openssh(others)
     assert client.post(ENROL_PATH, json=request(make_invite(state, "bert"), node_key=other_key)).status_code == 200
     with half_sent(client, PUSH, admitted, 110):
         eventually(lambda: door._under_way["anna"] == 110)
-        assert client.post(PUSH, content=b"x", headers=presented(other_key), timeout=10).status_code == 200
+        assert client.post(PUSH, content=b"x", headers=presented(other_key, others), timeout=10).status_code == 200
         assert client.post(PUSH, content=b"x", headers=admitted).status_code == 503
     eventually(lambda: door._under_way["anna"] == 0)
     assert client.post(PUSH, content=b"x", headers=admitted).status_code == 200

@@ -6,6 +6,7 @@ import time
 from types import ModuleType
 
 import pytest
+from flwr.app import ConfigRecord
 from flwr.supercore.inflatable.inflatable_utils import ObjectUnavailableError, pull_objects
 from flwr.superlink.grid import http_grid
 from flwr.supernode import start_client_internal
@@ -19,17 +20,17 @@ def test_an_object_that_comes_late_is_pulled_soon(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(module, "pull_objects", pull_objects)
     pull_soon(module)
     pull_soon(module)
-    asked = 0
+    content, asked = ConfigRecord({"v": 1}).deflate(), 0
 
     def pull(object_id: str) -> bytes:
         nonlocal asked
         asked += 1
         if asked < 5:
             raise ObjectUnavailableError(object_id)
-        return b"content"
+        return content
 
     started = time.monotonic()
-    assert module.pull_objects(["an id"], pull) == {"an id": b"content"}
+    assert module.pull_objects(["an id"], pull) == {"an id": content}
     # Flower's own waits would come to 15 s.
     assert time.monotonic() - started < 5
 

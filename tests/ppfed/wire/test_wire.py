@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 import pickle
 import zipfile
 from collections.abc import Callable
@@ -15,9 +14,7 @@ import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
-from flwr.app.message.arraychunk import ArrayChunk
-from flwr.supercore.constant import HEAD_BODY_DIVIDER
-from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects, get_object_id
+from flwr.supercore.inflatable.inflatable_object import get_all_nested_objects
 from flwr.supercore.inflatable.inflatable_utils import inflate_object_from_contents, validate_object_content
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -32,7 +29,6 @@ from ppfed.store import SHARD_BYTES, Shard
 from ppfed.training.gradients import Moments, PartialGradient
 from ppfed.training.loop import Evaluation
 from ppfed.training.settings import UpdateFormat
-from ppfed.wire import messages
 from ppfed.wire import shards as shard_messages
 from ppfed.wire import weights as weight_messages
 from ppfed.wire.bfloat16 import from_bfloat16, to_bfloat16
@@ -771,80 +767,6 @@ def test_a_shard_is_neither_empty_nor_more_than_full(
         else:
             with pytest.raises(PeerDataError, match=f"1 to 3 images, not {rows}"):
                 unpack_shard(travel(pack_shard(NAME, shard)), *arguments)
-
-
-# Arrays that would not fit into memory.
-
-
-def deflated(listed: list[int], chunks: list[bytes], shape: tuple[int, ...] = ()) -> tuple[str, dict[str, bytes]]:
-    """Deflate an array that lists its chunks as it likes; returns its id, and all objects."""
-    parts = {chunk.object_id: chunk.deflate() for chunk in (ArrayChunk(memoryview(one)) for one in chunks)}
-    meta = {"dtype": "uint8", "shape": shape, "stype": "numpy.ndarray", "arraychunk_ids": listed}
-    body = json.dumps(meta).encode()
-    content = b"Array %s %d" % (",".join(parts).encode(), len(body)) + HEAD_BODY_DIVIDER + body
-    validate_object_content(content)
-    return get_object_id(content), {**parts, get_object_id(content): content}
-
-
-@pytest.mark.parametrize(
-    ("listed", "good"),
-    [
-        ([0, 1, 0], True),
-        ([1] + [0] * 8, True),
-        ([1] + [0] * 9, False),
-        ([1] + [0] * 1_000_000, False),
-        ([0, -1] * 9, False),
-        ([2], False),
-        ([0.5], False),
-        ("00", False),
-        (None, False),
-    ],
-)
-def test_an_array_does_not_repeat_a_chunk_without_end(listed: Any, good: bool) -> None:
-    name, objects = deflated(listed, [b"a" * 10, b"b" * 5])
-    if good:
-        arrived = inflate_object_from_contents(name, objects)
-        assert isinstance(arrived, Array)
-        assert arrived.data == b"".join((b"a" * 10, b"b" * 5)[one] for one in listed)
-    else:
-        with pytest.raises((ValueError, LookupError, TypeError)):
-            inflate_object_from_contents(name, objects)
-
-
-def test_an_array_is_not_made_of_arrays() -> None:
-    """Eight times as large with each level: the bound on how often a chunk is repeated would be none."""
-    inner, objects = deflated([0] * 8, [b"a" * 10])
-    meta = {"dtype": "uint8", "shape": (), "stype": "numpy.ndarray", "arraychunk_ids": [0] * 8}
-    body = json.dumps(meta).encode()
-    content = b"Array %s %d" % (inner.encode(), len(body)) + HEAD_BODY_DIVIDER + body
-    with pytest.raises(ValueError, match="something else than chunks"):
-        inflate_object_from_contents(get_object_id(content), {**objects, get_object_id(content): content})
-
-
-def test_the_arrays_of_a_message_do_not_share_a_chunk_without_end() -> None:
-    arrays = {}
-    for position in range(9):
-        name, objects = deflated([0], [b"a" * 10], (position,))
-        arrays[name] = objects
-    record = ArrayRecord({f"{position}": npy(np.zeros(1)) for position in range(9)})
-    body = json.dumps({str(position): position for position in range(9)}).encode()
-    assert record.deflate().startswith(b"ArrayRecord ")
-    content = b"ArrayRecord %s %d" % (",".join(arrays).encode(), len(body)) + HEAD_BODY_DIVIDER + body
-    contents = {name: one for objects in arrays.values() for name, one in objects.items()}
-    with pytest.raises(ValueError, match="repeats its chunks"):
-        inflate_object_from_contents(get_object_id(content), {**contents, get_object_id(content): content})
-
-
-def test_an_array_has_not_too_many_bytes_or_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
-    name, objects = deflated(list(range(20)), [bytes([one]) * 10 for one in range(20)])
-    assert isinstance(inflate_object_from_contents(name, dict(objects)), Array)
-    with monkeypatch.context() as less:
-        less.setattr(messages, "_MOST_ARRAY_BYTES", 199)
-        with pytest.raises(ValueError, match="larger than any"):
-            inflate_object_from_contents(name, dict(objects))
-    monkeypatch.setattr(messages, "_MOST_CHUNKS", 19)
-    with pytest.raises(ValueError, match="19 chunks"):
-        inflate_object_from_contents(name, dict(objects))
 
 
 # Anything at all.
