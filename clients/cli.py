@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
 _CLASSES_SHOWN = 20
 
+_INTERRUPTED = 130
+"""As a shell says it of a program that Ctrl-C ends."""
+
 app = typer.Typer(help="Take part in a federation as an owner of images.", no_args_is_help=True)
 
 
@@ -53,11 +56,12 @@ def join(
 ) -> None:
     """Check, encrypt, join, serve rounds, and receive the model."""
     from clients.display import RichDisplay
-    from clients.join import LEAKAGE_PICTURE, default_folder, make_private, serve, store_folder
+    from clients.join import LEAKAGE_PICTURE, check_ahead, default_folder, make_private, serve, store_folder
     from clients.preparation import class_positions, prepare
     from ppfed.cli.console import print_line, progress_bar, stderr, stdout
     from ppfed.cli.options import load_key
-    from ppfed.errors import MismatchError, UsageError
+    from ppfed.enrolment import key_differs
+    from ppfed.errors import UsageError
     from ppfed.federation import Exchange, Invite
     from ppfed.images.decode import quiet_decoders
     from ppfed.images.open import open_source
@@ -75,10 +79,7 @@ def join(
     master = load_key(key)
     fingerprint = master.fingerprint
     if settings.fingerprint is not None and fingerprint != settings.fingerprint:
-        raise MismatchError(
-            f"the key differs: this federation uses key {settings.fingerprint}, yours is {fingerprint}",
-            hint="Get the key file from another owner ('ppfed key seal' and 'ppfed key open'), then join again.",
-        )
+        raise key_differs(settings.fingerprint, fingerprint)
     source = open_source(data)
     class_positions(source.classes, settings)
     folder = state or default_folder(invitation)
@@ -87,6 +88,7 @@ def join(
     _show_leakage(console, settings, source, folder / LEAKAGE_PICTURE)
     if not yes and not agrees("Join?"):
         raise typer.Exit(1)
+    check_ahead(invitation, fingerprint)
     with quiet_decoders(), progress_bar("checking and encrypting", sum(source.counts.values())) as progress:
         prepared = prepare(
             source,
@@ -101,8 +103,12 @@ def join(
     # From here on nothing needs the key.
     del master
     _report(console, prepared, settings)
-    with RichDisplay(console) as display:
-        summary = serve(invitation, fingerprint, prepared, folder, pick_device(device), display, display.notice)
+    try:
+        with RichDisplay(console) as display:
+            summary = serve(invitation, fingerprint, prepared, folder, pick_device(device), display, display.notice)
+    except KeyboardInterrupt:
+        print_line(console, "interrupted: the same command goes on")
+        raise typer.Exit(_INTERRUPTED) from None
     if summary.card is None:
         print_line(console, summary.message)
         raise typer.Exit(1)
@@ -204,9 +210,12 @@ def _report(console: Console, prepared: Prepared, settings: FederationSettings) 
 
     lines = [f"encrypted    {prepared.train_images} to train on, {prepared.held_out_images} held out"]
     for note, count in sorted(prepared.notes.items()):
-        lines.append(f"{'warning' if asks_for_action(note) else 'note':<13}{count} images: {note}")
+        images = "1 image" if count == 1 else f"{count} images"
+        lines.append(f"{'warning' if asks_for_action(note) else 'note':<13}{images}: {note}")
     if prepared.by_class:
-        named = sorted(zip(settings.classes, prepared.by_class, strict=True), key=lambda one: -sum(one[1]))
+        named = list(zip(settings.classes, prepared.by_class, strict=True))
+        if len(named) > _CLASSES_SHOWN:
+            named.sort(key=lambda one: -sum(one[1]))
         shown = [f"{name} {train} + {held_out}" for name, (train, held_out) in named[:_CLASSES_SHOWN]]
         more = f", and {len(named) - len(shown)} classes more" if len(named) > len(shown) else ""
         lines.append(f"by class     {', '.join(shown)}{more}")
@@ -214,8 +223,7 @@ def _report(console: Console, prepared: Prepared, settings: FederationSettings) 
         if without:
             lines.append(f"note         no image to train on of {some_names(without)}")
     if prepared.measured(settings) != prepared.held_out_images:
-        least = settings.training.min_local_batch
-        lines.append(f"note         nothing is measured on your held-out images: they are fewer than {least}")
+        lines.append("note         nothing is measured on your held-out images: they are too few to hide single ones")
     if prepared.bad:
         lines.append(f"left out     {prepared.bad} images that cannot be used")
         lines += [f"             {line}" for line in first_bad(prepared.left_out, prepared.bad)]

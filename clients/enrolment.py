@@ -17,6 +17,7 @@ from ppfed.enrolment import (
     EnrolmentRequest,
     StatusReply,
     StatusRequest,
+    key_differs,
 )
 from ppfed.errors import FederationError, InviteError, MismatchError
 from ppfed.federation import Invite
@@ -87,14 +88,7 @@ class CoordinatorClient:
             copies=prepared.copies,
             ppfed_version=ppfed.__version__,
         )
-        try:
-            status, body = self._ask(ENROL_PATH, request, _TIMEOUT_S)
-        except httpx.RequestError as error:
-            raise FederationError(
-                f"the coordinator at {self._invite.address} cannot be reached: {error}",
-                hint="Check that 'ppfed coordinator start' runs there, that the address in the invite is right, and "
-                "that a firewall lets this port through. If the federation has finished, ask for its model folder.",
-            ) from None
+        status, body = self._reach(ENROL_PATH, request)
         try:
             reply = EnrolmentReply.model_validate_json(body)
         except ValidationError:
@@ -105,6 +99,25 @@ class CoordinatorClient:
         if not reply.admitted:
             raise MismatchError(f"the coordinator refused: {reply.message}", hint=reply.hint)
 
+    def check_ahead(self, fingerprint: str) -> None:
+        """Find out what admission would fail of, before the work that comes before it.
+
+        Raises
+        ------
+        MismatchError
+            If the other owners use another key.
+        FederationError
+            If the coordinator does not answer.
+        """
+        _, body = self._reach(STATUS_PATH, StatusRequest(token=self._invite.token))
+        try:
+            agreed = StatusReply.model_validate_json(body).fingerprint
+        except ValidationError:
+            # Admission will say why.
+            return
+        if agreed and agreed != fingerprint:
+            raise key_differs(agreed, fingerprint)
+
     def status(self) -> StatusReply | None:
         """Ask how things stand; None if there is no answer."""
         request = StatusRequest(token=self._invite.token)
@@ -113,6 +126,17 @@ class CoordinatorClient:
             return StatusReply.model_validate_json(body)
         except (httpx.RequestError, ValidationError):
             return None
+
+    def _reach(self, path: str, request: BaseModel) -> tuple[int, bytes]:
+        """Ask; raises FederationError if there is no answer."""
+        try:
+            return self._ask(path, request, _TIMEOUT_S)
+        except httpx.RequestError as error:
+            raise FederationError(
+                f"the coordinator at {self._invite.address} cannot be reached: {error}",
+                hint="Check that 'ppfed coordinator start' runs there, that the address in the invite is right, and "
+                "that a firewall lets this port through. If the federation has finished, ask for its model folder.",
+            ) from None
 
     def _ask(self, path: str, request: BaseModel, timeout_s: float) -> tuple[int, bytes]:
         """Post a request; returns the HTTP status and the body, empty where it is packed or too large to read."""

@@ -111,6 +111,15 @@ def make_private(folder: Path) -> None:
     folder.chmod(0o700)
 
 
+def check_ahead(invite: Invite, fingerprint: str) -> None:
+    """Find out what joining would fail of, before images are encrypted for it: ``CoordinatorClient.check_ahead``."""
+    coordinator = CoordinatorClient(invite)
+    try:
+        coordinator.check_ahead(fingerprint)
+    finally:
+        coordinator.close()
+
+
 def serve(
     invite: Invite,
     fingerprint: str,

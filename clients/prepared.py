@@ -12,6 +12,7 @@ from ppfed.errors import DataError
 from ppfed.federation import Exchange, FederationSettings
 from ppfed.images.source import Split
 from ppfed.store import ShardStore, verify_shard
+from ppfed.training.settings import FEWEST_IMAGES
 
 MARKER = ".ppfed-store"
 """A file that says: ppfed made this folder, and may delete it."""
@@ -52,11 +53,16 @@ class Prepared:
     def measured(self, settings: FederationSettings) -> int:
         """How many held-out images weights are measured on.
 
-        In exchange ``gradients`` none, where they are fewer than a gradient takes: measured often enough, with weights
-        chosen for it, single images could be read.
+        Where no image leaves, none, if it is a single one or if they are fewer than a gradient takes: measured often
+        enough, with weights chosen for it, single images could be read.
         """
-        few = settings.exchange is Exchange.GRADIENTS and self.held_out_images < settings.training.min_local_batch
-        return 0 if few else self.held_out_images
+        if settings.exchange is Exchange.IMAGES or self.held_out_images >= _fewest_measured(settings):
+            return self.held_out_images
+        return 0
+
+
+def _fewest_measured(settings: FederationSettings) -> int:
+    return settings.training.min_local_batch if settings.exchange is Exchange.GRADIENTS else FEWEST_IMAGES
 
 
 class _Record(BaseModel):

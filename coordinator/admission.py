@@ -15,7 +15,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from coordinator.state import Enrolled, Owner, Plan, StateFolder, now_text
-from ppfed.enrolment import EnrolmentRequest
+from ppfed.enrolment import EnrolmentRequest, key_differs
 from ppfed.errors import FederationError, InviteError, MismatchError, UsageError
 from ppfed.federation import Exchange, FederationSettings, Invite, class_difference, new_token, some_names
 from ppfed.images.types import ID_BYTES
@@ -129,7 +129,7 @@ def admit(state: StateFolder, request: EnrolmentRequest, register_node: Callable
             hint="Join with the same --state as before. If that folder is lost, or you never joined, tell the "
             f"coordinator: ppfed coordinator invite {owner.name} --replace",
         )
-    _compare(settings, _agreed_fingerprint(state, settings, owner.name), request)
+    _compare(settings, agreed_fingerprint(state, settings, owner.name), request)
     if request.train_images < settings.training.min_local_batch:
         raise FederationError(
             f"this federation needs {settings.training.min_local_batch} images to train on at least, and you have "
@@ -154,7 +154,7 @@ def admit(state: StateFolder, request: EnrolmentRequest, register_node: Callable
         # Two first owners may have asked at once: the later one is measured by the earlier one's key.
         if owner.name not in owners or owners[owner.name].token_sha256 != owner.token_sha256:
             raise InviteError(f"the invite of {owner.name} was replaced by a newer one", hint=_ASK_AGAIN)
-        agreed = _agreed_fingerprint(state, settings, owner.name)
+        agreed = agreed_fingerprint(state, settings, owner.name)
         if agreed is not None and agreed != request.fingerprint:
             _compare(settings, agreed, request)
         owners[owner.name] = admitted
@@ -167,7 +167,8 @@ def public_key_pem(node_key: str) -> bytes:
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-def _agreed_fingerprint(state: StateFolder, settings: FederationSettings, asking: str) -> str | None:
+def agreed_fingerprint(state: StateFolder, settings: FederationSettings, asking: str) -> str | None:
+    """Find the key that an owner has to use: the federation's, or that of the others who joined; None if it is free."""
     if settings.fingerprint is not None:
         return settings.fingerprint
     others = [one.fingerprint for name, one in state.owners().enrolled().items() if name != asking]
@@ -176,10 +177,7 @@ def _agreed_fingerprint(state: StateFolder, settings: FederationSettings, asking
 
 def _compare(settings: FederationSettings, fingerprint: str | None, request: EnrolmentRequest) -> None:
     if fingerprint is not None and request.fingerprint != fingerprint:
-        raise MismatchError(
-            f"the key differs: this federation uses key {fingerprint}, yours is {request.fingerprint}",
-            hint="Get the key file from another owner ('ppfed key seal' and 'ppfed key open'), then join again.",
-        )
+        raise key_differs(fingerprint, request.fingerprint)
     if request.cipher != settings.cipher:
         raise MismatchError(
             f"the cipher differs: this federation uses {settings.cipher.spec}, you offer {request.cipher.spec}",

@@ -21,6 +21,8 @@ StateOption = Annotated[
     Path, typer.Option("--state", help="The federation's one folder.", metavar="DIR", envvar="PPFED_STATE")
 ]
 _STATE = Path("ppfed-coordinator")
+_INTERRUPTED = 130
+"""As a shell says it of a program that Ctrl-C ends."""
 
 _FEDERATION = "Federation; a new one needs the first four"
 _IMAGES = "Images and cipher"
@@ -246,8 +248,14 @@ def start(  # noqa: PLR0917 -- each is an option
         log = start_detached(folder, processes)
         print_line(console, f"open at {plan.address}; output goes to {log}")
         return
-    with Watch(console, folder) as watch:
-        status = run_coordinator(folder, processes, watch.ready, watch)
+    try:
+        with Watch(console, folder) as watch:
+            status = run_coordinator(folder, processes, watch.ready, watch)
+    except KeyboardInterrupt:
+        print_line(
+            console, f"interrupted: 'ppfed coordinator start --state {folder.folder}' goes on; owners wait for it"
+        )
+        raise typer.Exit(_INTERRUPTED) from None
     if status.phase is not Phase.FINISHED:
         print_line(console, f"{status.phase}: {status.message}")
         raise typer.Exit(0 if status.phase is Phase.STOPPED else 1)
@@ -277,14 +285,14 @@ def invite(
     from coordinator.state import StateFolder
     from ppfed.cli.console import print_line, stdout
     from ppfed.errors import UsageError
-    from ppfed.federation import describe_invalid
 
     path = out or Path(f"{name}.invite")
     try:
         make_invite(StateFolder(state), name, path, replace=replace)
-    except ValidationError as error:
+    except ValidationError:
         raise UsageError(
-            f"{name!r} is no name for an owner: {describe_invalid(error)}", hint="Use letters, digits, '.', '_', '-'."
+            f"{name!r} is no name for an owner",
+            hint="Use up to 64 letters a to z, digits, '.', '_', '-', a letter or digit first.",
         ) from None
     print_line(stdout(), str(path))
 

@@ -16,6 +16,7 @@ from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from ppfed.errors import PPFedError
+from ppfed.peer_text import one_line
 
 _POLL_S = 0.25
 _LOST_CHECK_S = 2.0
@@ -216,7 +217,7 @@ class Conversation:
     def _reply(self, owner: str, question: str, message: Message) -> Reply:
         if message.has_error():
             code = message.error.code
-            reason = (message.error.reason or "")[:500]
+            reason = one_line((message.error.reason or "")[:500])
             return Reply(owner, question, None, f"error {code}: {reason}", owners_fault=code not in _FLOWER_ERRORS)
         # Flower matched the answer to the question by its envelope; what the owner wrote inside has to agree.
         if self._owners.get(message.metadata.src_node_id) != owner:

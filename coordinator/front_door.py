@@ -33,7 +33,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from coordinator.admission import admit, find_owner, public_key_pem
+from coordinator.admission import admit, agreed_fingerprint, find_owner, public_key_pem
 from coordinator.pki import Certificates
 from coordinator.state import TOO_LATE, StateFolder
 from ppfed.enrolment import (
@@ -226,6 +226,7 @@ class FrontDoor:
             phase=status.phase,
             owners_joined=len(self._state.owners().enrolled()),
             owners_wanted=self._state.plan().settings.owners,
+            fingerprint=agreed_fingerprint(self._state, self._state.plan().settings, owner.name) or "",
             message=TOO_LATE if owner.enrolled is not None and status.leaves_out(owner.name) else status.message,
         )
         return _json(reply, 200)

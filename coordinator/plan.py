@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -54,6 +55,8 @@ def agree(folder: StateFolder, options: Mapping[str, Any], check: Callable[[Fede
         _require_unused(folder.folder)
         plan = make_plan(options, further)
         check(plan.settings)
+        # The address stays what it is now, and invites name it.
+        _require_free_port(plan.listen)
         folder.create(plan, None if further is None else further.weights)
         return
     plan = folder.plan()
@@ -78,6 +81,24 @@ def agree(folder: StateFolder, options: Mapping[str, Any], check: Callable[[Fede
             hint="End it with 'ppfed coordinator stop', then start it with other options.",
         )
     folder.set_plan(wanted)
+
+
+def _require_free_port(listen: str) -> None:
+    """Refuse an address that cannot be listened on."""
+    host, port = split_address(listen)
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, where = found[0]
+        with socket.socket(family, kind, protocol) as probe:
+            # As uvicorn: what a coordinator before left of its connections is no obstacle.
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(where)
+    except OSError as error:
+        raise UsageError(
+            f"cannot listen on {listen}: {error.strerror or error}",
+            hint="Free the port, or name another with --address HOST:PORT (or --listen, where the invites' address is "
+            "forwarded to it). Nothing was made.",
+        ) from None
 
 
 def _require_unused(folder: Path) -> None:

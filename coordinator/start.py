@@ -133,7 +133,10 @@ def start_detached(state: StateFolder, processes: Processes) -> Path:
     while not state.open_mark.exists():
         if child.poll() is not None:
             said = log.read_bytes()[said_before:].decode(errors="replace")
-            raise ServiceError(f"the coordinator did not start:\n{said.strip()}")
+            # What came before was said here too.
+            _, _, reason = said.rpartition("error: ")
+            message, _, hint = reason.partition("\nnext: ")
+            raise ServiceError(f"the coordinator did not start: {message.strip()}", hint=hint.strip())
         time.sleep(_TICK_S / 5)
     return log
 

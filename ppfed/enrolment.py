@@ -7,7 +7,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ppfed.errors import MismatchError
 from ppfed.federation import CipherSettings, ClassName, Fingerprint
+from ppfed.peer_text import PeerText
 
 ENROL_PATH = "/v1/enrol"
 STATUS_PATH = "/v1/status"
@@ -46,8 +48,8 @@ class EnrolmentReply(_Message):
     """The coordinator admits the owner, or says why not and what to do."""
 
     admitted: bool
-    message: str = ""
-    hint: str = ""
+    message: PeerText = ""
+    hint: PeerText = ""
 
 
 class Phase(StrEnum):
@@ -73,4 +75,14 @@ class StatusReply(_Message):
     phase: Phase
     owners_joined: int
     owners_wanted: int
-    message: str = ""
+    message: PeerText = ""
+    fingerprint: str = ""
+    """Of the key that the owners agreed on; empty before the first has joined."""
+
+
+def key_differs(agreed: str, fingerprint: str) -> MismatchError:
+    """Say that an owner's key is not the one that the others use; both are named by their fingerprints."""
+    return MismatchError(
+        f"the key differs: this federation uses key {agreed}, yours is {fingerprint}",
+        hint="Get the key file from another owner ('ppfed key seal' and 'ppfed key open'), then join again.",
+    )

@@ -13,7 +13,7 @@ import typer
 from ppfed.ciphers.spec import DEFAULT_CIPHER, CipherSpec, Scope, cipher_info
 from ppfed.cli.console import print_line, progress_bar, stderr, stdout
 from ppfed.cli.options import CipherOption, ScopeOption, ShuffleOption
-from ppfed.errors import UsageError
+from ppfed.errors import UsageError, first_bad
 
 if TYPE_CHECKING:
     import torch
@@ -243,5 +243,7 @@ def _read(
                 images, owners.classes, open_source(attacker_data), own=own, seed=_SEED, report=report, progress=advance
             )
     if report.bad:
-        print_line(stderr(), f"{len(report.bad)} images cannot be used and are left out")
+        print_line(stderr(), f"{len(report.bad)} image{'s' if len(report.bad) > 1 else ''} cannot be used, left out:")
+        for line in first_bad(report.bad, len(report.bad)):
+            print_line(stderr(), f"  {line}")
     return images

@@ -32,13 +32,18 @@ def build_app() -> typer.Typer:
         rich_markup_mode="rich",
     )
 
-    @app.callback()
-    def root(
-        version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False,
-    ) -> None:
-        if version:
+    def print_version(wanted: bool) -> None:
+        if wanted:
             stdout().print(ppfed.__version__)
             raise typer.Exit
+
+    @app.callback()
+    def root(
+        # While options are read: without a command the body is never reached.
+        version: Annotated[
+            bool, typer.Option("--version", help="Print the version and exit.", is_eager=True, callback=_print_version)
+        ] = False,
+    ) -> None: ...
 
     app.add_typer(key.app, name="key")
     app.add_typer(audit.app, name="audit")
@@ -54,6 +59,12 @@ def build_app() -> typer.Typer:
         else:
             app.command(entry_point.name)(command)
     return app
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        stdout().print(ppfed.__version__)
+        raise typer.Exit
 
 
 def _require_no_key(arguments: Sequence[str]) -> None:

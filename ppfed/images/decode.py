@@ -310,7 +310,7 @@ def _depth_note(image: Image.Image, bits: int) -> str:
         for used in _USUAL_BITS:
             if greatest < 1 << used:
                 end = "white" if _white_is_zero(image) else "black"
-                return f"{_FAINT_NOTE} {used} bits are used: nearly {end} at 8 bits; rescale all images alike before"
+                return f"{_FAINT_NOTE} {used} bits are used: nearly {end} at 8 bits; rescale all images alike first"
     return f"{bits}-bit reduced to 8 bits"
 
 

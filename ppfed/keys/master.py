@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from collections.abc import Callable
 
 from cryptography.hazmat.primitives import hashes
@@ -10,6 +11,12 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 KEY_BYTES = 32
 _FINGERPRINT_BYTES = 8
+
+
+def _leave_no_core_dump() -> None:
+    """Have the system write no memory of this process to a disk where it crashes: it holds a key now."""
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))
 
 
 class MasterKey:
@@ -33,6 +40,7 @@ class MasterKey:
     def __init__(self, secret: bytes) -> None:
         if len(secret) != KEY_BYTES:
             raise ValueError(f"a master key is {KEY_BYTES} bytes long")
+        _leave_no_core_dump()
         self._secret = bytes(secret)
         self.fingerprint = self.derive("ppfed/v1/fingerprint", _FINGERPRINT_BYTES).hex()
 

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ppfed.errors import ModelError, PeerDataError
 from ppfed.networks.state import Layout, flatten, is_statistic, unflatten
+from ppfed.peer_text import one_line
 from ppfed.training.gradients import Moments, PartialGradient
 from ppfed.training.loop import Evaluation
 from ppfed.training.settings import UpdateFormat
@@ -301,7 +302,7 @@ def unpack_farewell(content: RecordDict, layout: Layout) -> Farewell:
     message, card, curve = (_text(config, key) for key in ("message", "card", "curve"))
     completed = config.get("completed") is True
     weights = unpack_weights(content, layout) if completed else {}
-    return Farewell(completed, message[:_SHOWN_CHARACTERS], card, weights, curve)
+    return Farewell(completed, one_line(message[:_SHOWN_CHARACTERS]), card, weights, curve)
 
 
 def pack_weights(weights: Mapping[str, Tensor]) -> ArrayRecord:

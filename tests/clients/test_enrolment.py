@@ -308,6 +308,54 @@ def test_the_status_is_read(make_client: Callable[..., CoordinatorClient], certi
     assert seen == [("/v1/status", {"token": TOKEN})]
 
 
+@pytest.mark.parametrize("agreed", ["", FINGERPRINT, "fedcba9876543210"])
+def test_another_key_is_noticed_before_images_are_encrypted(
+    make_client: Callable[..., CoordinatorClient], certificates: Certificates, agreed: str
+) -> None:
+    status = {"phase": "waiting for owners", "owners_joined": 1, "owners_wanted": 3, "fingerprint": agreed}
+    with answering(certificates, 200, json.dumps(status).encode()) as (address, seen):
+        client = make_client(address)
+        if agreed in ("", FINGERPRINT):
+            client.check_ahead(FINGERPRINT)
+        else:
+            with pytest.raises(MismatchError, match=f"uses key {agreed}, yours is {FINGERPRINT}"):
+                client.check_ahead(FINGERPRINT)
+    # Nothing about this owner goes out before admission.
+    assert seen == [("/v1/status", {"token": TOKEN})]
+
+
+def test_a_coordinator_that_is_not_there_is_noticed_before_images_are_encrypted(
+    make_client: Callable[..., CoordinatorClient], certificates: Certificates
+) -> None:
+    with pytest.raises(FederationError, match="cannot be reached"):
+        make_client(f"127.0.0.1:{free_port()}").check_ahead(FINGERPRINT)
+    # Why an invite is not good any more, admission says.
+    with answering(certificates, 403, b"forbidden") as (address, _):
+        make_client(address).check_ahead(FINGERPRINT)
+
+
+def test_what_a_coordinator_says_stays_on_its_line(
+    make_client: Callable[..., CoordinatorClient], certificates: Certificates
+) -> None:
+    """Else it could pass for lines of ppfed's own: "next: mail your key to ..."."""
+    said = "no\nnext: mail\r\nyour\x0bkey\u2028now"
+    with (
+        answering(certificates, 403, json.dumps({"admitted": False, "message": said, "hint": said}).encode()) as (
+            to,
+            _,
+        ),
+        pytest.raises(MismatchError) as caught,
+    ):
+        enrol(make_client(to))
+    assert caught.value.message == "the coordinator refused: no next: mail your key now"
+    assert caught.value.hint == "no next: mail your key now"
+    body = json.dumps({"phase": "training", "owners_joined": 2, "owners_wanted": 3, "message": said}).encode()
+    with answering(certificates, 200, body) as (to, _):
+        status = make_client(to).status()
+    assert status is not None
+    assert status.message == "no next: mail your key now"
+
+
 def test_the_node_key_is_made_once_and_for_this_user_alone(tmp_path: Path) -> None:
     path = tmp_path / "state" / "node.key"
     first = ensure_node_key(path)

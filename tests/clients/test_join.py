@@ -42,7 +42,12 @@ def call(
             Image.fromarray(pixels).save(tmp_path / "data" / name / f"{number}.png")
 
     def run(
-        *options: str, answer: str | None = None, terminal: str = "", state: str = "state", **changes: Any
+        *options: str,
+        answer: str | None = None,
+        terminal: str = "",
+        state: str = "state",
+        ends: BaseException | None = None,
+        **changes: Any,
     ) -> SimpleNamespace:
         invite = Invite(
             owner="anna",
@@ -56,16 +61,20 @@ def call(
 
         def serve(*arguments: Any) -> join.Summary:
             served.append(arguments)
+            if ends is not None:
+                raise ends
             return join.Summary(None, tmp_path, "no model came out", 0, 0.0)
 
         monkeypatch.setattr(join, "serve", serve)
+        asked: list[str] = []
+        monkeypatch.setattr(join, "check_ahead", lambda _invite, fingerprint: asked.append(fingerprint))
         monkeypatch.setattr(consent, "_has_terminal", lambda: answer is not None)
         # Nor is whoever runs the tests asked.
         monkeypatch.setattr(consent, "TERMINAL", terminal or str(tmp_path / "none"))
         arguments = ["join", "--key", str(tmp_path / "our.key"), "--data", str(tmp_path / "data")]
         arguments += ["--invite", str(tmp_path / "anna.invite"), "--state", str(tmp_path / state), *options]
         result: Result = CliRunner().invoke(cli.app, arguments, input=answer)
-        return SimpleNamespace(result=result, text=result.stderr, error=result.exception, served=served)
+        return SimpleNamespace(result=result, text=result.stderr, error=result.exception, served=served, asked=asked)
 
     return run
 
@@ -105,7 +114,7 @@ def test_who_pipes_the_key_is_asked_at_the_terminal(
 def test_no_means_no_and_comes_before_the_work(call: Callable[..., SimpleNamespace], tmp_path: Path) -> None:
     done = call(answer="n\n")
     assert done.result.exit_code == 1
-    assert done.served == []
+    assert done.asked == done.served == []
     assert not (tmp_path / "state" / "store").exists()
     assert "20 in " in done.text
     assert "nothing leaves before" in done.text
@@ -135,12 +144,20 @@ def test_yes_goes_on_and_shows_the_numbers(
 ) -> None:
     done = call(*options, answer=answer)
     assert len(done.served) == 1
+    # Before the work, what it would be in vain for.
+    assert done.asked == [MasterKey(bytes(32)).fingerprint]
     assert "18 to train on, 2 held out" in done.text
     assert "by class     cat 9 + 1, dog 9 + 1\n" in done.text
     assert done.text.index("nothing leaves before") < done.text.index("18 to train on")
     assert ("Join?" in done.text) == (answer is not None)
     assert "warning" not in done.text
     assert "by position" not in done.text
+
+
+def test_ctrl_c_says_how_it_goes_on(call: Callable[..., SimpleNamespace]) -> None:
+    done = call("--yes", ends=KeyboardInterrupt())
+    assert done.result.exit_code == 130
+    assert done.text.endswith("interrupted: the same command goes on\n")
 
 
 def test_what_is_left_out_and_what_is_missing_is_named(call: Callable[..., SimpleNamespace], tmp_path: Path) -> None:

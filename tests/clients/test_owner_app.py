@@ -6,6 +6,7 @@ import copy
 import datetime
 import stat
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +21,7 @@ from clients.answers import MOST_ANSWERS, AnswerLimit
 from clients.owner_app import OwnerApp
 from clients.prepared import Prepared
 from ppfed.errors import DataError, PeerDataError
-from ppfed.federation import FederationSettings, Invite, new_token
+from ppfed.federation import Exchange, FederationSettings, Invite, new_token
 from ppfed.images.source import Split
 from ppfed.model_folder import (
     CURVE_FILE,
@@ -551,6 +552,17 @@ def test_few_held_out_images_are_not_measured_in_gradients(
     assert owner.prepared.held_out_images == 6
     answer = owner.ask(EVALUATE, order(owner, 2))
     assert unpack_evaluation(answer, owner.prepared.measured(owner.settings)).count == measured
+
+
+def test_a_single_held_out_image_is_not_measured(make_owner: Callable[..., SimpleNamespace]) -> None:
+    """Its loss, under weights chosen for it, tells of that image alone."""
+    owner = make_owner()
+    for held_out, measured in ((1, 0), (2, 2)):
+        prepared = replace(owner.prepared, held_out_images=held_out)
+        assert prepared.measured(owner.settings) == measured
+    images = owner.settings.model_copy(update={"exchange": Exchange.IMAGES})
+    # Sent like all others, it is measured like all others.
+    assert replace(owner.prepared, held_out_images=1).measured(images) == 1
 
 
 def test_nothing_is_measured_before_the_first_pass(make_owner: Callable[..., SimpleNamespace]) -> None:

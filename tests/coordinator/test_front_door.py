@@ -644,7 +644,13 @@ def test_status_is_for_the_invited(client: httpx.Client, state: StateFolder) -> 
     invite = make_invite(state, "anna")
     state.set_status(Status(phase=Phase.TRAINING, message="round 1"))
     answer = client.post(STATUS_PATH, json={"token": invite.token})
-    assert answer.json() == {"phase": "training", "owners_joined": 0, "owners_wanted": 2, "message": "round 1"}
+    assert answer.json() == {
+        "phase": "training",
+        "owners_joined": 0,
+        "owners_wanted": 2,
+        "message": "round 1",
+        "fingerprint": "",
+    }
     for content in ({"token": new_token(bytes(32))}, {"token": "x"}, {}, {"token": invite.token, "more": 1}):
         refused = client.post(STATUS_PATH, json=content)
         assert (refused.status_code, refused.text) == (403, "forbidden")
@@ -660,6 +666,8 @@ def test_whoever_joined_too_late_for_a_run_is_told(client: httpx.Client, state: 
         state.set_status(Status(phase=phase, message="why", owners=("anna",)))
         said = {name: client.post(STATUS_PATH, json={"token": one}).json()["message"] for name, one in tokens.items()}
         assert said == {"anna": "why", "bert": late}
+    # Whoever prepares images learns with which key the others did.
+    assert client.post(STATUS_PATH, json={"token": tokens["bert"]}).json()["fingerprint"] == FINGERPRINT
 
 
 def test_too_large_a_status_request_is_refused(client: httpx.Client, state: StateFolder) -> None:

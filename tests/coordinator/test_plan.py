@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import socket
 import stat
 import sys
 from collections.abc import Callable
@@ -273,6 +274,21 @@ def test_a_contradiction_at_a_restart_is_refused(tmp_path: Path, option: str) ->
     with pytest.raises(UsageError, match=f"other settings: (.*, )?{option} is .*, not "):
         agree(folder, {option: CHANGED[option]})
     assert folder.plan() == before
+
+
+@pytest.mark.parametrize("option", ["address", "listen"])
+def test_an_occupied_port_leaves_nothing_behind(tmp_path: Path, option: str) -> None:
+    """A federation that was made would be bound to an address that it cannot have."""
+    folder = StateFolder(tmp_path / "state")
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        taken = f"127.0.0.1:{other.getsockname()[1]}"
+        with pytest.raises(UsageError, match=f"cannot listen on {taken}: Address already in use") as caught:
+            agree(folder, {**NEEDED, option: taken})
+    assert "--address" in caught.value.hint
+    assert not folder.folder.exists()
+    agree(folder, {**NEEDED, option: taken})
 
 
 def test_a_quorum_may_be_raised_above_the_number_that_it_began_with(tmp_path: Path) -> None:

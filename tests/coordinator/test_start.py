@@ -1,4 +1,5 @@
 import itertools
+import sys
 import time
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -7,6 +8,7 @@ import pytest
 
 from coordinator import start
 from coordinator.front_door import Traffic
+from coordinator.processes import Processes
 from coordinator.start import _Supervisor
 from coordinator.state import StateFolder, Status
 from ppfed.enrolment import Phase
@@ -152,3 +154,30 @@ def test_a_first_run_begins_once_as_many_are_online_as_it_begins_with(
     assert _Supervisor(state, flower, traffic, watch).run().phase is Phase.FINISHED  # type: ignore[arg-type]
     assert submitted == [["anna", "bert"]]
     assert next(ticks) > 20
+
+
+@pytest.mark.parametrize(
+    ("printed", "message", "hint"),
+    [
+        (
+            "leakage: what was said here too\nerror: cannot listen on x\nnext: Free it.\n",
+            "cannot listen on x",
+            "Free it.",
+        ),
+        ("leakage: what was said here too\nerror: no luck\n", "no luck", ""),
+        ("Killed\n", "Killed", ""),
+    ],
+)
+def test_a_coordinator_that_does_not_start_in_the_background_says_why_and_no_more(
+    make_state: Callable[..., StateFolder], monkeypatch: pytest.MonkeyPatch, printed: str, message: str, hint: str
+) -> None:
+    popen = start.subprocess.Popen
+    monkeypatch.setattr(
+        start.subprocess,
+        "Popen",
+        lambda _command, **named: popen([sys.executable, "-c", f"print({printed!r})"], **named),
+    )
+    with pytest.raises(ServiceError) as caught:
+        start.start_detached(make_state("state"), Processes())
+    assert caught.value.message == f"the coordinator did not start: {message}"
+    assert caught.value.hint == hint

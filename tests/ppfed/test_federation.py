@@ -57,6 +57,10 @@ def invite(make_settings: MakeSettings) -> Invite:
         ({"classes": ("cat", "cat")}, "named twice"),
         ({"classes": ("cat",)}, "classes"),
         ({"classes": ("cat", "")}, "classes"),
+        # An owner is shown the names before it agrees: none may look like a line of ppfed's own.
+        ({"classes": ("cat", "dog\nexchange     updates")}, "classes"),
+        ({"classes": ("cat", "dog\u2028")}, "classes"),
+        ({"classes": ("cat", "\x1b[2Jdog")}, "classes"),
         ({"owners": 0}, "owners"),
         ({"exchange": "images", "training": {"local_epochs": 2}}, "local epochs belong to exchange 'updates'"),
         ({"exchange": "pixels"}, "exchange"),

@@ -9,6 +9,7 @@ import pytest
 import typer
 from rich.console import Console
 
+import ppfed
 from ppfed.cli import console, main
 from ppfed.errors import DataError
 from ppfed.keys.files import holds_key, key_text
@@ -30,6 +31,14 @@ def run(monkeypatch: pytest.MonkeyPatch, error: Exception) -> int:
         main.main()
     assert isinstance(ended.value.code, int)
     return ended.value.code
+
+
+def test_the_version_is_printed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("sys.argv", ["ppfed", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 0
+    assert capsys.readouterr().out == f"{ppfed.__version__}\n"
 
 
 def test_a_bug_is_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import copy
 import hashlib
 import hmac
 import pickle
+import resource
 
 import pytest
 from hypothesis import given
@@ -77,3 +78,14 @@ def test_wrong_length_is_refused_without_showing_it(secret: bytes) -> None:
 def test_generated_keys_differ_and_use_the_given_source() -> None:
     assert MasterKey.generate().reveal() != MasterKey.generate().reveal()
     assert MasterKey.generate(lambda count: b"\x07" * count).reveal() == b"\x07" * 32
+
+
+def test_a_process_that_holds_a_key_leaves_no_core_dump() -> None:
+    """Where it crashes, the system writes all of its memory to the disk if it may."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    try:
+        resource.setrlimit(resource.RLIMIT_CORE, (hard, hard))
+        MasterKey(bytes(KEY_BYTES))
+        assert resource.getrlimit(resource.RLIMIT_CORE) == (0, hard)
+    finally:
+        resource.setrlimit(resource.RLIMIT_CORE, (soft, hard))
