@@ -16,7 +16,7 @@ language. Source: ours.
 
 With P pixels of C colours, N ciphertexts and M pictures, masks take O(C P (N + 256^3)) operations, C times as many
 the second time, and places O(C P^2 (M + N)) and some dozen times O(C P^3); memory is O(C P^2) besides what is given.
-32x32 pixels in colour take about half a minute of one core and less than 1 GiB, longer where nothing is found.
+32x32 pixels in colour take about a minute of one core and less than 1 GiB, longer where nothing is found.
 """
 
 from __future__ import annotations
@@ -66,7 +66,7 @@ def recover(ciphertexts: UInt8Array, own: UInt8Array, tell: Callable[[float], No
     Parameters
     ----------
     ciphertexts : uint8 array, (N, H, W, C)
-        With 1 or 3 channels. 32x32 pixels in colour take some hundred images; where each has a key stream of its own,
+        With 1 or 3 channels. Of 32x32 pixels in colour 1,000 were enough; where each has a key stream of its own,
         the result is at chance.
     own : uint8 array, (M, H, W, C)
         Pictures of the same kind, none of which has to be among the encrypted.
