@@ -21,7 +21,7 @@ from ppfed.attacks.blocks import bit_planes, template
 from ppfed.attacks.blocks.edges import Variants
 from ppfed.attacks.blocks.views import likeliest_view, views
 from ppfed.attacks.learned import inversion, learned_edges, learned_seams, unpaired
-from ppfed.attacks.values import known_plaintext, same_mask, stream, unfold
+from ppfed.attacks.values import frequencies, known_plaintext, same_mask, stream, unfold
 from ppfed.attacks.values.fold import folded_view
 from ppfed.ciphers.negative_positive import NegativePositiveCipher
 from ppfed.ciphers.registry import Cipher, make_cipher
@@ -218,6 +218,19 @@ def _same_mask(session: Session, tell: Tell) -> Iterator[Restored]:
         tell(number / len(counts))
 
 
+def _frequencies(session: Session, tell: Tell) -> Iterator[Restored]:
+    height, width, _ = session.images.shape
+    if height * width > frequencies.MOST_PIXELS:
+        raise UsageError(
+            f"images of {height}x{width} are too large for the attack on places by frequencies",
+            hint="Measure at another --size, such as 32, or name other attacks with --attack.",
+        )
+    hidden, own = session.encrypted.pixels, session.images.own.pixels[: session.preset.own_images]
+    found = frequencies.recover(hidden, own, tell)
+    needs = f"ciphertexts that share one key stream, and {len(own):,} pictures of its own"
+    yield Restored(found.restore(hidden), needs, f"{len(hidden):,} ciphertexts")
+
+
 def _known_plaintext(session: Session, tell: Tell) -> Iterator[Restored]:
     for number, count in enumerate(_PAIRS, start=1):
         plain, hidden = session.leaked(count)
@@ -411,6 +424,7 @@ ATTACKERS: Mapping[AttackName, Attacker] = MappingProxyType(
         AttackName.FOLD: Attacker(_only(*_NP), _fold),
         AttackName.UNFOLD: Attacker(_only(*_NP), _unfold),
         AttackName.SAME_MASK: Attacker(_only(*_NP), _same_mask),
+        AttackName.FREQUENCIES: Attacker(_only("logistic-rc4-v1", scope=Scope.FIXED), _frequencies),
         AttackName.KNOWN_PLAINTEXT: Attacker(_only(*_NP), _known_plaintext),
         AttackName.CHOSEN_PLAINTEXT: Attacker(_only(*_NP), _chosen_plaintext),
         AttackName.BIT_PLANES: Attacker(_only("le-v1"), _bit_planes),

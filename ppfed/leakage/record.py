@@ -29,6 +29,8 @@ class AttackName(StrEnum):
     """Fresh masks, ciphertexts only: the strongest classical solver."""
     SAME_MASK = "same-mask"
     """One mask for all, ciphertexts only: what neighbouring values have in common gives the mask."""
+    FREQUENCIES = "frequencies"
+    """One key stream for all, ciphertexts only: how often values occur gives masks, how they vary together places."""
     KNOWN_PLAINTEXT = "known-plaintext"
     """One key stream for all: read off from a few pairs."""
     CHOSEN_PLAINTEXT = "chosen-plaintext"

@@ -78,6 +78,12 @@ ATTACKS: Mapping[AttackName, AttackWords] = MappingProxyType(
             ", by what neighbouring values have in common",
             "ours (docs/leakage.md); with a network: arXiv 1912.04746",
         ),
+        AttackName.FREQUENCIES: AttackWords(
+            "Frequency analysis",
+            "reads the one key stream off many ciphertexts and pictures of its own",
+            ", by how often values occur and how pixels vary together",
+            _OURS,
+        ),
         AttackName.KNOWN_PLAINTEXT: AttackWords(
             "Known plaintext",
             "reads the one key stream off a few images that it knows",

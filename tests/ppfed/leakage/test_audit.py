@@ -101,6 +101,18 @@ def test_bounds(
     assert least <= ssim(found, attack) <= most
 
 
+def test_frequencies_give_one_key_stream_away() -> None:
+    # Fewer pixels than the other bounds have: their number cubed is what it costs.
+    pixels = pieces(800, side=12, scale=8)
+    labels = (pixels.mean(axis=(1, 2, 3)) > 110).astype(np.int64)
+    small = AuditImages(
+        PlainImages(pixels[:400]), labels[:400], PlainImages(pixels[400:]), labels[400:], 2, "pieces of photographs"
+    )
+    found = run(CipherSpec("logistic-rc4-v1", FIXED, False), small, AttackName.FREQUENCIES)
+    assert ssim(found, AttackName.FREQUENCIES) >= 0.88  # 0.98
+    assert AttackName.FREQUENCIES not in applicable(CipherSpec("logistic-rc4-v1", IMAGE, False), 3)
+
+
 def test_what_restores_noise_names_no_image(images: AuditImages) -> None:
     # A network that learned nothing paints an average picture, whose SSIM is not 0; it tells no image from another.
     found = run(CipherSpec("logistic-rc4-v1", IMAGE, False), images, AttackName.INVERSION)
