@@ -19,6 +19,7 @@ from coordinator.throttle import at_most_every
 from ppfed.enrolment import Phase
 from ppfed.errors import FederationError, PPFedError
 from ppfed.federation import Exchange
+from ppfed.flower_service import collect_often
 from ppfed.flower_waiting import pull_soon
 from ppfed.images.source import Split
 from ppfed.services import end_with_parent
@@ -37,6 +38,7 @@ def main(grid: Grid, _context: Context) -> None:
     """Run the federation whose state folder the environment names."""
     end_with_parent()
     pull_soon(http_grid)
+    collect_often()
     state = StateFolder(Path(os.environ[STATE_VARIABLE]))
     run_federation(grid, state, Processes.from_environment())
 

@@ -11,8 +11,8 @@ import gc
 import sys
 from importlib.metadata import entry_points
 
-_THRESHOLDS = (500, 2, 2)
-"""A full collection after some 2,000 new objects that are still there: a few requests."""
+_THRESHOLDS = (100, 2, 2)
+"""A full collection after some 400 new objects that are still there: a request or two."""
 
 
 def collect_often() -> None:
