@@ -5,7 +5,7 @@ halves of the same images, and each is attacked in turn with the others as the a
 (``ppfed/attacks/membership.py``). Networks that are shown folded values train on plain images here: masks and shuffles
 change nothing of what they see. OUT gets ``networks``, what each network says of each image, and ``shadows.jsonl``, a
 line for each attacked network; networks that are there already are not trained again. INPUT, ``plain`` or
-``sorted-fold``, is measured alone; ``small`` spends about a seventh.
+``sorted-fold``, is measured alone; ``small`` spends about an eighth.
 """
 
 from __future__ import annotations
