@@ -78,6 +78,33 @@ def threshold_attack(member_losses: FloatArray, other_losses: FloatArray) -> Mem
     return _outcome(-np.asarray(member_losses), -np.asarray(other_losses))
 
 
+def difficulty_calibrated_attack(
+    target_confidences: FloatArray,
+    shadow_confidences: FloatArray,
+    shadow_is_member: BoolArray,
+    target_is_member: BoolArray,
+) -> MembershipOutcome:
+    """Compare each image's confidence with the mean over the shadow networks that were trained without it.
+
+    Difficulty calibration (Watson et al., ICLR 2022): what any network finds easy is no sign of membership. One
+    mean is estimated for an image, where ``likelihood_ratio_attack`` takes two; it ranks as that does where no shadow
+    network saw any of the images.
+
+    Parameters as of ``likelihood_ratio_attack``.
+
+    Raises
+    ------
+    ValueError
+        If shapes do not fit, a value is not finite, an image was in all shadow networks, or the images are all members
+        or all others.
+    """
+    targets, shadows, inside, members = _comparable(
+        target_confidences, shadow_confidences, shadow_is_member, target_is_member
+    )
+    scores = targets - _mean(shadows, ~inside)
+    return _outcome(scores[members], scores[~members])
+
+
 def likelihood_ratio_attack(
     target_confidences: FloatArray,
     shadow_confidences: FloatArray,
@@ -89,6 +116,9 @@ def likelihood_ratio_attack(
     LiRA (Carlini et al., S&P 2022): each image has a normal distribution for either case, with a mean of its own and a
     deviation common to all images, which the authors prefer below 64 shadow networks. Where no shadow network saw any
     of the images, the test is one-sided (their offline attack).
+
+    To measure with it, draw who is in which shadow network without regard to who is in the target: where members have
+    fewer shadow networks with them than others have, the less certain mean alone sets the two apart.
 
     Parameters
     ----------
@@ -107,14 +137,9 @@ def likelihood_ratio_attack(
         If shapes do not fit, a value is not finite, an image was in all shadow networks or only some of the images in
         none, or the images are all members or all others.
     """
-    shadows, inside = np.asarray(shadow_confidences, float), np.asarray(shadow_is_member, bool)
-    targets, members = np.asarray(target_confidences, float), np.asarray(target_is_member, bool)
-    if shadows.ndim != 2 or inside.shape != shadows.shape or not shadows.shape[1:] == targets.shape == members.shape:
-        raise ValueError("shadow networks and images differ in their number between the arrays")
-    if not (np.isfinite(shadows).all() and np.isfinite(targets).all()):
-        raise ValueError("a confidence is not finite")
-    if not (~inside).any(axis=0).all():
-        raise ValueError("an image was in all shadow networks")
+    targets, shadows, inside, members = _comparable(
+        target_confidences, shadow_confidences, shadow_is_member, target_is_member
+    )
     mean_out, deviation_out = _normal(shadows, ~inside)
     if not inside.any():
         scores = (targets - mean_out) / deviation_out
@@ -163,11 +188,32 @@ def _numpy(values: torch.Tensor) -> FloatArray:
     return array
 
 
+def _comparable(
+    target_confidences: FloatArray,
+    shadow_confidences: FloatArray,
+    shadow_is_member: BoolArray,
+    target_is_member: BoolArray,
+) -> tuple[FloatArray, FloatArray, BoolArray, BoolArray]:
+    shadows, inside = np.asarray(shadow_confidences, float), np.asarray(shadow_is_member, bool)
+    targets, members = np.asarray(target_confidences, float), np.asarray(target_is_member, bool)
+    if shadows.ndim != 2 or inside.shape != shadows.shape or not shadows.shape[1:] == targets.shape == members.shape:
+        raise ValueError("shadow networks and images differ in their number between the arrays")
+    if not (np.isfinite(shadows).all() and np.isfinite(targets).all()):
+        raise ValueError("a confidence is not finite")
+    if not (~inside).any(axis=0).all():
+        raise ValueError("an image was in all shadow networks")
+    return targets, shadows, inside, members
+
+
+def _mean(values: FloatArray, chosen: BoolArray) -> FloatArray:
+    mean: FloatArray = np.where(chosen, values, 0).sum(axis=0) / chosen.sum(axis=0)
+    return mean
+
+
 def _normal(values: FloatArray, chosen: BoolArray) -> tuple[FloatArray, float]:
     """Mean of the chosen values of each column, and their deviation from it over all columns."""
-    count = chosen.sum(axis=0)
-    mean: FloatArray = np.where(chosen, values, 0).sum(axis=0) / count
-    freedom = int((count - 1).sum())
+    mean = _mean(values, chosen)
+    freedom = int((chosen.sum(axis=0) - 1).sum())
     if not freedom:
         # One shadow network for each image says nothing of the deviation; a common factor does not change a ranking.
         return mean, 1.0

@@ -13,7 +13,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from ppfed.atomic import write_atomic
 from ppfed.ciphers.spec import CipherSpec, Scope, is_fingerprint
 from ppfed.errors import DataError
 from ppfed.images.decode import MAX_PIXELS, open_regular, reason_for
@@ -29,9 +28,6 @@ _SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = struct.Struct(">IIBBBBB")
 _STORED = 0
 """The level at which zlib only copies: ciphertext does not compress."""
-
-_MODE = 0o644
-"""Ciphertext is made to be handed over."""
 
 _NAME = re.compile(r"[a-z0-9]+(-[a-z0-9]+)*")
 _HEX_ID = re.compile(rf"[0-9a-f]{{{2 * ID_BYTES}}}")
@@ -107,11 +103,6 @@ def _packed(kind: bytes, content: bytes) -> tuple[bytes, bytes, bytes, bytes]:
     """Return the parts of a chunk; its checksum covers kind and content."""
     checksum = zlib.crc32(content, zlib.crc32(kind))
     return len(content).to_bytes(4, "big"), kind, content, checksum.to_bytes(4, "big")
-
-
-def write_encrypted_png(path: Path, images: EncryptedImages) -> None:
-    """Write one encrypted image, whole or not at all. Raises as `encode_encrypted_png` does."""
-    write_atomic(path, encode_encrypted_png(images), mode=_MODE)
 
 
 def read_encrypted_png(path: Path) -> EncryptedImages:

@@ -10,7 +10,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from ppfed.networks.config import BLOCK_SIDE, AdaptationKind, InputFeatures, check_adaptation
+from ppfed.ciphers.spec import BLOCK_PX
+from ppfed.networks.config import AdaptationKind, InputFeatures, check_adaptation
 
 
 def features_of(images: Tensor, features: InputFeatures) -> Tensor:
@@ -68,15 +69,15 @@ def adaptation_network(
     *inner, last = maps
     first: list[nn.Module]
     if kind is AdaptationKind.BLOCK:
-        first = [nn.Conv2d(channels, inner[0], BLOCK_SIDE, BLOCK_SIDE, bias=False), *_normalised(inner[0])]
+        first = [nn.Conv2d(channels, inner[0], BLOCK_PX, BLOCK_PX, bias=False), *_normalised(inner[0])]
     else:
-        rows, columns = height // BLOCK_SIDE, width // BLOCK_SIDE
+        rows, columns = height // BLOCK_PX, width // BLOCK_PX
         first = [
             BlockWise(channels, inner[0], rows, columns),
             *_normalised(inner[0]),
             PositionMixing(rows, columns),
         ]
-    return nn.Sequential(*first, *_pointwise((*inner, last * BLOCK_SIDE**2)), nn.PixelShuffle(BLOCK_SIDE))
+    return nn.Sequential(*first, *_pointwise((*inner, last * BLOCK_PX**2)), nn.PixelShuffle(BLOCK_PX))
 
 
 class BlockWise(nn.Module):
@@ -85,14 +86,14 @@ class BlockWise(nn.Module):
     def __init__(self, channels: int, maps: int, rows: int, columns: int) -> None:
         super().__init__()
         self.shape = (rows, columns)
-        values = channels * BLOCK_SIDE**2
+        values = channels * BLOCK_PX**2
         self.weight = nn.Parameter(torch.empty(rows * columns, values, maps))
         if not self.weight.is_meta:
             nn.init.normal_(self.weight, std=(2.0 / values) ** 0.5)
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, C, H, W) to (N, maps, H / 4, W / 4)."""
-        blocks = nn.functional.pixel_unshuffle(features, BLOCK_SIDE).flatten(2)
+        blocks = nn.functional.pixel_unshuffle(features, BLOCK_PX).flatten(2)
         mapped = torch.einsum("nvb,bvm->nmb", blocks, self.weight)
         return mapped.reshape(*mapped.shape[:2], *self.shape)
 

@@ -9,12 +9,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import pairwise
 
-from ppfed.ciphers.spec import CipherSpec, Scope
+from ppfed.ciphers.spec import BLOCK_PX, CipherSpec, Scope
 
-BLOCK_SIDE = 4
-"""Side in pixels of the blocks of the block ciphers."""
-
-PATCH_SIDE = BLOCK_SIDE
+PATCH_SIDE = BLOCK_PX
 """Side in pixels of a ConvMixer's patches: that of the ciphers' blocks, so that one weight of the embedding reads one
 value of a block."""
 
@@ -139,8 +136,8 @@ def check_adaptation(kind: AdaptationKind, maps: tuple[int, ...], height: int, w
     """Raise ValueError if an adaptation network cannot have these layers on images of this size."""
     if kind is AdaptationKind.PIXEL or not maps:
         return
-    if height % BLOCK_SIDE or width % BLOCK_SIDE:
-        raise ValueError(f"block adaptation networks need sides that are multiples of {BLOCK_SIDE} pixels")
+    if height % BLOCK_PX or width % BLOCK_PX:
+        raise ValueError(f"block adaptation networks need sides that are multiples of {BLOCK_PX} pixels")
     if len(maps) < 2:
         raise ValueError("a block adaptation network needs two layers at least")
 
@@ -173,11 +170,11 @@ def _count_adaptation(config: NetworkConfig) -> int:
         return 0
     if kind is AdaptationKind.PIXEL:
         return _count_pointwise((config.channels, *maps))
-    positions = config.height // BLOCK_SIDE * (config.width // BLOCK_SIDE)
-    first = _convolution(config.channels, maps[0], BLOCK_SIDE)
+    positions = config.height // BLOCK_PX * (config.width // BLOCK_PX)
+    first = _convolution(config.channels, maps[0], BLOCK_PX)
     if kind is AdaptationKind.BLOCK_WISE:
         first = positions * first + positions**2
-    return first + _BATCH_NORM * maps[0] + _count_pointwise((*maps[:-1], maps[-1] * BLOCK_SIDE**2))
+    return first + _BATCH_NORM * maps[0] + _count_pointwise((*maps[:-1], maps[-1] * BLOCK_PX**2))
 
 
 def _count_pointwise(maps: tuple[int, ...]) -> int:

@@ -73,14 +73,6 @@ def to_lightness(pixels: UInt8Array) -> UInt8Array:
     return np.stack([middle + _half(leaf), orange, leaf], axis=3)
 
 
-def from_lightness(pixels: UInt8Array) -> UInt8Array:
-    """Undo ``to_lightness``."""
-    lightness, orange, leaf = (pixels[..., channel] for channel in range(3))
-    middle = lightness - _half(leaf)
-    blue = middle - _half(orange)
-    return np.stack([blue + orange, leaf + middle, blue], axis=3)
-
-
 def _half(difference: UInt8Array) -> UInt8Array:
     halved: UInt8Array = (difference.view(np.int8) >> 1).view(np.uint8)
     return halved

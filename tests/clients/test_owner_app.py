@@ -386,8 +386,12 @@ def test_what_was_refused_does_not_count(make_owner: Callable[..., SimpleNamespa
 def test_another_invite_is_another_agreement(make_owner: Callable[..., SimpleNamespace]) -> None:
     owner = make_owner()
     owner.ask(TRAIN, order(owner, 2))
+    assert "before the last one" in refused(make_owner(), TRAIN, 1)
     owner = make_owner(invite_number=1)
-    owner.ask(TRAIN, order(owner, 1))
+    result = unpack_round_result(owner.ask(TRAIN, order(owner, 1)), 19, 6, network_layout(owner.app._network))
+    assert result.images == 19
+    assert any(not torch.equal(tensor, owner.weights[name]) for name, tensor in result.weights.items())
+    assert [line[:2] for line in owner.display.lines if line[0] == "started"] == [("started", 1)]
 
 
 def test_the_order_of_the_images_is_drawn_for_each_invite(make_owner: Callable[..., SimpleNamespace]) -> None:

@@ -240,9 +240,14 @@ def test_a_network_is_not_compiled_for_crops_that_grow(make_settings: MakeSettin
     Processes("cpu").check(settings)
 
 
-@pytest.mark.parametrize("exchange", Exchange)
-def test_one_process_is_right_for_every_exchange(make_settings: MakeSettings, exchange: Exchange) -> None:
-    Processes("auto").check(make_settings(exchange=exchange))
+def test_one_process_is_right_for_every_exchange_and_several_for_images(make_settings: MakeSettings) -> None:
+    accepted = set()
+    for count in (1, 2):
+        for exchange in Exchange:
+            with contextlib.suppress(UsageError):
+                Processes("auto", count).check(make_settings(exchange=exchange))
+                accepted.add((count, exchange))
+    assert accepted == {(1, exchange) for exchange in Exchange} | {(2, Exchange.IMAGES)}
 
 
 def test_there_is_no_job_where_nothing_is_trained(make_state: Callable[..., StateFolder]) -> None:

@@ -17,7 +17,7 @@ from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import BadImagesError, WrongKeyError
 from ppfed.federation import CipherSettings
 from ppfed.images.decode import decode_image
-from ppfed.images.png import write_encrypted_png
+from ppfed.images.png import encode_encrypted_png
 from ppfed.images.source import LoadReport
 from ppfed.images.types import PlainImages, UInt8Array
 from ppfed.keys.master import KEY_BYTES, MasterKey
@@ -50,7 +50,7 @@ def pixels(shape: tuple[int, ...] = (8, 6, 3), seed: int = 0) -> UInt8Array:
 
 
 def encrypted(path: Path, spec: CipherSpec, key: MasterKey = KEY, shape: tuple[int, ...] = (8, 6, 3)) -> Path:
-    write_encrypted_png(path, make_cipher(spec, key).encrypt(PlainImages(pixels(shape)[None])))
+    path.write_bytes(encode_encrypted_png(make_cipher(spec, key).encrypt(PlainImages(pixels(shape)[None]))))
     return path
 
 

@@ -18,13 +18,11 @@ from scipy.ndimage import convolve
 from scipy.optimize import linear_sum_assignment
 
 from ppfed.attacks.blocks.cutting import cut, join
+from ppfed.ciphers.spec import BLOCK_PX
 from ppfed.images.types import UInt8Array
 
 IndexArray = npt.NDArray[np.intp]
 FloatArray = npt.NDArray[np.float64]
-
-SIDE_PX = 4
-"""Side of LE's blocks."""
 
 _AROUND = np.array([[1.0, 2.0, 1.0], [2.0, 0.0, 2.0], [1.0, 2.0, 1.0]]) / 12
 """How the neighbours of a pixel predict it."""
@@ -58,13 +56,13 @@ class NibbleMap:
         plain = nibbles(ciphertexts)[..., self.place] ^ self.reversal
         low, high = np.split(plain, 2, axis=-1)
         blocks: UInt8Array = low | (high << np.uint8(4))
-        shape = (*blocks.shape[:2], SIDE_PX, SIDE_PX, ciphertexts.shape[3])
-        return join(blocks.reshape(shape), ciphertexts.shape[1] // SIDE_PX)
+        shape = (*blocks.shape[:2], BLOCK_PX, BLOCK_PX, ciphertexts.shape[3])
+        return join(blocks.reshape(shape), ciphertexts.shape[1] // BLOCK_PX)
 
 
 def nibbles(pixels: UInt8Array) -> UInt8Array:
     """Split images (N, H, W, C) into the 4-bit values of their blocks: uint8 (N, B, 2 V), lower halves first."""
-    blocks = cut(pixels, SIDE_PX)
+    blocks = cut(pixels, BLOCK_PX)
     values = blocks.reshape(*blocks.shape[:2], -1)
     return np.concatenate([values & np.uint8(15), values >> np.uint8(4)], axis=2)
 
@@ -93,7 +91,7 @@ def restore_le(ciphertexts: UInt8Array, *, pooled: bool = True) -> UInt8Array:
 def find_map(ciphertexts: UInt8Array) -> NibbleMap:
     """Find the map of LE from images that it served, (N, H, W, C) with sides of at least 3 blocks."""
     _, height, width, channels = ciphertexts.shape
-    rows, columns = height // SIDE_PX, width // SIDE_PX
+    rows, columns = height // BLOCK_PX, width // BLOCK_PX
     seen = nibbles(ciphertexts).astype(np.float64) - 7.5
     lower, upper, sign = _halves(seen)
     high = seen[..., upper] * sign
@@ -161,7 +159,7 @@ def _channels(rest: FloatArray, field: FloatArray, channels: int) -> list[IndexA
 def _lattice(x: FloatArray, y: FloatArray, channel: IndexArray, channels: int) -> IndexArray:
     """Give each value of each channel its own place on the lattice of 4x4."""
     spots = np.empty(len(x), dtype=np.intp)
-    down, across = np.divmod(np.arange(SIDE_PX * SIDE_PX), SIDE_PX)
+    down, across = np.divmod(np.arange(BLOCK_PX * BLOCK_PX), BLOCK_PX)
     for number in range(channels):
         members = np.flatnonzero(channel == number)
         costs = np.zeros((len(members), len(down)))
@@ -219,8 +217,8 @@ def _matched(wanted: FloatArray, given: FloatArray) -> tuple[IndexArray, FloatAr
 def _filtered(values: FloatArray, kernel: FloatArray, rows: int, channels: int) -> FloatArray:
     """Lay the values of blocks (N, B, V) out as pictures, filter these, and cut them into blocks again."""
     count, number, _ = values.shape
-    blocks = values.reshape(count, number, SIDE_PX, SIDE_PX, channels)
-    return cut(convolve(join(blocks, rows), kernel[None, :, :, None], mode="nearest"), SIDE_PX).reshape(values.shape)
+    blocks = values.reshape(count, number, BLOCK_PX, BLOCK_PX, channels)
+    return cut(convolve(join(blocks, rows), kernel[None, :, :, None], mode="nearest"), BLOCK_PX).reshape(values.shape)
 
 
 def _values(field: FloatArray) -> FloatArray:

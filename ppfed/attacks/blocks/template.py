@@ -17,12 +17,10 @@ from scipy.spatial.distance import cdist
 
 from ppfed.attacks.blocks.cutting import cut, join
 from ppfed.attacks.blocks.edges import COLOURS, Variants, turned
+from ppfed.ciphers.spec import BLOCK_PX
 from ppfed.images.types import UInt8Array
 
 IndexArray = npt.NDArray[np.intp]
-
-BLOCK_PX = 4
-"""Side of the blocks of the ciphers attacked here."""
 
 _LOW = np.uint8(15)
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from ppfed.attacks.learned.one_cycle import OneCycle
 from ppfed.attacks.learned.unet import UNet, padded, unet_multiple
-from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info
+from ppfed.ciphers.spec import BLOCK_PX, CipherSpec, Scope, cipher_info
 from ppfed.images.types import UInt8Array
 from ppfed.networks.adaptation import adaptation_network, features_of
-from ppfed.networks.config import BLOCK_SIDE, AdaptationKind, InputFeatures
+from ppfed.networks.config import AdaptationKind, InputFeatures
 from ppfed.training.loop import autocast, epoch_generator, ignore_step
 
 Encrypt = Callable[[UInt8Array, int], UInt8Array]
@@ -146,7 +146,7 @@ class InversionConfig:
     @property
     def multiple(self) -> int:
         """Height and width must be multiples of this many pixels; images are padded to it."""
-        return max(unet_multiple(self.widths), 1 if self.front in (Front.PIXEL, Front.POSITION) else BLOCK_SIDE)
+        return max(unet_multiple(self.widths), 1 if self.front in (Front.PIXEL, Front.POSITION) else BLOCK_PX)
 
 
 class InversionNetwork(nn.Module):

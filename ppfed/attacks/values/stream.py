@@ -42,11 +42,6 @@ class RecoveredStream:
         """The mask as it lies on the ciphertext's channels: (H, W, C)."""
         return _on_ciphertext(self.mask, self.permutation)
 
-    @property
-    def determined_part(self) -> float:
-        """Part of the pixels whose choice the evidence determined, 0 to 1; 1 for attacks that estimate."""
-        return 1.0 if self.determined is None else float(self.determined.mean())
-
     def restore(self, ciphertexts: UInt8Array) -> UInt8Array:
         """Decrypt with what was recovered: uint8 (N, H, W, C) to the same."""
         unmasked = ciphertexts ^ self.on_ciphertext
@@ -82,35 +77,6 @@ def mask_bits_found(
     # The top and the lowest bit say which of the four constants it is; with NP they are equal.
     part = 1 - float((wrong >> 7).mean() + (wrong & 1).mean()) / 2
     return max(part, 1 - part) if either_sign else part
-
-
-def orders_found(recovered: RecoveredStream, permutation: UInt8Array, *, any_names: bool = False) -> float:
-    """Measure how many pixels' permutations are right.
-
-    Parameters
-    ----------
-    recovered : RecoveredStream
-    permutation : uint8 array, (H, W) or (1, H, W)
-        The true one.
-    any_names : bool
-        Count up to one order of the colours of everything, which ciphertexts alone can only guess.
-
-    Returns
-    -------
-    float
-        0 to 1; 1/6 is chance, a little more with ``any_names``.
-
-    Raises
-    ------
-    ValueError
-        If no permutation was recovered.
-    """
-    if recovered.permutation is None:
-        raise ValueError("no permutation was recovered")
-    names = ORDERS if any_names else ORDERS[:1]
-    # The plain channel that each ciphertext channel is said to show, and its name.
-    found, true = ORDERS[recovered.permutation], ORDERS[permutation.reshape(recovered.permutation.shape)]
-    return max(float((name[found] == true).all(axis=2).mean()) for name in names)
 
 
 def _on_ciphertext(mask: UInt8Array, permutation: UInt8Array | None) -> UInt8Array:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from pydantic import ValidationError
 
 from ppfed.attacks.membership import (
     MembershipOutcome,
+    difficulty_calibrated_attack,
     likelihood_ratio_attack,
     losses,
     scaled_confidences,
@@ -97,6 +100,7 @@ def test_scores_that_cannot_be_ranked_are_refused(members: list[float], others: 
 
 
 IMAGES, SHADOWS = 600, 8
+Attack = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], MembershipOutcome]
 
 
 def confidences(gain: float, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -114,6 +118,7 @@ def test_likelihood_ratios_see_through_difficulty() -> None:
     values, inside, _ = confidences(gain=2, seed=2)
     threshold = threshold_attack(-values[0][inside[0]], -values[0][~inside[0]])
     online = likelihood_ratio_attack(values[0], values[1:], inside[1:], inside[0])
+    calibrated = difficulty_calibrated_attack(values[0], values[1:], inside[1:], inside[0])
     outside = np.where(inside, values - 2, values)
     offline = likelihood_ratio_attack(values[0], outside[1:], np.zeros_like(inside[1:]), inside[0])
     # Theory: normal scores whose means are 2 apart give Phi(2 / sqrt(2 * variance)): 0.61 for variance 26, 0.92 for
@@ -121,13 +126,32 @@ def test_likelihood_ratios_see_through_difficulty() -> None:
     assert threshold.auc < 0.7
     assert online.auc > 0.85
     assert offline.auc > 0.85
+    assert calibrated.auc > 0.85
     assert online.tpr_at_1_percent_fpr > 3 * threshold.tpr_at_1_percent_fpr
 
 
-def test_likelihood_ratios_are_at_chance_where_membership_changes_nothing() -> None:
+@pytest.mark.parametrize("attack", [likelihood_ratio_attack, difficulty_calibrated_attack])
+def test_shadow_networks_are_at_chance_where_membership_changes_nothing(attack: Attack) -> None:
     values, inside, _ = confidences(gain=0, seed=3)
-    outcome = likelihood_ratio_attack(values[0], values[1:], inside[1:], inside[0])
+    outcome = attack(values[0], values[1:], inside[1:], inside[0])
     assert abs(outcome.auc - 0.5) < FAR * outcome.auc_chance_spread
+
+
+def test_without_shadow_networks_of_its_members_a_likelihood_ratio_is_the_calibrated_confidence() -> None:
+    values, inside, _ = confidences(gain=1, seed=9)
+    nowhere = np.zeros_like(inside[1:])
+    assert difficulty_calibrated_attack(values[0], values[1:], nowhere, inside[0]) == likelihood_ratio_attack(
+        values[0], values[1:], nowhere, inside[0]
+    )
+
+
+def test_calibration_compares_with_the_networks_without_the_image_alone() -> None:
+    values, inside, _ = confidences(gain=1, seed=10)
+    # What a network says of its own images does not enter.
+    otherwise = np.where(inside[1:], 1e6, values[1:])
+    assert difficulty_calibrated_attack(values[0], otherwise, inside[1:], inside[0]) == difficulty_calibrated_attack(
+        values[0], values[1:], inside[1:], inside[0]
+    )
 
 
 def test_one_shadow_network_is_enough_for_a_ranking() -> None:
@@ -142,14 +166,15 @@ def test_shadow_networks_that_allow_no_comparison_are_refused() -> None:
     values, inside, _ = confidences(gain=1, seed=6)
     everywhere, nowhere = inside[1:].copy(), inside[1:].copy()
     everywhere[:, 3], nowhere[:, 3] = True, False
-    with pytest.raises(ValueError, match="all shadow networks"):
-        likelihood_ratio_attack(values[0], values[1:], everywhere, inside[0])
     with pytest.raises(ValueError, match="no shadow network"):
         likelihood_ratio_attack(values[0], values[1:], nowhere, inside[0])
-    with pytest.raises(ValueError, match="differ in their number"):
-        likelihood_ratio_attack(values[0][1:], values[1:], inside[1:], inside[0])
-    with pytest.raises(ValueError, match="not finite"):
-        likelihood_ratio_attack(values[0] * np.nan, values[1:], inside[1:], inside[0])
+    for attack in (likelihood_ratio_attack, difficulty_calibrated_attack):
+        with pytest.raises(ValueError, match="all shadow networks"):
+            attack(values[0], values[1:], everywhere, inside[0])
+        with pytest.raises(ValueError, match="differ in their number"):
+            attack(values[0][1:], values[1:], inside[1:], inside[0])
+        with pytest.raises(ValueError, match="not finite"):
+            attack(values[0] * np.nan, values[1:], inside[1:], inside[0])
 
 
 def noise(count: int, seed: int) -> ImageTensors:

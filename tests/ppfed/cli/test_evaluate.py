@@ -26,7 +26,7 @@ from ppfed.cli import images, main
 from ppfed.errors import BadImagesError, DataError, PPFedError, UsageError, WrongKeyError
 from ppfed.federation import CipherSettings, FederationSettings
 from ppfed.images.open import open_source
-from ppfed.images.png import write_encrypted_png
+from ppfed.images.png import encode_encrypted_png
 from ppfed.images.types import PlainImages, UInt8Array
 from ppfed.keys.files import write_key_file
 from ppfed.keys.master import KEY_BYTES, MasterKey
@@ -344,7 +344,8 @@ def test_what_cannot_work_is_an_error(arguments: tuple[str, ...], error: type[PP
         draw(Path("divided") / section, {"rose": 1})
     cipher = make_cipher(load_model(Path("model"), CPU).card.cipher_spec(), KEY)
     Path("encrypted/rose").mkdir(parents=True)
-    write_encrypted_png(Path("encrypted/rose/1.png"), cipher.encrypt(PlainImages(np.zeros((1, 8, 8, 3), np.uint8))))
+    image = encode_encrypted_png(cipher.encrypt(PlainImages(np.zeros((1, 8, 8, 3), np.uint8))))
+    Path("encrypted/rose/1.png").write_bytes(image)
     assert part in fail(error, *arguments).message
 
 

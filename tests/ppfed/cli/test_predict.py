@@ -26,7 +26,7 @@ from ppfed.cli.options import load_key
 from ppfed.cli.predict import predict
 from ppfed.errors import ModelError, UsageError, WrongKeyError
 from ppfed.federation import CipherSettings
-from ppfed.images.png import write_encrypted_png
+from ppfed.images.png import encode_encrypted_png
 from ppfed.images.types import PlainImages
 from ppfed.keys.files import write_key_file
 from ppfed.keys.master import KEY_BYTES, MasterKey
@@ -55,7 +55,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("a.png", "[b].png"):
         Image.fromarray(random.integers(0, 256, (9, 7, 3), dtype=np.uint8)).save(name)
     plain = PlainImages(random.integers(0, 256, (1, 8, 8, 3), dtype=np.uint8))
-    write_encrypted_png(Path("encrypted.png"), make_cipher(SPEC, KEY).encrypt(plain))
+    Path("encrypted.png").write_bytes(encode_encrypted_png(make_cipher(SPEC, KEY).encrypt(plain)))
     Path("bad.png").write_text("no image")
 
 

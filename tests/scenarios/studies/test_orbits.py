@@ -16,7 +16,7 @@ from ppfed.networks.adaptation import features_of
 from ppfed.networks.config import InputFeatures
 from scenarios.material import digits
 from scenarios.studies.orbit_search import ROWS_FILE, Leak, OrbitRow, SearchBudget, in_table, main, measure, read_rows
-from scenarios.studies.orbits import EIGHT_CONSTANTS, ORBITS, Orbit, from_lightness, to_lightness
+from scenarios.studies.orbits import EIGHT_CONSTANTS, ORBITS, Orbit, to_lightness
 
 NAMES = [orbit.name for orbit in ORBITS]
 
@@ -48,6 +48,18 @@ def in_other_order(pixels: UInt8Array, high: int, wide: int, seed: int) -> UInt8
                 group = image[row : row + high, column : column + wide].reshape(-1, 3)
                 image[row : row + high, column : column + wide] = random.permutation(group).reshape(high, wide, 3)
     return moved
+
+
+def from_lightness(pixels):
+    """Undo ``to_lightness``."""
+    lightness, orange, leaf = (pixels[..., channel] for channel in range(3))
+    middle = lightness - halved(leaf)
+    blue = middle - halved(orange)
+    return np.stack([blue + orange, leaf + middle, blue], axis=3)
+
+
+def halved(difference):
+    return (difference.view(np.int8) >> 1).view(np.uint8)
 
 
 NP = (0x00, 0xFF)

@@ -9,13 +9,14 @@ from ppfed.attacks.values.fold import fold
 from ppfed.attacks.values.known_plaintext import chosen_image
 from ppfed.attacks.values.known_plaintext import recover as recover_chosen
 from ppfed.attacks.values.same_mask import recover
-from ppfed.attacks.values.stream import NP_CONSTANTS, NP_TWICE_CONSTANTS, RecoveredStream, mask_bits_found, orders_found
+from ppfed.attacks.values.stream import NP_CONSTANTS, NP_TWICE_CONSTANTS, RecoveredStream, mask_bits_found
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.images.types import PlainImages, UInt8Array
 from ppfed.keys.master import MasterKey
 
 from ...photographs import tiles
+from .orders import orders_found
 
 KEY = MasterKey(bytes(range(32)))
 CONSTANTS = {"np-v1": NP_CONSTANTS, "np2-v1": NP_TWICE_CONSTANTS}
