@@ -320,7 +320,8 @@ def _inversion(session: Session, tell: Tell) -> Iterator[Restored]:
 def _learned_edges(session: Session, tell: Tell) -> Iterator[Restored]:
     grey = session.images.shape[2] == 1
     # Of a grey value under NP one bit is unknown, and nothing has to be solved first. NP twice hides two, of which the
-    # solver settles one: without it, on grey images of CIFAR-10, edges got less than the solver alone.
+    # solver settles one: without it, on grey images of CIFAR-10, edges got less than the solver alone (of digits more:
+    # docs/leakage.md).
     unsolved = grey and session.spec.name == "np-v1"
     preset = session.preset.edges
     if unsolved:
