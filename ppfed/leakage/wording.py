@@ -340,8 +340,8 @@ def _tells(shown: Resemblance) -> str:
 def _by_candidates(match: CandidateMatch) -> str:
     if match.certain >= _CERTAIN:
         return (
-            "Whoever has a picture already knows whether it was sent: of "
-            f"{match.candidates:,} candidates the right one alone fits what was sent, in {part_words(match.certain)}."
+            "Whoever has a picture, decoded to the same size, knows whether it was sent: of "
+            f"{match.candidates:,} candidates the right one alone fits, in {part_words(match.certain)}."
         )
     return (
         f"Whoever has {match.candidates:,} candidate pictures tells which of them was sent in "

@@ -193,8 +193,8 @@ def test_candidates_that_were_compared_are_spoken_of(
     fold = (AttackName.FOLD, "", make_resemblance(0.4, 0.3))
     without = make_record(fold)
     for certain, reidentified, words in (
-        (1.0, 1.0, "of 1,000 candidates the right one alone fits what was sent, in 100 %."),
-        (0.994, 0.997, "of 1,000 candidates the right one alone fits what was sent, in 99.4 %."),
+        (1.0, 1.0, "of 1,000 candidates the right one alone fits, in 100 %."),
+        (0.994, 0.997, "of 1,000 candidates the right one alone fits, in 99.4 %."),
         (0.0, 0.92, "Whoever has 1,000 candidate pictures tells which of them was sent in 92 %, restoring none."),
     ):
         match = CandidateMatch(
