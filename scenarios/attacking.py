@@ -26,6 +26,7 @@ from ppfed.leakage.images import AuditImages
 from ppfed.leakage.judge import Judge
 from ppfed.leakage.metrics import resemblance
 from ppfed.leakage.record import CIPHERTEXT_KEY, ORIGINAL_KEY, LeakageRecord
+from ppfed.leakage.reidentification import match_candidates
 from ppfed.leakage.sent import audit_sent, sent_batches
 from ppfed.networks.classifier import build_network
 from scenarios.declaration import Arm, Budget, Mode
@@ -149,6 +150,7 @@ class ArmAttack:
             preset=str(self._preset),
             ciphertext=resemblance(shown, originals),
             perfect=resemblance(originals, originals),
+            by_candidates=match_candidates(None, shown, originals),
         )
         return Audit(record, {ORIGINAL_KEY: originals[:MOST_PICTURES], CIPHERTEXT_KEY: shown[:MOST_PICTURES]})
 

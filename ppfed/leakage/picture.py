@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,12 @@ from matplotlib.figure import Figure
 
 from ppfed.images.types import UInt8Array
 from ppfed.leakage.metrics import upright
-from ppfed.leakage.record import CIPHERTEXT_KEY, ORIGINAL_KEY, LeakageRecord, Resemblance
+from ppfed.leakage.record import CIPHERTEXT_KEY, ORIGINAL_KEY, CandidateMatch, LeakageRecord, Resemblance
 from ppfed.leakage.wording import (
     CIPHERTEXT,
     NOT_CONFIDENTIAL,
+    RIGHT_ONE_BY_CANDIDATES,
+    RIGHT_ONE_RESTORED,
     cipher_words,
     exchange_words,
     part_words,
@@ -49,7 +52,10 @@ def leakage_card(record: LeakageRecord, pictures: Mapping[str, UInt8Array]) -> F
     if len({len(images) for images in pictures.values()}) != 1:
         raise ValueError("every column needs as many pictures as there are originals")
     originals = pictures[ORIGINAL_KEY]
-    columns = [Column("Original"), _column(CIPHERTEXT if record.cipher else "As sent", record.ciphertext, strong=False)]
+    sent = _column(CIPHERTEXT if record.cipher else "As sent", record.ciphertext, strong=False)
+    if record.by_candidates is not None:
+        sent = replace(sent, notes=(*sent.notes, _told(RIGHT_ONE_BY_CANDIDATES, record.by_candidates)))
+    columns = [Column("Original"), sent]
     shown = [originals, pictures[CIPHERTEXT_KEY]]
     for key, outcome in outcomes.items():
         if key in pictures:
@@ -77,9 +83,13 @@ def write_picture(path: Path, record: LeakageRecord, pictures: Mapping[str, UInt
 
 
 def _column(name: str, found: Resemblance, *, strong: bool) -> Column:
-    told = part_words(found.reidentified).replace(" %", f"{_NO_BREAK}%")
-    notes = (f"SSIM {ssim_words(found)}", f"right one of {found.candidates:,}: {told}")
+    notes = (f"SSIM {ssim_words(found)}", _told(RIGHT_ONE_RESTORED, found))
     return Column(name, notes, gauge=float(np.clip(found.ssim.mean, 0, 1)), strong=strong)
+
+
+def _told(words: str, found: Resemblance | CandidateMatch) -> str:
+    told = part_words(found.reidentified).replace(" %", f"{_NO_BREAK}%")
+    return f"{words.format(count=found.candidates)}: {told}"
 
 
 def _paragraphs(record: LeakageRecord) -> list[Paragraph]:

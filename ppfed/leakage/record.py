@@ -92,7 +92,7 @@ class Resemblance(_Frozen):
     feature_distance : Measure or None
         Distance of the features that a network trained on plain images computes (``Judge``): 0 for an exact copy.
     reidentified : float
-        How often the original is the nearest of ``candidates`` originals, 0 to 1.
+        How often the original is the nearest of ``candidates`` originals to what was restored, 0 to 1.
     candidates : int
     median_rank : float
         Of the original among the candidates; 1 is best, half the candidates is chance.
@@ -144,6 +144,30 @@ class AttackOutcome(_Frozen):
         return f"{self.attack} {self.setting}".rstrip()
 
 
+class CandidateMatch(_Frozen):
+    """How well an attacker that has candidate pictures tells which of them was sent, restoring none.
+
+    Attributes
+    ----------
+    images : int
+        So many that were sent were compared.
+    candidates : int
+        The attacker has so many pictures, the original among them.
+    reidentified : float
+        How often the original fits best, 0 to 1; one of k that fit as well counts 1/k.
+    pair_accuracy : float
+        How often it fits better than one other, 0 to 1; 0.5 is chance.
+    certain : float
+        How often the original fits without any difference, and no other candidate does, 0 to 1.
+    """
+
+    images: int = Field(ge=1)
+    candidates: int = Field(ge=2)
+    reidentified: float = Field(ge=0, le=1)
+    pair_accuracy: float = Field(ge=0, le=1)
+    certain: float = Field(ge=0, le=1)
+
+
 class LeakageRecord(_Frozen):
     """All attacks on one cipher, scope and exchange.
 
@@ -161,6 +185,9 @@ class LeakageRecord(_Frozen):
     ciphertext, perfect : Resemblance
         The two baselines: the encrypted images as they are, and the originals themselves.
     attacks : tuple of AttackOutcome
+    by_candidates : CandidateMatch or None
+        What an attacker tells that has candidate pictures. None where it was not measured, as in older records and
+        where no image is sent, or no way is known.
     """
 
     cipher: CipherSettings | None
@@ -173,6 +200,7 @@ class LeakageRecord(_Frozen):
     ciphertext: Resemblance
     perfect: Resemblance
     attacks: tuple[AttackOutcome, ...] = ()
+    by_candidates: CandidateMatch | None = None
 
     @model_validator(mode="after")
     def _distinct(self) -> Self:

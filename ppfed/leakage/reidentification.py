@@ -1,4 +1,4 @@
-"""Which of many pictures is it? What restored images are good for, where they need not please the eye."""
+"""Which of many pictures is it? Told from restored images, which need not please the eye, or without restoring any."""
 
 from __future__ import annotations
 
@@ -8,7 +8,10 @@ from typing import TypeAlias
 import numpy as np
 import numpy.typing as npt
 
-from ppfed.images.types import Int64Array
+from ppfed.attacks import candidates as candidate_match
+from ppfed.ciphers.spec import CipherSpec
+from ppfed.images.types import Int64Array, UInt8Array
+from ppfed.leakage.record import CandidateMatch
 
 FloatArray: TypeAlias = npt.NDArray[np.float64]
 PixelArray: TypeAlias = npt.NDArray[np.uint8] | FloatArray
@@ -21,7 +24,7 @@ _SIMILARITY_DECIMALS = 9
 
 @dataclass(frozen=True)
 class Reidentification:
-    """How well restored images tell which of the candidates they are.
+    """How well images tell which of the candidates they are.
 
     Attributes
     ----------
@@ -68,6 +71,49 @@ def reidentify(restored: PixelArray, candidates: PixelArray) -> Reidentification
         either_sign.append(_nearer_and_tied(np.abs(products), right))
     readings = (_reading(as_is, len(candidates)), _reading(either_sign, len(candidates)))
     return max(readings, key=lambda reading: reading.pair_accuracy)
+
+
+def match_candidates(spec: CipherSpec | None, shown: UInt8Array, candidates: UInt8Array) -> CandidateMatch | None:
+    """Look images that were sent up among candidates, by what is the same of both whatever the key.
+
+    Parameters
+    ----------
+    spec : CipherSpec or None
+        None for images without a cipher, which are compared value by value.
+    shown : uint8 array, (N, H, W, C)
+        As they were sent.
+    candidates : uint8 array, (M, H, W, C), M > 1
+        Plain pictures; the first N are the right ones.
+
+    Returns
+    -------
+    CandidateMatch or None
+        None where nothing is known that the cipher leaves of each image.
+    """
+    if spec is not None and not candidate_match.applies(spec.name):
+        return None
+    block = max(1, _BLOCK_VALUES // len(candidates))
+    parts: list[tuple[FloatArray, FloatArray]] = []
+    certain = 0
+    for start in range(0, len(shown), block):
+        rows = shown[start : start + block]
+        apart = (
+            candidate_match.unequal_values(rows, candidates)
+            if spec is None
+            else candidate_match.distances(spec, rows, candidates)
+        )
+        right = np.arange(start, start + len(rows))
+        parts.append(_nearer_and_tied(-apart, right))
+        fits = apart == 0
+        certain += int(np.count_nonzero(fits[np.arange(len(rows)), right] & (fits.sum(axis=1) == 1)))
+    found = _reading(parts, len(candidates))
+    return CandidateMatch(
+        images=len(shown),
+        candidates=len(candidates),
+        reidentified=found.first,
+        pair_accuracy=found.pair_accuracy,
+        certain=certain / len(shown),
+    )
 
 
 def _standardised(images: PixelArray) -> FloatArray:

@@ -8,7 +8,15 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from ppfed.federation import CipherSettings, Exchange
-from ppfed.leakage.record import EXACT_PSNR_DB, AttackName, AttackOutcome, LeakageRecord, Measure, Resemblance
+from ppfed.leakage.record import (
+    EXACT_PSNR_DB,
+    AttackName,
+    AttackOutcome,
+    CandidateMatch,
+    LeakageRecord,
+    Measure,
+    Resemblance,
+)
 
 NOTHING = "\N{EN DASH}"
 _PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
@@ -24,6 +32,12 @@ VERDICT = (
     "chooses the weights reads images off single steps and off whole passes (docs/leakage.md)."
 )
 
+RIGHT_ONE_RESTORED = "right one of {count:,} by the restored picture"
+RIGHT_ONE_BY_CANDIDATES = "right one of {count:,} by candidates"
+"""Heads of columns: found with what an attack restored, or among pictures that the attacker has, restoring none."""
+
+_CERTAIN = 0.99
+"""Part of the images from which on an attacker is said to know."""
 _ERRORS = 2.0
 """What lies within two standard errors of the ciphertext is not called better than it."""
 
@@ -174,6 +188,13 @@ _SENT = {
 _SENT_PLAIN = {exchange: words.replace("encrypted images", "plain images") for exchange, words in _SENT.items()}
 
 
+MATCHED = (
+    "Compares what the cipher leaves of an image whatever the key with the same of pictures that the attacker has, the "
+    "original among them. It restores nothing, and needs the ciphertext alone."
+)
+"""What is done to find the right one by candidates."""
+
+
 def title(outcome: AttackOutcome) -> str:
     """Name an attack with its setting."""
     words = ATTACKS[outcome.attack].title
@@ -195,11 +216,15 @@ def sentence(record: LeakageRecord) -> str:
     """Say in plain words what an attacker gets, with its numbers.
 
     Of the attacks that need no key: the strongest by SSIM, and another that tells images apart clearly better, if there
-    is one; then what the key gives, if that was measured.
+    is one; then what candidate pictures tell and what the key gives, if that was measured.
     """
+    match = record.by_candidates
     if record.cipher is None and record.exchange is Exchange.IMAGES:
-        return f"These images are not encrypted: whoever is sent them {_has(record.ciphertext)}."
+        text = f"These images are not encrypted: whoever is sent them {_has(record.ciphertext)}."
+        return text if match is None or _is_exact(record.ciphertext) else f"{text} {_by_candidates(match)}"
     text = _without_key(record)
+    if match is not None:
+        text += f" {_by_candidates(match)}"
     collusion = [outcome for outcome in record.attacks if outcome.attack is AttackName.COLLUSION]
     if collusion:
         most = max(collusion, key=lambda outcome: outcome.resemblance.ssim.mean)
@@ -215,7 +240,7 @@ def markdown_table(record: LeakageRecord) -> str:
         f"SSIM (mean {_PLUS_MINUS} spread)",
         "PSNR (dB)",
         "feature distance",
-        f"right one of {baseline.candidates:,}",
+        RIGHT_ONE_RESTORED.format(count=baseline.candidates),
         "right one of two",
         "class accuracy",
         "key bits found",
@@ -223,6 +248,12 @@ def markdown_table(record: LeakageRecord) -> str:
     rows = [_cells(CIPHERTEXT, baseline, baseline)]
     rows += [_cells(title(outcome), outcome.resemblance, baseline, outcome.bits) for outcome in record.attacks]
     rows += [_cells(PERFECT, record.perfect, baseline)]
+    match = record.by_candidates
+    if match is not None:
+        # It takes the ciphertext and nothing that was made of it.
+        head.append(RIGHT_ONE_BY_CANDIDATES.format(count=match.candidates))
+        for row, cell in zip(rows, [part_words(match.reidentified), *[NOTHING] * (len(rows) - 1)], strict=True):
+            row.append(cell)
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines) + "\n"
 
@@ -234,6 +265,8 @@ def legend(record: LeakageRecord) -> str:
         words = ATTACKS[outcome.attack]
         needs = f"It needs {outcome.needs}."
         lines.append(f"- **{title(outcome)}.** {words.line} {needs} Source: {words.source}.")
+    if record.by_candidates is not None:
+        lines.append(f"- **By candidates.** {MATCHED} Source: {_OURS}.")
     return "".join(f"{line}\n" for line in lines)
 
 
@@ -280,9 +313,10 @@ def _nothing_gained(record: LeakageRecord, tried: Sequence[Resemblance]) -> str:
     shown = ssim_words(max(tried, key=lambda found: found.ssim.mean))
     keenest = max(tried, key=lambda found: found.reidentified)
     return (
-        f"{lead} more than the ciphertext shows: SSIM {shown}{most} ({_before(record)}, 1 is a copy), and which of "
-        f"{keenest.candidates:,} an image is it tells in {part_words(keenest.reidentified)} (guessing: "
-        f"{part_words(1 / keenest.candidates)}). A stronger attack may exist."
+        f"{lead} more than the ciphertext shows: SSIM {shown}{most} ({_before(record)}, 1 is a copy), and it "
+        f"tells by the restored picture which of {keenest.candidates:,} an image is in "
+        f"{part_words(keenest.reidentified)} (guessing: {part_words(1 / keenest.candidates)}). A stronger attack may "
+        "exist."
     )
 
 
@@ -305,7 +339,20 @@ def _restores(record: LeakageRecord, shown: Resemblance) -> str:
 
 
 def _tells(shown: Resemblance) -> str:
-    return f"tells which of {shown.candidates:,} an image is in {part_words(shown.reidentified)}"
+    told = part_words(shown.reidentified)
+    return f"tells by the restored picture which of {shown.candidates:,} an image is in {told}"
+
+
+def _by_candidates(match: CandidateMatch) -> str:
+    if match.certain >= _CERTAIN:
+        return (
+            "Whoever has a picture, decoded to the same size, knows whether it was sent: of "
+            f"{match.candidates:,} candidates the right one alone fits, in {part_words(match.certain)}."
+        )
+    return (
+        f"Whoever has {match.candidates:,} candidate pictures tells which of them was sent in "
+        f"{part_words(match.reidentified)}, restoring none."
+    )
 
 
 def _has(shown: Resemblance) -> str:

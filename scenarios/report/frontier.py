@@ -12,7 +12,7 @@ from ppfed.leakage.wording import part_words
 from scenarios.declaration import Arm
 from scenarios.report.cells import Column, Row, Table
 from scenarios.report.curves import COLOURS, GRID, INK, svg_of, svg_style
-from scenarios.report.leakage import Leak, leaks, number
+from scenarios.report.leakage import BY_CANDIDATES, RESTORED, Leak, by_candidates, leaks, matched, number
 from scenarios.report.outcome import Outcome
 from scenarios.report.wording import accuracy, counted, listed, percent, quoted
 
@@ -92,12 +92,14 @@ def tables(outcome: Outcome) -> list[Table]:
     """List the points of each figure."""
     found = []
     for (side, exchange), points in _grouped(outcome).items():
+        compared = matched(one.leak for one in points)
         named = (
             Column("Arm"),
             Column("Point", True),
             Column("Accuracy, %", True),
             Column("SSIM", True),
-            Column("Right one", True),
+            Column(RESTORED, True),
+            *((Column(BY_CANDIDATES, True),) if compared else ()),
             Column("As accurate or more, and leaks no more by SSIM"),
         )
         rows = tuple(
@@ -108,6 +110,7 @@ def tables(outcome: Outcome) -> list[Table]:
                     accuracy(outcome.accuracies[one.arm.name]),
                     number(one.leak.ssim),
                     f"{part_words(one.leak.reidentified)} of {one.leak.candidates:,}",
+                    *((by_candidates(one.leak),) if compared else ()),
                     one.beaten_by or "no arm",
                 )
             )
@@ -178,7 +181,7 @@ def _points(outcome: Outcome, arms: Sequence[Arm], every: dict[str, Leak]) -> li
 def _right_one(points: Sequence[Point]) -> str:
     candidates = {point.leak.candidates for point in points}
     among = f" of {candidates.pop():,}" if len(candidates) == 1 else ""
-    return f"right one{among} found without the key, %"
+    return f"right one{among} found by what is restored without the key, %"
 
 
 def _drawing(name: str, points: Sequence[Point], title: str, leakage: Callable[[Leak], float], most: float) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +21,16 @@ from ppfed.leakage.record import (
     Measure,
     Resemblance,
 )
-from ppfed.leakage.wording import ATTACKS, CIPHERTEXT, PERFECT, part_words, sentence, title
+from ppfed.leakage.wording import (
+    ATTACKS,
+    CIPHERTEXT,
+    PERFECT,
+    RIGHT_ONE_BY_CANDIDATES,
+    RIGHT_ONE_RESTORED,
+    part_words,
+    sentence,
+    title,
+)
 from scenarios.attacking import load_pictures
 from scenarios.declaration import MIXING, Arm, Mode
 from scenarios.report.cells import Column, Row, Table
@@ -29,6 +38,9 @@ from scenarios.report.outcome import Outcome
 from scenarios.report.pictures import png_of
 from scenarios.report.wording import NOTHING, duration, minus, quoted
 from scenarios.results import pictures_path
+
+RESTORED, BY_CANDIDATES = "Right one, by the restored picture", "Right one, by candidates"
+"""Heads of columns."""
 
 _SENT_IMAGES = (Mode.CENTRALIZED, Mode.POOLED)
 _AS_SENT = "none needed"
@@ -50,9 +62,12 @@ class Leak:
     ssim, ciphertext : float
         Structural similarity of what it restored, and of what is sent.
     reidentified : float
-        The most that any of them, or what is sent itself, tells of which image it is, 0 to 1.
+        The most that any of them, or what is sent itself, tells of which image it is, by the restored picture, 0 to 1.
     candidates : int
         Of so many.
+    by_candidates : float or None
+        How often the right one of so many is found among pictures that the attacker has, 0 to 1; None where that was
+        not measured, as in older runs, or no way is known.
     exchange : str
         What owners send.
     """
@@ -62,6 +77,7 @@ class Leak:
     ciphertext: float
     reidentified: float
     candidates: int
+    by_candidates: float | None
     exchange: str
 
 
@@ -113,8 +129,11 @@ def leaks(outcome: Outcome) -> dict[str, Leak]:
 def columns(outcome: Outcome) -> list[Column]:
     """Columns of the main table: none in a run without attacks."""
     found = []
-    if leaks(outcome):
-        found += [Column("Strongest attack without the key"), Column("SSIM (as sent)", True), Column("Right one", True)]
+    every = leaks(outcome)
+    if every:
+        found += [Column("Strongest attack without the key"), Column("SSIM (as sent)", True), Column(RESTORED, True)]
+    if matched(every.values()):
+        found.append(Column(BY_CANDIDATES, True))
     if _has_membership(outcome):
         found.append(Column("Membership AUC", True))
     return found
@@ -134,6 +153,8 @@ def cells(outcome: Outcome, arm: Arm) -> list[str]:
                 f"{number(leak.ssim)} ({number(leak.ciphertext)})",
                 f"{part_words(leak.reidentified)} of {leak.candidates:,}",
             ]
+        if matched(every.values()):
+            found.append(NOTHING if leak is None else by_candidates(leak))
     if _has_membership(outcome):
         values = [result.membership.auc for result in outcome.results[arm.name] if result.membership is not None]
         found.append(f"{statistics.fmean(values):.3f}" if values else NOTHING)
@@ -147,9 +168,14 @@ def notes(outcome: Outcome) -> list[str]:
         found.append(
             "Leakage, measured on held-out images: of all attacks that need no key, the one that restores most by SSIM "
             "(structural similarity of the grey images, 1 is a copy; in brackets what is sent, before any attack, or "
-            "what the owner holds, where no image is sent); and how often any of them tells which of so many images it "
-            "is. An arm that was not attacked itself stands with the leakage of the arm with the same cipher, image "
-            "size and exchange. A stronger attack may exist."
+            "what the owner holds, where no image is sent); and how often what any of them restored tells which of so "
+            "many images it is. An arm that was not attacked itself stands with the leakage of the arm with the same "
+            "cipher, image size and exchange. A stronger attack may exist."
+        )
+    if matched(leaks(outcome).values()):
+        found.append(
+            "Right one, by candidates: how often an attacker that has so many pictures, the original among them, tells "
+            "which of them was sent, by what is the same of both whatever the key; it restores nothing."
         )
     if any(arm.cipher == MIXING for arm in outcome.finished):
         found.append("Pixel block mixing has no key: its mixed training images are compared with the original ones.")
@@ -200,6 +226,18 @@ def attacks_table(outcome: Outcome) -> Table | None:
     return Table("The attacks", named, rows)
 
 
+def matched(every: Iterable[Leak]) -> bool:
+    """Tell whether candidates were compared for any of these."""
+    return any(leak.by_candidates is not None for leak in every)
+
+
+def by_candidates(leak: Leak) -> str:
+    """Write how often the right one of so many is found among candidates."""
+    if leak.by_candidates is None:
+        return NOTHING
+    return f"{part_words(leak.by_candidates)} of {leak.candidates:,}"
+
+
 def number(value: float) -> str:
     """Write an SSIM or the like: ``0.467``."""
     return minus(f"{value:.3f}")
@@ -239,8 +277,13 @@ def _leak(records: Sequence[LeakageRecord]) -> Leak:
         ciphertext=statistics.fmean(record.ciphertext.ssim.mean for record in records),
         reidentified=statistics.fmean(max(one.reidentified for one in found) for found in without_key),
         candidates=first.ciphertext.candidates,
+        by_candidates=statistics.fmean(found) if (found := _by_candidates(records)) else None,
         exchange=str(first.exchange),
     )
+
+
+def _by_candidates(records: Sequence[LeakageRecord]) -> list[float]:
+    return [record.by_candidates.reidentified for record in records if record.by_candidates is not None]
 
 
 def _without_key(record: LeakageRecord) -> list[Resemblance]:
@@ -254,12 +297,12 @@ def _has_membership(outcome: Outcome) -> bool:
 
 
 def _table(arm: Arm, record: LeakageRecord) -> Table:
-    named = (
+    named: tuple[Column, ...] = (
         Column("What is shown"),
         Column("SSIM", True),
         Column("PSNR, dB", True),
         Column("Feature distance", True),
-        Column(f"Right one of {record.ciphertext.candidates:,}", True),
+        Column(_sentence_case(RIGHT_ONE_RESTORED.format(count=record.ciphertext.candidates)), True),
         Column("Median rank", True),
         Column("Right one of two", True),
         Column("Class accuracy", True),
@@ -269,6 +312,11 @@ def _table(arm: Arm, record: LeakageRecord) -> Table:
     rows = [_row(_sent_words(record), record.ciphertext, record)]
     rows += [_row(title(one), one.resemblance, record, one) for one in record.attacks]
     rows.append(_row(PERFECT, record.perfect, record))
+    match = record.by_candidates
+    if match is not None:
+        named = (*named, Column(_sentence_case(RIGHT_ONE_BY_CANDIDATES.format(count=match.candidates)), True))
+        told = [part_words(match.reidentified), *[NOTHING] * (len(rows) - 1)]
+        rows = [Row((*row.cells, cell)) for row, cell in zip(rows, told, strict=True)]
     measured = (
         f"{record.data}; {record.height} x {record.width} pixels; preset {record.preset}. Mean {_PLUS_MINUS} standard "
         "deviation over images; of an image and its negative the better one counts."
@@ -294,6 +342,10 @@ def _row(name: str, found: Resemblance, record: LeakageRecord, outcome: AttackOu
             NOTHING if outcome is None else duration(outcome.seconds),
         )
     )
+
+
+def _sentence_case(text: str) -> str:
+    return text[:1].upper() + text[1:]
 
 
 def _spread(measure: Measure, digits: int) -> str:

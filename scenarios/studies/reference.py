@@ -7,7 +7,8 @@ cipher stands for the exchanges that send no image: with plain images, which are
 and with one mask for all images. ``grey`` stands for grey images under NP and NP twice. At the end the records of all
 cards in OUT go into ``ppfed/leakage/reference.json``, which ``ppfed client join`` and model cards quote; records
 without a card stay. ``missing`` before the ciphers runs only those attacks that their records in ``reference.json``
-lack, adds what came of them there, and writes no cards.
+lack, adds what came of them there, and writes no cards; what candidate pictures tell is among that, and ``candidates``
+before the ciphers adds it alone, in a minute.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from pathlib import Path
 
 from ppfed.atomic import write_atomic
 from ppfed.attacks.alone import solver
+from ppfed.attacks.candidates import applies
 from ppfed.attacks.learned.inversion import CPU
 from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info, cipher_names
 from ppfed.errors import UsageError
@@ -60,8 +62,8 @@ GREY_SPECS = tuple(
     for name in ("np-v1", "np2-v1")
     for scope in (Scope.IMAGE, Scope.FIXED)
 )
-MISSING = "missing"
-"""Asks for what records lack, and nothing else."""
+MISSING, CANDIDATES = "missing", "candidates"
+"""Ask for what records lack, and nothing else; and of that, for what candidate pictures tell alone."""
 SENT = "sent"
 """Names what is sent instead of images, among the ciphers."""
 _SENT_DATA = f"{DATA}, a ResNet-18 of the default width"
@@ -76,12 +78,13 @@ def main(arguments: list[str]) -> int:
         raise UsageError("two folders are needed", hint="python -m scenarios.studies.reference DATA OUT [CIPHER ...]")
     out = Path(arguments[1])
     possible = [*cipher_names(), GREY, SENT]
-    unknown = [name for name in arguments[2 + (MISSING in arguments[2:3]) :] if name not in possible]
+    unknown = [name for name in arguments[3 if _adds(arguments[2:]) else 2 :] if name not in possible]
     if unknown:
         raise UsageError(f"there is no cipher {unknown[0]!r}", hint=f"Choose of: {', '.join(possible)}.")
     names = arguments[2:] or possible
-    if names[0] == MISSING:
-        add_missing(Path(arguments[0]), names[1:] or [*cipher_names(), GREY])
+    if _adds(names):
+        chosen = names[1:] or [*cipher_names(), GREY]
+        add_missing(Path(arguments[0]), chosen, attacked=names[0] == MISSING)
         return 0
     _measure(Path(arguments[0]), out, [spec for spec in every_cipher() if spec.name in names])
     if GREY in names:
@@ -99,6 +102,10 @@ def _write(records: tuple[LeakageRecord, ...]) -> None:
     write_atomic(Path(str(target)), RECORDS.dump_json(records, indent=1).decode() + "\n")
 
 
+def _adds(names: Sequence[str]) -> bool:
+    return bool(names) and names[0] in (MISSING, CANDIDATES)
+
+
 def lacking(record: LeakageRecord) -> list[AttackName]:
     """Name the attacks on encrypted images that a record should have and does not."""
     if record.cipher is None or record.exchange is not Exchange.IMAGES:
@@ -112,7 +119,14 @@ def _worth_training(record: LeakageRecord) -> bool:
     return record.strongest is None or record.strongest.resemblance.ssim.mean < _EXACT
 
 
-def add_missing(data: Path, names: Sequence[str]) -> None:
+def lacks_candidates(record: LeakageRecord) -> bool:
+    """Tell whether a record should say what candidate pictures tell and does not."""
+    if record.cipher is None or record.exchange is not Exchange.IMAGES:
+        return False
+    return record.by_candidates is None and applies(record.cipher.name)
+
+
+def add_missing(data: Path, names: Sequence[str], *, attacked: bool = True) -> None:
     """Add what records lack to ``reference.json``, one record after the other.
 
     No judge is asked: another than that of a record's other numbers might judge otherwise.
@@ -122,16 +136,19 @@ def add_missing(data: Path, names: Sequence[str]) -> None:
     data : Path
     names : sequence of str
         Of ciphers, or ``grey``.
+    attacked : bool
+        Whether to run attacks that are lacking too.
     """
     records = references()
     images: dict[int, AuditImages] = {}
     for record in records:
         name = GREY if record.channels == 1 else record.cipher and record.cipher.name
-        if record.cipher is None or name not in names or not (attacks := lacking(record)):
+        attacks = lacking(record) if attacked else []
+        if record.cipher is None or name not in names or not (attacks or lacks_candidates(record)):
             continue
         if record.channels not in images:
             images[record.channels] = _images(data, channels=record.channels)
-        sys.stdout.write(f"{record.cipher}, {record.channels} channels: {', '.join(attacks)}\n")
+        sys.stdout.write(f"{record.cipher}, {record.channels} channels: {', '.join(attacks) or CANDIDATES}\n")
         sys.stdout.flush()
         found = audit(
             record.cipher.spec,
@@ -237,7 +254,8 @@ def joined(first: Audit, second: Audit) -> Audit:
 def _joined(first: LeakageRecord, second: LeakageRecord) -> LeakageRecord:
     order = list(AttackName)
     outcomes = sorted((*first.attacks, *second.attacks), key=lambda one: order.index(one.attack))
-    return LeakageRecord.model_validate({**dict(first), "attacks": tuple(outcomes)})
+    match = first.by_candidates or second.by_candidates
+    return LeakageRecord.model_validate({**dict(first), "attacks": tuple(outcomes), "by_candidates": match})
 
 
 def _silent(_what: str, _part: float) -> None:

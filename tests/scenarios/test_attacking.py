@@ -145,6 +145,10 @@ def test_mixed_training_images_are_compared_with_their_originals(material: Mater
     record = result.leakage
     assert record is not None
     assert record.ciphertext.ssim.mean < 0.99 < record.perfect.ssim.mean
+    # What an image still has of itself tells which it is; none is as it was.
+    assert record.by_candidates is not None
+    assert record.by_candidates.reidentified > 0.9
+    assert record.by_candidates.certain < 0.1
     pictures = load_pictures(tmp_path / "arm" / PICTURES_FILE)
     chosen = mixed(100, BUDGET.targets, 0)[: len(pictures[ORIGINAL_KEY])]
     # What is measured is what the network saw, and nothing else is mixed.

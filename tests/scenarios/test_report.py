@@ -19,7 +19,14 @@ from scipy import stats
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import DataError, UsageError
 from ppfed.federation import Exchange
-from ppfed.leakage.record import AttackName, AttackOutcome, LeakageRecord, Measure, Resemblance
+from ppfed.leakage.record import (
+    AttackName,
+    AttackOutcome,
+    CandidateMatch,
+    LeakageRecord,
+    Measure,
+    Resemblance,
+)
 from ppfed.model_folder import NOTICE
 from ppfed.training.settings import Padding
 from scenarios.attacking import save_pictures
@@ -28,6 +35,7 @@ from scenarios.report import compare, write_report
 from scenarios.report.curves import line_of
 from scenarios.report.drawings import panels, speed_panels
 from scenarios.report.frontier import frontier, frontiers
+from scenarios.report.frontier import tables as frontier_tables
 from scenarios.report.leakage import cards, leaks
 from scenarios.report.outcome import Outcome
 from scenarios.report.pictures import cipher_pictures, drawn_image
@@ -534,6 +542,27 @@ def test_what_attackers_got_stands_beside_the_accuracy(tmp_path: Path) -> None:
     assert cells(markdown, "plain")[0][9] == "1.000 (1.000)"
     # Nobody is sent anything.
     assert cells(markdown, "alone")[0][8:12] == [NOTHING, NOTHING, NOTHING, "0.625"]
+
+
+def test_what_candidates_tell_stands_beside_what_is_restored(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", {}, ATTACKED)
+    fold = make_record(0.035, (AttackName.FOLD, 0.44, 0.3))
+    match = CandidateMatch(images=100, candidates=1000, reidentified=0.96, pair_accuracy=1, certain=0.5)
+    for name, record in (("NP", fold.model_copy(update={"by_candidates": match})), ("NP + shuffle", fold)):
+        append(folder, make_result(name, 0, 0.5, leakage=record))
+    markdown = write_report(folder)[1].read_text("utf-8")
+    assert cells(markdown, "NP")[0][9:11] == ["30 % of 1,000", "96 % of 1,000"]
+    # As in a run of an earlier version: not measured.
+    assert cells(markdown, "NP + shuffle")[0][9:11] == ["30 % of 1,000", NOTHING]
+    assert "Right one, by candidates" in markdown
+    outcome = Outcome.read(folder)
+    found, without = (card.table for card in cards(outcome, folder))
+    assert found.columns[-1].title == "Right one of 1,000 by candidates"
+    assert [row.cells[-1] for row in found.rows] == ["96 %", NOTHING, NOTHING]
+    assert len(without.columns) == len(found.columns) - 1
+    (table,) = frontier_tables(outcome)
+    assert {row.cells[0]: row.cells[5] for row in table.rows}["NP"] == "96 % of 1,000"
+    assert {len(row.cells) for row in table.rows} == {len(table.columns)}
 
 
 def test_an_attacked_arm_without_a_result_fills_its_row(tmp_path: Path) -> None:

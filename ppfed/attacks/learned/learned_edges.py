@@ -7,9 +7,10 @@ the cipher leaves and says of pairs of pixels, up to a few pixels apart, how lik
 synchronisation (``synchronisation.py``) then settles all pixels at once. Values stay ones that the ciphertext allows.
 The attacker trains it on images of its own, encrypted under its own keys.
 
-Of a grey pixel the mask is all that is unknown. In colour the classical solver settles first what the colours of a
-pixel are to each other; that it is shown as dark as a negative can make it keeps the network from learning that the
-solver is right: trained on the solver's pictures as they are, it changed nothing in them.
+Of a grey pixel under NP the mask is all that is unknown. In colour the classical solver settles first what the colours
+of a pixel are to each other, and under NP twice the top bit; that a pixel is shown as dark as a negative can make it
+keeps the network from learning that the solver is right: trained on the solver's pictures as they are, it changed
+nothing in them.
 
 Ours. Whoever measures with it must train on other images than it restores; nothing here can check that.
 """
@@ -117,7 +118,7 @@ class LearnedEdges:
         In evaluation mode, on its device.
     prepare : callable
         Settles all of a pixel but what all its values have to be XORed with: the classical solver, or for grey images
-        nothing.
+        under NP nothing.
     constants : tuple of int
         What that may be, in the order of ``Group.of_xor``.
     any_order : bool

@@ -5,19 +5,26 @@ from __future__ import annotations
 import stat
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from ppfed.attacks.alone import solver
+from ppfed.attacks.learned import learned_edges
+from ppfed.attacks.values.stream import NP_CONSTANTS
+from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info, cipher_names
 from ppfed.federation import Exchange
 from ppfed.images.types import PlainImages
-from ppfed.leakage.attackers import ATTACKERS, AuditPreset
+from ppfed.leakage import reidentification
+from ppfed.leakage.attackers import ATTACKERS, AuditPreset, throwaway_key
 from ppfed.leakage.audit import Audit, applicable, audit
 from ppfed.leakage.card import write_card
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.record import AttackName, LeakageRecord
+from ppfed.leakage.reidentification import match_candidates
 from ppfed.leakage.sent import SENT_ATTACKS, audit_sent, sent_batches
 from ppfed.networks.classifier import build_network
 from ppfed.networks.config import NetworkConfig
@@ -128,6 +135,72 @@ def test_the_key_gives_everything(images: AuditImages) -> None:
         assert outcome.resemblance.ssim.mean == 1.0
         assert outcome.resemblance.reidentified == 1.0
         assert found.record.strongest is None
+
+
+@pytest.mark.parametrize("scope", Scope)
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("name", cipher_names())
+def test_candidates_are_told_without_restoring_any(images: AuditImages, name: str, channels: int, scope: Scope) -> None:
+    pixels = np.ascontiguousarray(images.targets.pixels[..., :channels])
+    own = np.ascontiguousarray(images.own.pixels[..., :channels])
+    found = run(cipher_info(name).spec(scope), replace(images, targets=PlainImages(pixels), own=PlainImages(own)))
+    match = found.record.by_candidates
+    if name == "logistic-rc4-v1":
+        assert match is None
+    else:
+        assert match is not None
+        assert (match.images, match.candidates) == (60, 60)
+        assert (match.reidentified, match.pair_accuracy, match.certain) == (1, 1, 1)
+    assert found.record.attacks == ()
+
+
+def test_a_picture_that_is_there_twice_is_told_as_either() -> None:
+    pixels = pieces(10)
+    pixels[3] = pixels[7]
+    spec = CipherSpec()
+    encrypted = make_cipher(spec, throwaway_key(0)).encrypt(PlainImages(pixels)).pixels
+    match = match_candidates(spec, encrypted, pixels)
+    assert match is not None
+    assert match.reidentified == pytest.approx(0.9)
+    assert match.certain == pytest.approx(0.8)
+    # The ties of two images with one other of nine.
+    assert match.pair_accuracy == pytest.approx(1 - 2 * 0.5 / 9 / 10)
+
+
+def test_what_is_sent_row_by_row_is_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels = pieces(10)
+    encrypted = make_cipher(CipherSpec(), throwaway_key(0)).encrypt(PlainImages(pixels)).pixels
+    whole = match_candidates(CipherSpec(), encrypted[:7], pixels)
+    monkeypatch.setattr(reidentification, "_BLOCK_VALUES", 30)
+    assert match_candidates(CipherSpec(), encrypted[:7], pixels) == whole
+
+
+def test_learned_edges_go_on_from_what_the_solver_settles(images: AuditImages, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of NP on grey images nothing has to be settled first; of NP twice one of two hidden bits has."""
+    grey = replace(
+        images,
+        targets=PlainImages(np.ascontiguousarray(images.targets.pixels[:4, ..., :1])),
+        target_labels=images.target_labels[:4],
+        own=PlainImages(np.ascontiguousarray(images.own.pixels[..., :1])),
+    )
+    given: dict[str, Any] = {}
+    train = learned_edges.train_edges
+
+    def brief(*arguments: Any, **named: Any) -> learned_edges.LearnedEdges:
+        given.update(prepare=arguments[2], constants=named["constants"])
+        preset = replace(arguments[3], images=4, steps=1, batch_size=2, front_maps=2, widths=(2, 4))
+        return train(*arguments[:3], preset, **named)
+
+    monkeypatch.setattr(learned_edges, "train_edges", brief)
+    for name, solved in (("np-v1", False), ("np2-v1", True)):
+        spec = CipherSpec(name, IMAGE, colour_shuffle=False)
+        found = run(spec, grey, AttackName.LEARNED_EDGES)
+        hidden = make_cipher(spec, throwaway_key(0)).encrypt(grey.targets).pixels
+        solve = solver(spec, device=CPU)
+        assert solve is not None
+        assert np.array_equal(given["prepare"](hidden), solve(hidden) if solved else hidden)
+        assert given["constants"] == NP_CONSTANTS
+        assert len(found.record.attacks) == 1
 
 
 def test_bits_of_a_shared_mask_are_found_and_of_fresh_ones_are_not(images: AuditImages) -> None:

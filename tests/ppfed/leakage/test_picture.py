@@ -54,8 +54,8 @@ def test_what_is_shown(
         assert f"SSIM {outcome.resemblance.ssim.mean:.2f}" in text
     for said in (
         "Original",
-        "Ciphertext SSIM 0.03 right one of 1,000: 0.1 %",
-        "right one of 1,000: 47 %",
+        "SSIM 0.03 right one of 1,000 by the restored picture: 0.1 %",
+        "right one of 1,000 by the restored picture: 47 %",
         sentence(record),
         "Cipher: np-v1, image scope, colour shuffle on",
         "Exchange images",

@@ -8,7 +8,7 @@ import pytest
 
 from ppfed.ciphers.spec import Scope
 from ppfed.federation import CipherSettings, Exchange
-from ppfed.leakage.record import AttackName, AttackOutcome, LeakageRecord, Measure, Resemblance
+from ppfed.leakage.record import AttackName, AttackOutcome, CandidateMatch, LeakageRecord, Measure, Resemblance
 from ppfed.leakage.reference import references
 from ppfed.leakage.wording import (
     ATTACKS,
@@ -66,8 +66,8 @@ def test_the_strongest_attack_speaks(make_record: MakeRecord, make_resemblance: 
     )
     assert sentence(record) == (
         "A coordinator that trains a network on pictures of its own restores these images to SSIM 0.47 (0.03 as sent, "
-        "1 is a copy) and tells which of 1,000 an image is in 47 %. With the key of one owner, a coordinator has every "
-        "image exactly."
+        "1 is a copy) and tells by the restored picture which of 1,000 an image is in 47 %. With the key of one owner, "
+        "a coordinator has every image exactly."
     )
 
 
@@ -98,7 +98,8 @@ def test_another_attack_that_tells_images_apart_better_is_named(
     inversion = (AttackName.INVERSION, "", make_resemblance(0.47, 0.3))
     better = make_record((AttackName.JIGSAW, "8 images", make_resemblance(0.4, 0.6)), inversion)
     assert sentence(better).endswith(
-        "in 30 %. One that puts the blocks together by their edges (8 images) tells which of 1,000 an image is in 60 %."
+        "in 30 %. One that puts the blocks together by their edges (8 images) tells by the restored picture which of "
+        "1,000 an image is in 60 %."
     )
     # 33 % is not clearly more than 30 %: two standard errors of their difference are 4.1 points for 1,000 images.
     alike = make_record((AttackName.JIGSAW, "", make_resemblance(0.4, 0.33)), inversion)
@@ -116,7 +117,8 @@ def test_no_attack_beats_the_ciphertext(
         2: "No attack tried restores more than the ciphertext shows: SSIM 0.03 at most (0.03 as sent",
     }
     assert text == (
-        f"{lead[attacks]}, 1 is a copy), and which of 1,000 an image is it tells in 0.2 % (guessing: 0.1 %). "
+        f"{lead[attacks]}, 1 is a copy), and it tells by the restored picture which of 1,000 an image is in 0.2 % "
+        "(guessing: 0.1 %). "
         "A stronger attack may exist."
     )
 
@@ -136,7 +138,7 @@ def test_exact_recovery(make_record: MakeRecord, make_resemblance: MakeResemblan
     )
     nearly = make_resemblance(0.9991, 1.0)
     text = sentence(make_record((AttackName.SAME_MASK, "", nearly)))
-    assert "to SSIM over 0.99 (0.03 as sent, 1 is a copy) and tells which of 1,000 an image is in 100 %" in text
+    assert "to SSIM over 0.99 (0.03 as sent, 1 is a copy) and tells by the restored picture which of 1,000" in text
     assert "exactly" not in text
 
 
@@ -144,12 +146,14 @@ def test_exchanges_in_which_no_image_is_sent(make_record: MakeRecord, make_resem
     gradients = (AttackName.GRADIENTS, "batch of 8", make_resemblance(0.2, 0.1))
     assert sentence(make_record(gradients, exchange=Exchange.GRADIENTS)) == (
         "A coordinator that searches for the images that explain what an owner sent (batch of 8) restores these images "
-        "to SSIM 0.20 (0.03 encrypted, 1 is a copy) and tells which of 1,000 an image is in 10 %."
+        "to SSIM 0.20 (0.03 encrypted, 1 is a copy) and tells by the restored picture which of 1,000 an image is in "
+        "10 %."
     )
     control = make_record(gradients, cipher=None, exchange=Exchange.GRADIENTS, ciphertext=make_resemblance(1))
     assert sentence(control) == (
         "A coordinator that searches for the images that explain what an owner sent (batch of 8) restores these "
-        "images, which are not encrypted, to SSIM 0.20 (1 is a copy) and tells which of 1,000 an image is in 10 %."
+        "images, which are not encrypted, to SSIM 0.20 (1 is a copy) and tells by the restored picture which of 1,000 "
+        "an image is in 10 %."
     )
 
 
@@ -173,14 +177,57 @@ def test_the_table(make_record: MakeRecord, make_resemblance: MakeResemblance) -
     record["attacks"] = (*record["attacks"], bits.model_dump())
     table = markdown_table(LeakageRecord.model_validate(record))
     assert table.replace(NOTHING, "none").replace("\N{MINUS SIGN}", "-").splitlines() == [
-        "|  | SSIM (mean ± spread) | PSNR (dB) | feature distance | right one of 1,000 | right one of two "
-        "| class accuracy | key bits found |",
+        "|  | SSIM (mean ± spread) | PSNR (dB) | feature distance "
+        "| right one of 1,000 by the restored picture | right one of two | class accuracy | key bits found |",
         "| --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: |",
         "| Ciphertext | 0.030 ± 0.120 | 17.2 ± 2.5 | none | 0.1 % | 95 % | none | none |",
         "| Fold | -0.020 ± 0.120 | 17.2 ± 2.5 | none | 50 % (of 200) | 95 % | none | none |",
         r"| Ciphertexts of one mask, a\|b | 0.470 ± 0.120 | 17.2 ± 2.5 | 0.410 ± 0.050 | 47 % | 95 % | 61 % | 98 % |",
         "| Perfect copy | 1.000 ± 0.000 | 100.0 ± 0.0 | none | 100 % | 100 % | none | none |",
     ]
+
+
+def test_candidates_that_were_compared_are_spoken_of(
+    make_record: MakeRecord, make_resemblance: MakeResemblance
+) -> None:
+    fold = (AttackName.FOLD, "", make_resemblance(0.4, 0.3))
+    without = make_record(fold)
+    for certain, reidentified, words in (
+        (1.0, 1.0, "of 1,000 candidates the right one alone fits, in 100 %."),
+        (0.994, 0.997, "of 1,000 candidates the right one alone fits, in 99.4 %."),
+        (0.0, 0.92, "Whoever has 1,000 candidate pictures tells which of them was sent in 92 %, restoring none."),
+    ):
+        match = CandidateMatch(
+            images=1000, candidates=1000, reidentified=reidentified, pair_accuracy=1, certain=certain
+        )
+        record = make_record(fold, by_candidates=match)
+        assert sentence(record).startswith(sentence(without))
+        assert sentence(record).endswith(words)
+        assert ("knows whether it was sent" in sentence(record)) is (certain > 0.99)
+        rows = [line.strip("| ").split(" | ") for line in markdown_table(record).splitlines()]
+        assert rows[0][-1] == "right one of 1,000 by candidates"
+        # It is told of what was sent, and not of what an attack restored.
+        assert [row[-1] for row in rows[2:]] == [part_words(reidentified), NOTHING, NOTHING]
+        assert legend(record).splitlines()[:-1] == legend(without).splitlines()
+    # Whoever is sent a picture needs no candidates; of one that is mixed with others they tell.
+    for ssim, said in ((1, False), (0.4, True)):
+        plain = make_record(cipher=None, ciphertext=make_resemblance(ssim), by_candidates=match)
+        assert ("restoring none" in sentence(plain)) is said
+
+
+def test_records_from_before_candidates_were_compared_are_read(make_record: MakeRecord) -> None:
+    old = make_record().model_dump()
+    del old["by_candidates"]
+    record = LeakageRecord.model_validate(old)
+    assert record.by_candidates is None
+    assert "candidate" not in sentence(record) + markdown_table(record) + legend(record)
+
+
+def test_what_candidates_tell_was_measured_of_every_cipher_but_one() -> None:
+    images = [one for one in references() if one.cipher is not None and one.exchange is Exchange.IMAGES]
+    lacking = {one.cipher.name for one in images if one.cipher is not None and one.by_candidates is None}
+    assert lacking == {"logistic-rc4-v1"}
+    assert all(one.by_candidates.certain > 0.99 for one in images if one.by_candidates is not None)
 
 
 def test_the_legend(make_record: MakeRecord, make_resemblance: MakeResemblance) -> None:

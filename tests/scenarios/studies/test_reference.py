@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from ppfed.ciphers.spec import CipherSpec, Scope
+from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info
 from ppfed.errors import UsageError
 from ppfed.federation import Exchange
 from ppfed.leakage.record import AttackName, LeakageRecord
 from ppfed.leakage.reference import reference
-from scenarios.studies.reference import lacking, main
+from scenarios.studies.reference import lacking, lacks_candidates, main
 
 
 def known(spec: CipherSpec, exchange: Exchange = Exchange.IMAGES) -> LeakageRecord:
@@ -36,7 +36,18 @@ def test_what_is_sent_instead_of_images_lacks_none() -> None:
     assert lacking(known(CipherSpec(), Exchange.UPDATES)) == []
 
 
-@pytest.mark.parametrize("names", [["np-v9"], ["missing", "np-v9"], ["np-v1", "missing"]])
+def test_candidates_that_were_not_compared_are_lacking() -> None:
+    record = known(CipherSpec())
+    assert not lacks_candidates(record)
+    assert lacks_candidates(record.model_copy(update={"by_candidates": None}))
+    # No way is known, and no image is sent.
+    assert not lacks_candidates(known(cipher_info("logistic-rc4-v1").spec()))
+    assert not lacks_candidates(known(CipherSpec(), Exchange.UPDATES))
+
+
+@pytest.mark.parametrize(
+    "names", [["np-v9"], ["missing", "np-v9"], ["candidates", "np-v9"], ["np-v1", "missing"], ["np-v1", "candidates"]]
+)
 def test_an_unknown_cipher_is_named_before_anything_is_written(tmp_path: Path, names: list[str]) -> None:
     with pytest.raises(UsageError, match="there is no cipher"):
         main([str(tmp_path), str(tmp_path / "out"), *names])
