@@ -96,7 +96,12 @@ cards = st.builds(
     exchange=st.sampled_from(["images", "updates", "gradients"]),
     cipher=st.builds(CipherSettings, scope=st.sampled_from(Scope), colour_shuffle=st.booleans()),
     channels=st.sampled_from([1, 3]),
-    classes=st.lists(st.text(min_size=1, max_size=20), min_size=2, max_size=4, unique=True).map(tuple),
+    classes=st.lists(
+        st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=20),
+        min_size=2,
+        max_size=4,
+        unique=True,
+    ).map(tuple),
     adaptation=st.lists(st.integers(1, 5), max_size=2).map(tuple),
     base_maps=st.integers(1, 3),
     width=st.just(8),

@@ -39,8 +39,8 @@ from ..model_cards import small_card
 
 CPU = torch.device("cpu")
 KEY = MasterKey(bytes(range(KEY_BYTES)))
-CLASSES = ("rose", "tul[i]p", "da\x1b[2Jisy")
-COUNTS = {"rose": 5, "tul[i]p": 4, "da\x1b[2Jisy": 3}
+CLASSES = ("rose", "tul[i]p", "da\N{RIGHT-TO-LEFT OVERRIDE}isy")
+COUNTS = {"rose": 5, "tul[i]p": 4, "da\N{RIGHT-TO-LEFT OVERRIDE}isy": 3}
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +146,7 @@ def test_it_is_printed() -> None:
     assert len(rows) == 3
     assert rows[2].replace("│", "").split()[1:] == [str(count) for count in found["confusion"][1]]
     assert "specificity" not in result.stdout
-    assert "\x1b[2J" not in result.output
+    assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in result.output
     assert "has no test part" in result.stderr
 
 

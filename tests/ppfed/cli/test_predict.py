@@ -39,7 +39,7 @@ from ..model_cards import small_card
 CPU = torch.device("cpu")
 KEY = MasterKey(bytes(range(KEY_BYTES)))
 SPEC = CipherSpec(scope=Scope.FIXED)
-CLASSES = ("rose", "tul[i]p", "da\x1b[2Jisy", "lily")
+CLASSES = ("rose", "tul[i]p", "da\N{RIGHT-TO-LEFT OVERRIDE}isy", "lily")
 
 
 @pytest.fixture(autouse=True)
@@ -90,10 +90,10 @@ def test_the_table_shows_the_best_classes(top: int) -> None:
         (line,) = (line for line in result.stdout.splitlines() if name in line)
         ranked = sorted(expected(name).items(), key=lambda item: -item[1])
         for rank, (label, probability) in enumerate(ranked):
-            shown = f"{label} {probability:.1%}".replace("\x1b", "\N{REPLACEMENT CHARACTER}")
+            shown = f"{label} {probability:.1%}".replace("\N{RIGHT-TO-LEFT OVERRIDE}", "\N{REPLACEMENT CHARACTER}")
             assert (shown in line) == (0 < rank < top)
         assert f"{ranked[0][1]:.1%}" in line
-    assert "\x1b[2J" not in result.stdout
+    assert "\N{RIGHT-TO-LEFT OVERRIDE}" not in result.stdout
 
 
 def test_an_encrypted_image_needs_no_key() -> None:
