@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 
 _CLASSES_SHOWN = 20
 
-_INTERRUPTED = 130
-"""As a shell says it of a program that Ctrl-C ends."""
-
 app = typer.Typer(help="Take part in a federation as an owner of images.", no_args_is_help=True)
 
 
@@ -58,7 +55,7 @@ def join(
     from clients.display import RichDisplay
     from clients.join import LEAKAGE_PICTURE, check_ahead, default_folder, make_private, serve, store_folder
     from clients.preparation import class_positions, prepare
-    from ppfed.cli.console import print_line, progress_bar, stderr, stdout
+    from ppfed.cli.console import ctrl_c_says, print_line, progress_bar, stderr, stdout
     from ppfed.cli.options import load_key
     from ppfed.enrolment import key_differs
     from ppfed.errors import UsageError
@@ -103,12 +100,8 @@ def join(
     # From here on nothing needs the key.
     del master
     _report(console, prepared, settings)
-    try:
-        with RichDisplay(console) as display:
-            summary = serve(invitation, fingerprint, prepared, folder, pick_device(device), display, display.notice)
-    except KeyboardInterrupt:
-        print_line(console, "interrupted: the same command goes on")
-        raise typer.Exit(_INTERRUPTED) from None
+    with ctrl_c_says("interrupted: the same command goes on"), RichDisplay(console) as display:
+        summary = serve(invitation, fingerprint, prepared, folder, pick_device(device), display, display.notice)
     if summary.card is None:
         print_line(console, summary.message)
         raise typer.Exit(1)

@@ -113,11 +113,8 @@ def make_private(folder: Path) -> None:
 
 def check_ahead(invite: Invite, fingerprint: str) -> None:
     """Find out what joining would fail of, before images are encrypted for it: ``CoordinatorClient.check_ahead``."""
-    coordinator = CoordinatorClient(invite)
-    try:
+    with contextlib.closing(CoordinatorClient(invite)) as coordinator:
         coordinator.check_ahead(fingerprint)
-    finally:
-        coordinator.close()
 
 
 def serve(

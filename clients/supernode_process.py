@@ -1,6 +1,6 @@
 """Flower's SuperNode as an owner runs it: ``python -m clients.supernode_process ...``.
 
-The arguments are those of ``ppfed.flower_service``. It looks for messages as often as they come
+The arguments are the command and its own. It looks for messages as often as they come
 (``ppfed/flower_waiting.py``), and survives the end of a run.
 """
 

@@ -129,7 +129,7 @@ def admit(state: StateFolder, request: EnrolmentRequest, register_node: Callable
             hint="Join with the same --state as before. If that folder is lost, or you never joined, tell the "
             f"coordinator: ppfed coordinator invite {owner.name} --replace",
         )
-    _compare(settings, agreed_fingerprint(state, settings, owner.name), request)
+    _compare(settings, agreed_fingerprint(settings, state.owners().enrolled(), owner.name), request)
     if request.train_images < settings.training.min_local_batch:
         raise FederationError(
             f"this federation needs {settings.training.min_local_batch} images to train on at least, and you have "
@@ -154,7 +154,7 @@ def admit(state: StateFolder, request: EnrolmentRequest, register_node: Callable
         # Two first owners may have asked at once: the later one is measured by the earlier one's key.
         if owner.name not in owners or owners[owner.name].token_sha256 != owner.token_sha256:
             raise InviteError(f"the invite of {owner.name} was replaced by a newer one", hint=_ASK_AGAIN)
-        agreed = agreed_fingerprint(state, settings, owner.name)
+        agreed = agreed_fingerprint(settings, state.owners().enrolled(), owner.name)
         if agreed is not None and agreed != request.fingerprint:
             _compare(settings, agreed, request)
         owners[owner.name] = admitted
@@ -167,11 +167,11 @@ def public_key_pem(node_key: str) -> bytes:
     return key.public_bytes(serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo)
 
 
-def agreed_fingerprint(state: StateFolder, settings: FederationSettings, asking: str) -> str | None:
+def agreed_fingerprint(settings: FederationSettings, enrolled: Mapping[str, Enrolled], asking: str) -> str | None:
     """Find the key that an owner has to use: the federation's, or that of the others who joined; None if it is free."""
     if settings.fingerprint is not None:
         return settings.fingerprint
-    others = [one.fingerprint for name, one in state.owners().enrolled().items() if name != asking]
+    others = [one.fingerprint for name, one in enrolled.items() if name != asking]
     return others[0] if others else None
 
 

@@ -21,8 +21,6 @@ StateOption = Annotated[
     Path, typer.Option("--state", help="The federation's one folder.", metavar="DIR", envvar="PPFED_STATE")
 ]
 _STATE = Path("ppfed-coordinator")
-_INTERRUPTED = 130
-"""As a shell says it of a program that Ctrl-C ends."""
 
 _FEDERATION = "Federation; a new one needs the first four"
 _IMAGES = "Images and cipher"
@@ -225,7 +223,7 @@ def start(  # noqa: PLR0917 -- each is an option
     from coordinator.processes import Processes
     from coordinator.start import run_coordinator, start_detached
     from coordinator.state import StateFolder
-    from ppfed.cli.console import print_line, stderr, stdout
+    from ppfed.cli.console import ctrl_c_says, print_line, stderr, stdout
     from ppfed.enrolment import Phase
     from ppfed.federation import Exchange
     from ppfed.leakage.reference import quoted
@@ -248,14 +246,9 @@ def start(  # noqa: PLR0917 -- each is an option
         log = start_detached(folder, processes)
         print_line(console, f"open at {plan.address}; output goes to {log}")
         return
-    try:
-        with Watch(console, folder) as watch:
-            status = run_coordinator(folder, processes, watch.ready, watch)
-    except KeyboardInterrupt:
-        print_line(
-            console, f"interrupted: 'ppfed coordinator start --state {folder.folder}' goes on; owners wait for it"
-        )
-        raise typer.Exit(_INTERRUPTED) from None
+    goes_on = f"interrupted: 'ppfed coordinator start --state {folder.folder}' goes on; owners wait for it"
+    with ctrl_c_says(goes_on), Watch(console, folder) as watch:
+        status = run_coordinator(folder, processes, watch.ready, watch)
     if status.phase is not Phase.FINISHED:
         print_line(console, f"{status.phase}: {status.message}")
         raise typer.Exit(0 if status.phase is Phase.STOPPED else 1)

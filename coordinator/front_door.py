@@ -221,12 +221,13 @@ class FrontDoor:
             return PlainTextResponse("forbidden", 403)
         except ClientDisconnect:
             return self._went_away()
-        status = self._state.status()
+        status, settings = self._state.status(), self._state.plan().settings
+        enrolled = self._state.owners().enrolled()
         reply = StatusReply(
             phase=status.phase,
-            owners_joined=len(self._state.owners().enrolled()),
-            owners_wanted=self._state.plan().settings.owners,
-            fingerprint=agreed_fingerprint(self._state, self._state.plan().settings, owner.name) or "",
+            owners_joined=len(enrolled),
+            owners_wanted=settings.owners,
+            fingerprint=agreed_fingerprint(settings, enrolled, owner.name) or "",
             message=TOO_LATE if owner.enrolled is not None and status.leaves_out(owner.name) else status.message,
         )
         return _json(reply, 200)

@@ -1,6 +1,6 @@
 """Flower's SuperLink as a coordinator runs it: ``python -m coordinator.superlink_process ...``.
 
-The arguments are those of ``ppfed.flower_service``. Flower 1.41 stores any message of any node, also one that answers
+The arguments are the command and its own. Flower 1.41 stores any message of any node, also one that answers
 nothing, and gives that to whoever asks for an answer next; and it hands out an answer as soon as it is announced, for
 whose parts the ServerApp then waits for minutes, while it hears of no other owner. So of an owner it takes answers
 alone, and the ServerApp gets them when they are whole.

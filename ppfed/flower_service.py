@@ -1,4 +1,4 @@
-"""One of Flower's commands with a garbage collector that runs often: ``python -m ppfed.flower_service COMMAND ...``.
+"""One of Flower's commands with a garbage collector that runs often: a module around it calls ``main``.
 
 Flower's services hold each request of up to 8 MiB in a cycle of references. Python looks for such cycles after so many
 new objects, however large these are, and an upload makes few: dozens of requests wait in memory for it: see
@@ -31,7 +31,3 @@ def main() -> None:
     run = command.load()
     collect_often()
     sys.exit(run())
-
-
-if __name__ == "__main__":
-    main()

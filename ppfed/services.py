@@ -78,7 +78,7 @@ def flower_command(name: str) -> str:
     return str(Path(sys.executable).parent / name)
 
 
-def flower_service(name: str, around: str = "ppfed.flower_service") -> list[str]:
+def flower_service(name: str, around: str) -> list[str]:
     """Return how one of Flower's services is started: its command, with a module of ours around it."""
     # Modules come from where ppfed is installed, not from the folder that somebody happens to be in.
     return [sys.executable, "-P", "-m", around, name]

@@ -120,7 +120,7 @@ def run_scenario(
     ] = None,
 ) -> None:
     """Run a scenario, or go on with it: arms that have a result are not run again."""
-    from ppfed.cli.console import print_line, progress_bar, stderr, stdout
+    from ppfed.cli.console import ctrl_c_says, print_line, progress_bar, stderr, stdout
     from ppfed.errors import PPFedError, UsageError
     from scenarios import declaration, results
     from scenarios.display import RunDisplay
@@ -151,12 +151,9 @@ def run_scenario(
             + (f", {known} of them done earlier" if known else "")
             + f"; results go to {folder.folder}",
         )
-        with RunDisplay(console, len(wanted), known) as display:
-            try:
-                failed = Runner(folder, device, jobs, display).run(wanted)
-            except KeyboardInterrupt:
-                print_line(console, "interrupted; finished arms are kept: the same command goes on from here")
-                raise typer.Exit(130) from None
+        goes_on = "interrupted; finished arms are kept: the same command goes on from here"
+        with RunDisplay(console, len(wanted), known) as display, ctrl_c_says(goes_on):
+            failed = Runner(folder, device, jobs, display).run(wanted)
         page, text = write_report(folder.folder)
     print_line(stdout(), text.read_text(encoding="utf-8"))
     print_line(stdout(), f"report: {page}")

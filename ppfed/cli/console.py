@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -16,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ppfed.errors import PPFedError
 
 _FILE_COLUMNS = 180
+_INTERRUPTED = 130
+"""As a shell says it of a program that Ctrl-C ends."""
 
 
 def stdout() -> Console:
@@ -55,6 +58,16 @@ def print_bug(error: Exception) -> None:
 def print_line(console: Console, line: str) -> None:
     """Print a line as it is: text from peers and file names is no markup and commands no terminal."""
     console.print(printable(line), markup=False, emoji=False, soft_wrap=True)
+
+
+@contextmanager
+def ctrl_c_says(line: str) -> Iterator[None]:
+    """Have Ctrl-C end the block, and the command, with a line that says how it goes on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        print_line(stderr(), line)
+        raise typer.Exit(_INTERRUPTED) from None
 
 
 def printable(text: str) -> str:

@@ -7,6 +7,8 @@ import pytest
 
 from ppfed.services import flower_service
 
+SUPERLINK = flower_service("flower-superlink", "coordinator.superlink_process")
+
 # What a service does with a request: a few objects, one of them large, in a cycle of references.
 REQUESTS = """
 import collections
@@ -41,20 +43,20 @@ def most_alive(how: str) -> int:
 
 
 def test_requests_do_not_pile_up() -> None:
-    # Eight at work, and a full collection after some 5,000 objects: two collections of 500 in each younger generation.
+    # Eight at work, and a full collection after some 1,000 objects: two collections of 100 in each younger generation.
     assert most_alive("often") <= 40
     assert most_alive("as Python does") > 60
 
 
 def test_a_service_sees_its_own_arguments() -> None:
-    done = subprocess.run([*flower_service("flower-superlink"), "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run([*SUPERLINK, "--help"], capture_output=True, text=True, check=True)
     assert "usage: flower-superlink" in done.stdout
     assert "--database" in done.stdout
 
 
 @pytest.mark.parametrize(
     "service",
-    [flower_service("flower-superlink"), flower_service("flower-supernode", "clients.supernode_process")],
+    [SUPERLINK, flower_service("flower-supernode", "clients.supernode_process")],
     ids=["superlink", "supernode"],
 )
 def test_a_service_runs_what_is_installed_and_not_what_lies_around(service: list[str], tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from scenarios.process_tree import family
 _PROC = Path("/proc")
 _SAMPLE_S = 0.2
 _KIB = 1024
-_AROUND = {"ppfed.flower_service", "clients.supernode_process"}
+_AROUND = {"coordinator.superlink_process", "clients.supernode_process"}
 
 
 class PeakMemory:

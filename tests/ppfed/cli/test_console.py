@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import pytest
+import typer
 from rich.table import Table
 
-from ppfed.cli.console import stdout
+from ppfed.cli.console import ctrl_c_says, stdout
 
 
 @pytest.mark.parametrize(("columns", "lines"), [(None, 1), ("60", 3)])
@@ -19,3 +20,10 @@ def test_a_table_in_a_file_is_not_squeezed_into_a_terminal(
     table.add_row(" ".join(["federation"] * 15))
     stdout().print(table)
     assert len(capsys.readouterr().out.splitlines()) == lines
+
+
+def test_ctrl_c_ends_a_command_with_how_it_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, ctrl_c_says("interrupted: the same command goes on"):
+        raise KeyboardInterrupt
+    assert ended.value.exit_code == 130
+    assert capsys.readouterr().err == "interrupted: the same command goes on\n"
