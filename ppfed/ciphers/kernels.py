@@ -1,8 +1,8 @@
 """The inner loops of the ciphers that NumPy has no fast way to say, compiled.
 
 NumPy would need an index of eight bytes for each value that a colour shuffle moves, three passes over 64-bit numbers
-for each that is drawn, strided writes for counter blocks, and a byte in memory for each bit of a mask. All loops
-release the interpreter lock.
+for each that is drawn, strided writes for counter blocks, a byte in memory for each bit of a mask, and a call of its
+own for each row that is XORed with one that rows share. All loops release the interpreter lock.
 """
 
 from __future__ import annotations
@@ -128,6 +128,24 @@ def xor_bits(values: UInt64Array, bits: UInt8Array, constants: UInt8Array, out: 
             constant = np.uint64(constants[more]) * _EACH_BYTE
             for index in range(out.shape[1]):
                 out[image, index] ^= _spread(bits[more, image, index], constant)
+
+
+@_compiled(_array(types.uint8, 2), _array(types.uint8, 2), _array(types.uint8, 2, out=True))
+def xor_masks(values: UInt8Array, masks: UInt8Array, out: UInt8Array) -> None:
+    """XOR rows with masks.
+
+    Parameters
+    ----------
+    values : uint8 array, (N, V)
+    masks : uint8 array, (N, V or more) or (1, V or more)
+        One for all rows, or each its own.
+    out : uint8 array, (N, V)
+        May be ``values``.
+    """
+    for image in range(values.shape[0]):
+        row = image if masks.shape[0] > 1 else 0
+        for index in range(values.shape[1]):
+            out[image, index] = values[image, index] ^ masks[row, index]
 
 
 _Three = tuple[np.uint8, np.uint8, np.uint8]

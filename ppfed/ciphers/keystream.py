@@ -10,7 +10,7 @@ import numpy.typing as npt
 from cryptography.hazmat.primitives.ciphers import Cipher as BlockCipher
 from cryptography.hazmat.primitives.ciphers import algorithms, modes
 
-from ppfed.ciphers.kernels import UInt64Array, lay_out_counters, scale_words, xor_bits
+from ppfed.ciphers.kernels import UInt64Array, lay_out_counters, scale_words, xor_bits, xor_masks
 from ppfed.images.types import ID_BYTES, UInt8Array
 
 IndexArray = npt.NDArray[np.intp]
@@ -114,10 +114,15 @@ def spread(bits: UInt8Array, constants: UInt8Array, count: int) -> UInt8Array:
     -------
     uint8 array, (N, count)
     """
+    return _spread_whole(bits, constants)[:, :count]
+
+
+def _spread_whole(bits: UInt8Array, constants: UInt8Array) -> UInt8Array:
+    """Spread all bits, also those that fill up the last byte: (N, 8 times as many)."""
     _, rows, words = bits.shape
     masks: UInt64Array = np.empty((rows, words), dtype="<u8")
     xor_bits(np.zeros((1, words), dtype="<u8"), bits, constants, masks)
-    return masks.view(np.uint8)[:, :count]
+    return masks.view(np.uint8)
 
 
 def xor_spread(values: UInt8Array, bits: UInt8Array, constants: UInt8Array, out: UInt8Array) -> None:
@@ -137,7 +142,7 @@ def xor_spread(values: UInt8Array, bits: UInt8Array, constants: UInt8Array, out:
     """
     rows, count = values.shape
     if count % 8 or bits.shape[1] < rows:
-        np.bitwise_xor(values, spread(bits, constants, count), out=out)
+        xor_masks(values, _spread_whole(bits, constants), out)
     else:
         xor_bits(values.view("<u8"), bits, constants, out.view("<u8"))
 
