@@ -100,9 +100,12 @@ def make_private(folder: Path) -> None:
         raise UsageError(
             f"the folder {folder} cannot be made: {error.strerror}", hint="Name another one with --state."
         ) from None
-    ours = (folder / _NODE_KEY, store_folder(folder) / MARKER)
-    # Whoever was shown what leaks and said no has nothing but the picture here.
-    others = any(one.name != LEAKAGE_PICTURE for one in folder.iterdir())
+    store = store_folder(folder)
+    ours = (folder / _NODE_KEY, store / MARKER)
+    # Whoever was shown what leaks and said no has nothing but the picture here, and whoever was interrupted before
+    # the store had its marker, or after it had lost it, an empty store.
+    empty_store = store.is_dir() and not any(store.iterdir())
+    others = any(one.name != LEAKAGE_PICTURE and not (one == store and empty_store) for one in folder.iterdir())
     if others and not any(one.exists() for one in ours):
         raise UsageError(
             f"{folder} holds files that ppfed did not make",

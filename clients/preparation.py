@@ -11,11 +11,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from clients.prepared import MARKER, Prepared, read_prepared, write_prepared
 from ppfed.ciphers.registry import make_cipher
-from ppfed.errors import MOST_BAD_SHOWN, BadImagesError, DataError, MismatchError, UsageError
+from ppfed.errors import MOST_BAD_SHOWN, BadImagesError, DataError, MismatchError, PPFedError, UsageError
 from ppfed.federation import FederationSettings, class_difference, some_names
 from ppfed.images.held_out import held_out_by_content
 from ppfed.images.source import ImageSource, LoadReport, Split, files_digest, no_progress
@@ -119,61 +120,51 @@ def prepare(
     known = read_prepared(folder, signature)
     if known is not None:
         return known
-    _remove_store(folder)
-    folder.mkdir(parents=True)
-    (folder / MARKER).write_text("ppfed makes and deletes this folder as it needs it.\n")
-    store = ShardStore(folder)
+    store = _begin_store(folder)
+    writer = _StoreWriter(store, settings, copies)
     report = LoadReport()
-    writers = {split: _ShardWriter(store, split, settings) for split in Split}
-    held_out_given = Split.HELD_OUT in source.counts
     cipher = make_cipher(settings.cipher.spec, key)
-    variants = _variants(Augmentation.of(settings.training), copies)
-    counted = {split: np.zeros(len(settings.classes), dtype=np.int64) for split in Split}
+    held_out_given = Split.HELD_OUT in source.counts
+    size = (settings.height, settings.width)
     for split in source.counts:
-        for batch in source.read(
-            split,
-            size=(settings.height, settings.width),
-            channels=settings.channels,
-            report=report,
-            progress=progress,
-        ):
+        for batch in source.read(split, size=size, channels=settings.channels, report=report, progress=progress):
             labels = positions[batch.labels]
             encrypted = cipher.encrypt(batch.images)
             if held_out_given:
                 held_out = np.full(len(labels), split is Split.HELD_OUT)
             else:
                 held_out = held_out_by_content(batch.images, key)
-            for part, rows in ((Split.TRAIN, ~held_out), (Split.HELD_OUT, held_out)):
-                where = np.flatnonzero(rows)
-                counted[part] += np.bincount(labels[where], minlength=len(settings.classes))
-                chosen = Shard(encrypted[where], labels[where])
-                for variant in variants(chosen) if part is Split.TRAIN else [chosen]:
-                    writers[part].add(variant)
-    if report.bad and not skip_bad:
+            writer.add(encrypted, labels, held_out)
+    bad = [] if skip_bad else report.bad
+    refusal = _refusal(path, bad, writer.images(Split.TRAIN), settings.training.min_local_batch)
+    if refusal is not None:
         _remove_store(folder)
-        raise BadImagesError(report.bad)
-    fewest = settings.training.min_local_batch
-    train_images, held_out_images = (int(counted[split].sum()) for split in (Split.TRAIN, Split.HELD_OUT))
-    if train_images < fewest:
-        _remove_store(folder)
-        raise DataError(
-            f"{path} holds {train_images} images to train on, and training here needs {fewest} at least",
-            hint="Name a folder with one sub-folder per class, with images in them.",
-        )
-    for writer in writers.values():
-        writer.flush()
+        raise refusal
+    writer.flush()
     prepared = Prepared(
         store,
-        train_images,
-        held_out_images,
-        copies,
-        len(report.bad),
-        dict(report.notes),
-        tuple(zip(counted[Split.TRAIN].tolist(), counted[Split.HELD_OUT].tolist(), strict=True)),
-        tuple(report.bad[:MOST_BAD_SHOWN]),
+        train_images=writer.images(Split.TRAIN),
+        held_out_images=writer.images(Split.HELD_OUT),
+        copies=copies,
+        bad=len(report.bad),
+        notes=dict(report.notes),
+        by_class=writer.by_class(),
+        left_out=tuple(report.bad[:MOST_BAD_SHOWN]),
     )
     write_prepared(folder, signature, prepared)
     return prepared
+
+
+def _refusal(path: Path, bad: list[tuple[str, str]], train_images: int, fewest: int) -> PPFedError | None:
+    """Say why the images that were read are no part of a federation; None where they are."""
+    if bad:
+        return BadImagesError(bad)
+    if train_images < fewest:
+        return DataError(
+            f"{path} holds {train_images} images to train on, and training here needs {fewest} at least",
+            hint="Name a folder with one sub-folder per class, with images in them.",
+        )
+    return None
 
 
 def _require_apart(path: Path, folder: Path) -> None:
@@ -183,6 +174,18 @@ def _require_apart(path: Path, folder: Path) -> None:
             f"the encrypted images would be kept in {folder}, and your plain images are in {path}: one holds the other",
             hint="Name another folder with --state.",
         )
+
+
+def _begin_store(folder: Path) -> ShardStore:
+    """Make an empty store in place of what ppfed left there.
+
+    From here until ``write_prepared`` a store has the marker and no record: what an interruption leaves is not used,
+    and the next call removes it.
+    """
+    _remove_store(folder)
+    folder.mkdir(parents=True)
+    (folder / MARKER).write_text("ppfed makes and deletes this folder as it needs it.\n")
+    return ShardStore(folder)
 
 
 def _remove_store(folder: Path) -> None:
@@ -204,6 +207,36 @@ def _remove_store(folder: Path) -> None:
             one.unlink()
     marker.unlink(missing_ok=True)
     folder.rmdir()
+
+
+class _StoreWriter:
+    """Puts encrypted images into the shards of both splits, training images in all their variants, and counts them."""
+
+    def __init__(self, store: ShardStore, settings: FederationSettings, copies: int) -> None:
+        self._shards = {split: _ShardWriter(store, split, settings) for split in Split}
+        self._variants = _variants(Augmentation.of(settings.training), copies)
+        self._counted = {split: np.zeros(len(settings.classes), dtype=np.int64) for split in Split}
+
+    def add(self, images: EncryptedImages, labels: Int64Array, held_out: npt.NDArray[np.bool_]) -> None:
+        for split, rows in ((Split.TRAIN, ~held_out), (Split.HELD_OUT, held_out)):
+            where = np.flatnonzero(rows)
+            self._counted[split] += np.bincount(labels[where], minlength=len(self._counted[split]))
+            chosen = Shard(images[where], labels[where])
+            for variant in self._variants(chosen) if split is Split.TRAIN else [chosen]:
+                self._shards[split].add(variant)
+
+    def flush(self) -> None:
+        for shards in self._shards.values():
+            shards.flush()
+
+    def images(self, split: Split) -> int:
+        """Count distinct images."""
+        return int(self._counted[split].sum())
+
+    def by_class(self) -> tuple[tuple[int, int], ...]:
+        """Count distinct images of each class: to train on, and held out."""
+        train, held_out = (self._counted[split].tolist() for split in (Split.TRAIN, Split.HELD_OUT))
+        return tuple(zip(train, held_out, strict=True))
 
 
 class _ShardWriter:

@@ -46,6 +46,8 @@ class TrainingRun:
     processes : Processes
     on_step : callable
         Called after each step of exchange ``gradients``, with the steps done and all steps of the pass.
+    on_remark : callable
+        Called with what the status shall say until the end.
 
     Raises
     ------

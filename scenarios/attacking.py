@@ -16,18 +16,16 @@ import numpy as np
 import torch
 
 from ppfed.atomic import write_atomic
-from ppfed.attacks.alone import solver
 from ppfed.errors import DataError
 from ppfed.federation import Exchange, FederationSettings
 from ppfed.images.types import Int64Array, PlainImages, UInt8Array
 from ppfed.leakage.attackers import AuditPreset
-from ppfed.leakage.audit import Audit, audit, judge_of
+from ppfed.leakage.audit import Audit, AuditRun, audit, judge_of
 from ppfed.leakage.images import AuditImages
-from ppfed.leakage.judge import Judge
 from ppfed.leakage.metrics import resemblance
 from ppfed.leakage.record import CIPHERTEXT_KEY, ORIGINAL_KEY, LeakageRecord
 from ppfed.leakage.reidentification import match_candidates
-from ppfed.leakage.sent import audit_sent, sent_batches
+from ppfed.leakage.sent import OwnerStep, audit_sent, sent_batches
 from ppfed.networks.classifier import build_network
 from scenarios.declaration import Arm, Budget, Mode
 from scenarios.material import Material
@@ -94,16 +92,7 @@ class ArmAttack:
             return self._sent_gradients(on_progress)
         if self.arm.spec is not None:
             images = self._images()
-            return audit(
-                self.arm.spec,
-                images,
-                self.arm.wanted_attacks,
-                self._preset,
-                device=self.device,
-                seed=self.seed,
-                on_progress=_second_part(on_progress),
-                judge=self._judge(images, on_progress),
-            )
+            return audit(self.arm.spec, images, self.arm.wanted_attacks, self._run(images, on_progress))
         if self.arm.is_plain or trained_on is None:
             rows = self._target_rows(len(self.material.held_out))
             plain = self.material.held_out.pixels[rows]
@@ -115,27 +104,17 @@ class ArmAttack:
         # Before the first round the network is the one that everybody knows, and it gives most away.
         network = build_network(self.settings.network_config(), self.seed).to(self.device)
         images = self._images()
-        spec = self.arm.spec
-        return audit_sent(
-            spec,
-            images,
-            network,
-            self.settings.exchange,
-            sent_batches(self.settings.exchange, self.settings.training.min_local_batch),
-            self._preset,
-            device=self.device,
-            seed=self.seed,
-            on_progress=_second_part(on_progress),
-            restore=None if spec is None else solver(spec, device=self.device, seed=self.seed),
-            judge=self._judge(images, on_progress),
-            batch_norm=self.settings.training.batch_norm,
-            attacks=self.arm.wanted_attacks,
-        )
+        step = OwnerStep(network, self.settings.exchange, self.settings.training.batch_norm)
+        batches = sent_batches(self.settings.exchange, self.settings.training.min_local_batch)
+        run = self._run(images, on_progress)
+        return audit_sent(self.arm.spec, images, step, batches, run, attacks=self.arm.wanted_attacks)
 
-    def _judge(self, images: AuditImages, on_progress: OnProgress) -> Judge:
-        return judge_of(
+    def _run(self, images: AuditImages, on_progress: OnProgress) -> AuditRun:
+        """Train a judge, and tell the progress of what it is for as what remains."""
+        judge = judge_of(
             images, self._preset, self.device, self.seed, lambda part: on_progress("judge", _JUDGE_PART * part)
         )
+        return AuditRun(self._preset, self.device, self.seed, judge, _second_part(on_progress))
 
     def _without_key(self, shown: UInt8Array, originals: UInt8Array, split: str) -> Audit:
         """Measure images that anybody may look at."""

@@ -16,13 +16,9 @@ from ppfed.cli.options import CipherOption, ScopeOption, ShuffleOption
 from ppfed.errors import UsageError, first_bad
 
 if TYPE_CHECKING:
-    import torch
-
     from ppfed.federation import Exchange, FederationSettings
-    from ppfed.leakage.attackers import AuditPreset
-    from ppfed.leakage.audit import Audit
+    from ppfed.leakage.audit import Audit, AuditRun
     from ppfed.leakage.images import AuditImages
-    from ppfed.leakage.judge import Judge
     from ppfed.leakage.record import AttackName
 
 _SEED = 0
@@ -83,7 +79,7 @@ def leakage(
     from ppfed.federation import Exchange, Invite
     from ppfed.images.size import parse_size
     from ppfed.leakage.attackers import AuditPreset
-    from ppfed.leakage.audit import applicable, audit, judge_of
+    from ppfed.leakage.audit import AuditRun, applicable, audit, judge_of
     from ppfed.leakage.card import write_card
     from ppfed.leakage.sent import SENT_ATTACKS
     from ppfed.leakage.wording import markdown_table, sentence
@@ -116,12 +112,11 @@ def leakage(
     with progress_bar("training a judge", _STEPS) as advance:
         judge = judge_of(images, chosen, place, _SEED, _in_steps(advance))
     with progress_bar("attacking", _STEPS) as advance:
-        told = _in_steps(advance)
-        progress = _untitled(told)
+        run = AuditRun(chosen, place, _SEED, judge, _untitled(_in_steps(advance)))
         if exchange is Exchange.IMAGES:
-            result = audit(spec, images, attacks, chosen, device=place, seed=_SEED, on_progress=progress, judge=judge)
+            result = audit(spec, images, attacks, run)
         else:
-            result = _audit_sent(spec, images, exchange, settings, attacks, chosen, place, progress, judge)
+            result = _audit_sent(spec, images, exchange, settings, attacks, run)
     paths = write_card(out, result.record, result.pictures)
     print_line(stdout(), markdown_table(result.record))
     print_line(stdout(), sentence(result.record))
@@ -135,15 +130,11 @@ def _audit_sent(
     exchange: Exchange,
     settings: FederationSettings | None,
     attacks: tuple[AttackName, ...],
-    preset: AuditPreset,
-    device: torch.device,
-    on_progress: Callable[[str, float], None],
-    judge: Judge,
+    run: AuditRun,
 ) -> Audit:
     """Attack what leaves in place of images, for the invite's network or else the default one."""
-    from ppfed.attacks.alone import solver
     from ppfed.federation import Exchange
-    from ppfed.leakage.sent import audit_sent, sent_attacks, sent_batches
+    from ppfed.leakage.sent import OwnerStep, audit_sent, sent_attacks, sent_batches
     from ppfed.networks.classifier import build_network
     from ppfed.networks.config import NetworkConfig, best_features
     from ppfed.training.settings import BatchNormMode, TrainingSettings
@@ -164,21 +155,10 @@ def _audit_sent(
     left_out = sorted(set(attacks) - set(sent_attacks(config)))
     if left_out:
         print_line(stderr(), f"left out: {', '.join(left_out)}; no such weights are known for this network")
-    return audit_sent(
-        spec,
-        images,
-        build_network(config, _SEED).to(device),
-        exchange,
-        sent_batches(exchange, training.min_local_batch),
-        preset,
-        device=device,
-        seed=_SEED,
-        on_progress=on_progress,
-        restore=solver(spec, device=device, seed=_SEED),
-        judge=judge,
-        batch_norm=training.batch_norm if exchange is Exchange.GRADIENTS else BatchNormMode.LOCAL,
-        attacks=attacks,
-    )
+    batch_norm = training.batch_norm if exchange is Exchange.GRADIENTS else BatchNormMode.LOCAL
+    step = OwnerStep(build_network(config, run.seed).to(run.device), exchange, batch_norm)
+    batches = sent_batches(exchange, training.min_local_batch)
+    return audit_sent(spec, images, step, batches, run, attacks=attacks)
 
 
 def _untitled(told: Callable[[float], None]) -> Callable[[str, float], None]:

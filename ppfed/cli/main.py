@@ -32,11 +32,6 @@ def build_app() -> typer.Typer:
         rich_markup_mode="rich",
     )
 
-    def print_version(wanted: bool) -> None:
-        if wanted:
-            stdout().print(ppfed.__version__)
-            raise typer.Exit
-
     @app.callback()
     def root(
         # While options are read: without a command the body is never reached.

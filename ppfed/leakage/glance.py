@@ -17,7 +17,7 @@ from ppfed.ciphers.spec import CipherSpec
 from ppfed.federation import Exchange
 from ppfed.images.types import PlainImages, UInt8Array
 from ppfed.leakage.attackers import AuditPreset
-from ppfed.leakage.audit import applicable, audit
+from ppfed.leakage.audit import AuditRun, applicable, audit
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.picture import write_picture
 from ppfed.leakage.record import AttackName
@@ -74,14 +74,6 @@ def glance(pixels: UInt8Array, spec: CipherSpec, picture: Path) -> Glance:
     images = AuditImages(
         PlainImages(pixels[:count]), nothing[:count], PlainImages(pixels[count:]), nothing[count:], 1, "your images"
     )
-    found = audit(
-        spec,
-        images,
-        attacks,
-        AuditPreset.QUICK,
-        device=torch.device("cpu"),
-        seed=0,
-        on_progress=lambda _what, _part: None,
-    )
+    found = audit(spec, images, attacks, AuditRun(AuditPreset.QUICK, torch.device("cpu"), seed=0))
     write_picture(picture, found.record, found.pictures)
     return Glance(sentence(found.record), picture)

@@ -21,19 +21,18 @@ from scipy.optimize import linear_sum_assignment
 from scipy.spatial.distance import cdist
 from torch import nn
 
-from ppfed.attacks.alone import Solver
+from ppfed.attacks.alone import Solver, solver
 from ppfed.attacks.sent import gradient_inversion
 from ppfed.attacks.sent.chosen_weights import ToldApartBy, can_choose, chosen_network, read_images, told_apart_by
 from ppfed.attacks.sent.gradient_inversion import GradientInversionConfig, invert_gradient, smooth_view
 from ppfed.attacks.values.fold import fold, folded_view, folds
 from ppfed.ciphers.spec import CipherSpec
-from ppfed.federation import CipherSettings, Exchange
+from ppfed.federation import Exchange
 from ppfed.images.types import EncryptedImages, Int64Array, PlainImages, UInt8Array
-from ppfed.leakage.attackers import AuditPreset, Session
-from ppfed.leakage.audit import SHOWN, Audit, measured
+from ppfed.leakage.attackers import AuditPreset, Restored, Session
+from ppfed.leakage.audit import SHOWN, Audit, AuditRun, Findings
 from ppfed.leakage.images import AuditImages
-from ppfed.leakage.judge import Judge
-from ppfed.leakage.record import CIPHERTEXT_KEY, ORIGINAL_KEY, AttackName, AttackOutcome, LeakageRecord
+from ppfed.leakage.record import AttackName
 from ppfed.networks.classifier import ImageClassifier
 from ppfed.networks.config import NetworkConfig
 from ppfed.networks.state import network_state
@@ -77,6 +76,36 @@ SENT_ATTACKS = (AttackName.CHOSEN_WEIGHTS, AttackName.GRADIENTS)
 
 
 @dataclass(frozen=True, eq=False)
+class OwnerStep:
+    """What an owner is asked for in place of images: one step on one batch.
+
+    Attributes
+    ----------
+    network : ImageClassifier
+        With the weights of the step, on the device; no step changes it.
+    exchange : Exchange
+        ``gradients`` or ``updates``.
+    batch_norm : BatchNormMode
+        Exchange ``gradients``: what batch norm normalises with.
+
+    Raises
+    ------
+    ValueError
+        If the exchange sends images, or in ``updates`` batch norm is not local.
+    """
+
+    network: ImageClassifier
+    exchange: Exchange
+    batch_norm: BatchNormMode = BatchNormMode.LOCAL
+
+    def __post_init__(self) -> None:
+        if self.exchange is Exchange.IMAGES:
+            raise ValueError("exchange 'images' sends images: audit() attacks those")
+        if self.exchange is Exchange.UPDATES and self.batch_norm is not BatchNormMode.LOCAL:
+            raise ValueError("exchange 'updates' normalises with each batch's own statistics")
+
+
+@dataclass(frozen=True, eq=False)
 class Sent:
     """What an owner sends of one batch, and the coordinator makes of it.
 
@@ -107,17 +136,10 @@ def sent_attacks(config: NetworkConfig) -> tuple[AttackName, ...]:
 def audit_sent(
     spec: CipherSpec | None,
     images: AuditImages,
-    network: ImageClassifier,
-    exchange: Exchange,
+    step: OwnerStep,
     batches: Sequence[int],
-    preset: AuditPreset,
+    run: AuditRun,
     *,
-    device: torch.device,
-    seed: int,
-    on_progress: Callable[[str, float], None],
-    restore: Solver | None,
-    judge: Judge | None = None,
-    batch_norm: BatchNormMode = BatchNormMode.LOCAL,
     attacks: Sequence[AttackName] = SENT_ATTACKS,
     search: GradientSearch | None = None,
 ) -> Audit:
@@ -132,125 +154,58 @@ def audit_sent(
     spec : CipherSpec or None
         None for plain images: the control.
     images : AuditImages
-    network : ImageClassifier
-        With the weights of the step that a curious coordinator attacks; a hostile one chooses others.
-    exchange : Exchange
-        ``gradients`` or ``updates``.
+    step : OwnerStep
+        As a curious coordinator asks for it; a hostile one chooses other weights.
     batches : sequence of int
         Images in what an owner sends. Those with more images than there are targets are left out.
-    preset : AuditPreset
-    device : torch.device
-    seed : int
-    on_progress : callable
-        As for ``audit``.
-    restore : callable or None
-        Restores ciphertexts, as ``ppfed.attacks.alone.solver``; None leaves that out.
-    judge : Judge or None
-        As for ``audit``.
-    batch_norm : BatchNormMode
-        Exchange ``gradients``: what batch norm normalises with.
+    run : AuditRun
     attacks : sequence of AttackName
         Of ``SENT_ATTACKS``. Weights are chosen only for networks for which ``sent_attacks`` says so, and the search is
         left out for batches larger than it is to try.
     search : GradientSearch or None
         None for the preset's.
-
-    Raises
-    ------
-    ValueError
-        If the exchange sends images, or in ``updates`` batch norm is not local.
     """
-    if exchange is Exchange.IMAGES:
-        raise ValueError("exchange 'images' sends images: audit() attacks those")
-    if exchange is Exchange.UPDATES and batch_norm is not BatchNormMode.LOCAL:
-        raise ValueError("exchange 'updates' normalises with each batch's own statistics")
-    search = search or _SEARCHES[preset]
-    most = {AttackName.CHOSEN_WEIGHTS: _READ[preset], AttackName.GRADIENTS: search.images}
-    images = _mixed(images, seed)
-    encrypted = None if spec is None else Session(spec, images, preset, device, seed).encrypted
-    owner = _Owner(
-        images.targets.pixels if encrypted is None else encrypted.pixels,
-        images.target_labels,
-        exchange,
-        batch_norm,
-        device,
-    )
-    wanted = [
-        (attack, batch)
-        for attack in SENT_ATTACKS
-        if attack in attacks and attack in sent_attacks(network.config)
-        for batch in batches
-        if batch <= len(images.targets) and (attack is AttackName.CHOSEN_WEIGHTS or batch <= search.largest)
-    ]
-    outcomes: list[AttackOutcome] = []
-    shown = min(SHOWN, len(owner.fed), *(_count(batch, most[attack], len(owner.fed)) for attack, batch in wanted))
-    pictures = {ORIGINAL_KEY: images.targets.pixels[:shown], CIPHERTEXT_KEY: owner.fed[:shown]}
-    for number, (attack, batch) in enumerate(wanted):
+    search = search or _SEARCHES[run.preset]
+    images = _mixed(images, run.seed)
+    encrypted = None if spec is None else Session(spec, images, run.preset, run.device, run.seed).encrypted
+    restore = None if spec is None else solver(spec, device=run.device, seed=run.seed)
+    fed = images.targets.pixels if encrypted is None else encrypted.pixels
+    owner = _Owner(step, fed, images.target_labels, run.device)
+    possible = [attack for attack in sent_attacks(step.network.config) if attack in attacks]
+    parts = _parts(possible, batches, len(fed), _READ[run.preset], search)
+    findings = Findings(images, fed, run.judge, min(SHOWN, len(fed), *(part.images for part in parts)))
+    for number, part in enumerate(parts):
+        tell = partial(_tell_part, run.on_progress, _WORDS[step.exchange], number, len(parts))
         started = time.monotonic()
-        count = _count(batch, most[attack], len(owner.fed))
-        tell = partial(_tell_part, on_progress, _WORDS[exchange], number, len(wanted))
-        needs = f"{_WORDS[exchange]} over {_images_in_words(batch)}, and the labels, which such a gradient tells"
-        if attack is AttackName.CHOSEN_WEIGHTS:
-            needs = f"{needs}, for weights that tell images apart by {told_apart_by(network.config, batch)}"
-            found = _read(owner, chosen_network(network.config, batch, seed).to(device), batch, count, tell)
+        if part.attack is AttackName.CHOSEN_WEIGHTS:
+            found = _read(owner, part, run.seed, tell)
         else:
-            config = replace(search.config, smooth=smooth_view(spec), batch_norm=batch_norm)
-            found = _inverted(owner, network, batch, count, config, seed, tell)
+            config = replace(search.config, smooth=smooth_view(spec), batch_norm=step.batch_norm)
+            found = _inverted(owner, part, config, run.seed, tell)
         seconds = time.monotonic() - started
         for how, view in _views(found, encrypted, restore):
-            outcome = AttackOutcome(
-                attack=attack,
-                setting=f"{_images_in_words(batch)}{how}",
-                needs=needs,
-                resemblance=measured(view, images, judge),
-                seconds=seconds,
-            )
-            outcomes.append(outcome)
-            pictures[outcome.picture_key] = view[:shown]
-    height, width, channels = images.shape
-    record = LeakageRecord(
-        cipher=None if spec is None else CipherSettings.of(spec),
-        exchange=exchange,
-        height=height,
-        width=width,
-        channels=channels,
-        data=images.data,
-        preset=preset.value,
-        ciphertext=measured(owner.fed, images, judge),
-        perfect=measured(images.targets.pixels, images, judge),
-        attacks=tuple(outcomes),
-    )
-    on_progress("done", 1.0)
-    return Audit(record, pictures)
+            restored = Restored(view, _needs(step, part), f"{_images_in_words(part.batch)}{how}")
+            findings.add(part.attack, restored, seconds)
+    audit = findings.audit(spec, run.preset, step.exchange)
+    run.on_progress("done", 1.0)
+    return audit
 
 
-def sent_by_owner(
-    network: ImageClassifier,
-    images: UInt8Array,
-    labels: Int64Array,
-    exchange: Exchange,
-    device: torch.device,
-    batch_norm: BatchNormMode = BatchNormMode.LOCAL,
-) -> Sent:
-    """Compute what the coordinator learns of one batch; the network is not changed.
+def sent_by_owner(step: OwnerStep, images: UInt8Array, labels: Int64Array, device: torch.device) -> Sent:
+    """Compute what the coordinator learns of one batch.
 
     Parameters
     ----------
-    network : ImageClassifier
-        On the device.
+    step : OwnerStep
     images : uint8 array, (N, H, W, C)
     labels : int64 array, (N,)
-    exchange : Exchange
-        ``gradients`` or ``updates``.
     device : torch.device
-    batch_norm : BatchNormMode
-        Exchange ``gradients``: what batch norm normalises with.
     """
     batch = ImageTensors.from_numpy(np.ascontiguousarray(images), labels, device)
-    own = copy.deepcopy(network)
-    if exchange is Exchange.GRADIENTS:
+    own = copy.deepcopy(step.network)
+    if step.exchange is Exchange.GRADIENTS:
         part = partial_gradient(
-            own, batch.images, batch.labels, nn.CrossEntropyLoss(), micro_batch=len(batch), batch_norm=batch_norm
+            own, batch.images, batch.labels, nn.CrossEntropyLoss(), micro_batch=len(batch), batch_norm=step.batch_norm
         )
         return Sent(gradient_inversion.gradient_by_name(own, part.gradient), part.moments)
     config = TrainingConfig(
@@ -267,22 +222,41 @@ def sent_by_owner(
 
 @dataclass(frozen=True, eq=False)
 class _Owner:
-    """What it trains on, (N, H, W, C), and how it answers."""
+    """What it is asked for, and what it trains on, (N, H, W, C)."""
 
+    step: OwnerStep
     fed: UInt8Array
     labels: Int64Array
-    exchange: Exchange
-    batch_norm: BatchNormMode
     device: torch.device
 
-    def answers(self, network: ImageClassifier, batch: int, count: int) -> Iterator[tuple[slice, Sent]]:
-        """Send what comes of one batch after another, until ``count`` images were used."""
-        for start in range(0, count, batch):
-            rows = slice(start, start + batch)
-            yield (
-                rows,
-                sent_by_owner(network, self.fed[rows], self.labels[rows], self.exchange, self.device, self.batch_norm),
-            )
+    def answers(self, part: _Part) -> Iterator[tuple[slice, Sent]]:
+        """Send what comes of one batch after another, until all images of the part were used."""
+        for start in range(0, part.images, part.batch):
+            rows = slice(start, start + part.batch)
+            yield rows, sent_by_owner(self.step, self.fed[rows], self.labels[rows], self.device)
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One attack on batches of one size, until so many images were used."""
+
+    attack: AttackName
+    batch: int
+    images: int
+
+
+def _parts(
+    attacks: Sequence[AttackName], batches: Sequence[int], targets: int, most_read: int, search: GradientSearch
+) -> list[_Part]:
+    """Put attacks and batches together, and leave out what there are too few images for, or the search is not for."""
+    largest = {AttackName.CHOSEN_WEIGHTS: targets, AttackName.GRADIENTS: min(targets, search.largest)}
+    most = {AttackName.CHOSEN_WEIGHTS: most_read, AttackName.GRADIENTS: search.images}
+    return [
+        _Part(attack, batch, _count(batch, most[attack], targets))
+        for attack in attacks
+        for batch in batches
+        if batch <= largest[attack]
+    ]
 
 
 def _count(batch: int, most: int, targets: int) -> int:
@@ -290,49 +264,51 @@ def _count(batch: int, most: int, targets: int) -> int:
     return max(batch, min(most, targets) // batch * batch)
 
 
-def _read(
-    owner: _Owner, network: ImageClassifier, batch: int, count: int, on_progress: Callable[[float], None]
-) -> UInt8Array:
+def _needs(step: OwnerStep, part: _Part) -> str:
+    sent = f"{_WORDS[step.exchange]} over {_images_in_words(part.batch)}, and the labels, which such a gradient tells"
+    if part.attack is not AttackName.CHOSEN_WEIGHTS:
+        return sent
+    return f"{sent}, for weights that tell images apart by {told_apart_by(step.network.config, part.batch)}"
+
+
+def _read(owner: _Owner, part: _Part, seed: int, on_progress: Callable[[float], None]) -> UInt8Array:
     """Read batch after batch with chosen weights; images are in the owner's order.
 
     The labels tell it, or, where images of one label were told apart, whoever measures pairs them.
     """
-    pairs = told_apart_by(network.config, batch) is ToldApartBy.BRIGHTNESS
+    config = owner.step.network.config
+    network = chosen_network(config, part.batch, seed).to(owner.device)
+    asked = replace(owner, step=replace(owner.step, network=network))
+    pairs = told_apart_by(config, part.batch) is ToldApartBy.BRIGHTNESS
     results = []
-    for rows, sent in owner.answers(network, batch, count):
+    for rows, sent in asked.answers(part):
         labels = torch.from_numpy(owner.labels[rows])
-        shape = (batch, *owner.fed.shape[1:])
-        found = read_images(network, sent.gradient, sent.moments, labels, shape, batch_norm=owner.batch_norm)
+        shape = (part.batch, *owner.fed.shape[1:])
+        found = read_images(network, sent.gradient, sent.moments, labels, shape, batch_norm=owner.step.batch_norm)
         results.append(paired(found.images, owner.fed[rows]) if pairs else found.images)
-        on_progress(rows.stop / count)
+        on_progress(rows.stop / part.images)
     return np.concatenate(results)
 
 
 def _inverted(
-    owner: _Owner,
-    network: ImageClassifier,
-    batch: int,
-    count: int,
-    config: GradientInversionConfig,
-    seed: int,
-    on_progress: Callable[[float], None],
+    owner: _Owner, part: _Part, config: GradientInversionConfig, seed: int, on_progress: Callable[[float], None]
 ) -> UInt8Array:
     """Invert batch after batch of what the owner trained on, and put each in the order that fits what was fed best.
 
     A gradient does not say which image is which. Whoever measures has to pair them; an attacker does not care.
     """
     results = []
-    for rows, sent in owner.answers(network, batch, count):
+    for rows, sent in owner.answers(part):
         found = invert_gradient(
-            network,
+            owner.step.network,
             sent.gradient,
             torch.from_numpy(owner.labels[rows]),
-            (batch, *owner.fed.shape[1:]),
+            (part.batch, *owner.fed.shape[1:]),
             config,
             moments=sent.moments,
             device=owner.device,
             seed=seed + rows.start,
-            on_step=partial(_tell_step, on_progress, rows.start, batch, count),
+            on_step=partial(_tell_step, on_progress, rows.start, part),
         )
         results.append(paired(found.images, owner.fed[rows]))
     return np.concatenate(results)
@@ -368,8 +344,8 @@ def _tell_part(on_progress: Callable[[str, float], None], what: str, number: int
     on_progress(what, (number + part) / parts)
 
 
-def _tell_step(on_progress: Callable[[float], None], start: int, batch: int, count: int, step: int, steps: int) -> None:
-    on_progress((start + batch * step / steps) / count)
+def _tell_step(on_progress: Callable[[float], None], start: int, part: _Part, step: int, steps: int) -> None:
+    on_progress((start + part.batch * step / steps) / part.images)
 
 
 def _images_in_words(batch: int) -> str:

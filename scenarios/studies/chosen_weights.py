@@ -22,7 +22,6 @@ import torch
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from ppfed.attacks.alone import solver
 from ppfed.attacks.sent.bins import bins_of_brightest, network_with_bins, windows_of_pass
 from ppfed.attacks.sent.gradient_inversion import moments_of_update
 from ppfed.ciphers.spec import CipherSpec, Scope
@@ -30,8 +29,9 @@ from ppfed.errors import UsageError
 from ppfed.federation import Exchange
 from ppfed.images.types import UInt8Array
 from ppfed.leakage.attackers import AuditPreset
+from ppfed.leakage.audit import AuditRun
 from ppfed.leakage.record import AttackName, Resemblance
-from ppfed.leakage.sent import audit_sent
+from ppfed.leakage.sent import OwnerStep, audit_sent
 from ppfed.networks.classifier import build_network
 from ppfed.networks.config import InputFeatures, best_features
 from ppfed.networks.state import network_state
@@ -190,17 +190,13 @@ def measure_steps(material: Material, budget: ReadingBudget, measured: RowsFile[
                 continue
             own = rows if labels == RANDOM else np.flatnonzero(material.held_out_labels == _CLASS)[: budget.targets]
             features = InputFeatures.VALUES if spec is None else best_features(spec)
+            network = build_network(described(material, wanted.base_maps, features), 0).to(device)
             found = audit_sent(
                 spec,
                 targets_of(material, own),
-                build_network(described(material, wanted.base_maps, features), 0).to(device),
-                Exchange.UPDATES,
+                OwnerStep(network, Exchange.UPDATES),
                 (batch,),
-                wanted.preset,
-                device=device,
-                seed=0,
-                on_progress=lambda _what, _part: None,
-                restore=None if spec is None else solver(spec, device=device),
+                AuditRun(wanted.preset, device, seed=0),
                 attacks=(AttackName.CHOSEN_WEIGHTS,),
             )
             for one in found.record.attacks:

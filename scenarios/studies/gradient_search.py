@@ -19,8 +19,9 @@ from ppfed.attacks.sent import gradient_inversion
 from ppfed.errors import UsageError
 from ppfed.federation import Exchange
 from ppfed.leakage.attackers import AuditPreset
+from ppfed.leakage.audit import AuditRun
 from ppfed.leakage.record import AttackName, Resemblance
-from ppfed.leakage.sent import GradientSearch, audit_sent
+from ppfed.leakage.sent import GradientSearch, OwnerStep, audit_sent
 from ppfed.networks.classifier import ImageClassifier, build_network
 from ppfed.training.loop import ImageTensors, evaluate, pick_device
 from ppfed.training.settings import BatchNormMode
@@ -126,15 +127,9 @@ def measure(material: Material, budget: SearchBudget, measured: RowsFile[SearchR
             found = audit_sent(
                 None,
                 images,
-                network,
-                Exchange.GRADIENTS,
+                OwnerStep(network, Exchange.GRADIENTS, batch_norm),
                 (batch,),
-                AuditPreset.CPU,
-                device=device,
-                seed=0,
-                on_progress=lambda _what, _part: None,
-                restore=None,
-                batch_norm=batch_norm,
+                AuditRun(AuditPreset.CPU, device, seed=0),
                 attacks=(AttackName.GRADIENTS,),
                 search=budget.search,
             )

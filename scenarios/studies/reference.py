@@ -16,13 +16,11 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from importlib import resources
 from itertools import product
 from pathlib import Path
 
 from ppfed.atomic import write_atomic
-from ppfed.attacks.alone import solver
 from ppfed.attacks.candidates import applies
 from ppfed.attacks.learned.inversion import CPU
 from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info, cipher_names
@@ -30,12 +28,12 @@ from ppfed.errors import UsageError
 from ppfed.federation import Exchange
 from ppfed.images.types import PlainImages
 from ppfed.leakage.attackers import AuditPreset
-from ppfed.leakage.audit import Audit, applicable, audit, judge_of
+from ppfed.leakage.audit import Audit, AuditRun, applicable, audit, judge_of
 from ppfed.leakage.card import RECORD_FILE, write_card
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.record import AttackName, LeakageRecord
 from ppfed.leakage.reference import RECORDS, REFERENCE_FILE, references
-from ppfed.leakage.sent import audit_sent, sent_batches
+from ppfed.leakage.sent import OwnerStep, audit_sent, sent_batches
 from ppfed.networks.classifier import build_network
 from ppfed.networks.config import InputFeatures, NetworkConfig, best_features
 from ppfed.training.loop import pick_device
@@ -150,15 +148,8 @@ def add_missing(data: Path, names: Sequence[str], *, attacked: bool = True) -> N
             images[record.channels] = _images(data, channels=record.channels)
         sys.stdout.write(f"{record.cipher}, {record.channels} channels: {', '.join(attacks) or CANDIDATES}\n")
         sys.stdout.flush()
-        found = audit(
-            record.cipher.spec,
-            images[record.channels],
-            attacks,
-            AuditPreset.CPU,
-            device=pick_device(),
-            seed=0,
-            on_progress=_silent,
-        )
+        run = AuditRun(AuditPreset.CPU, pick_device(), seed=0)
+        found = audit(record.cipher.spec, images[record.channels], attacks, run)
         records = merged(records, (_joined(record, found.record),))
         _write(records)
 
@@ -205,16 +196,14 @@ def _measure(data: Path, out: Path, specs: Sequence[CipherSpec], channels: int =
     device = pick_device()
     images = _images(data, channels=channels)
     judge = judge_of(images, AuditPreset.CPU, device, 0, lambda _part: None)
+    run = AuditRun(AuditPreset.CPU, device, seed=0, judge=judge)
     for spec in left:
         sys.stdout.write(f"{spec}, {'grey' if channels == 1 else 'colour'}\n")
         sys.stdout.flush()
         possible = applicable(spec, images.shape[2])
-        run = partial(
-            audit, spec, images, preset=AuditPreset.CPU, device=device, seed=0, on_progress=_silent, judge=judge
-        )
-        found = run([name for name in possible if name not in _TRAINED])
+        found = audit(spec, images, [name for name in possible if name not in _TRAINED], run)
         if _worth_training(found.record):
-            found = joined(found, run([name for name in possible if name in _TRAINED]))
+            found = joined(found, audit(spec, images, [name for name in possible if name in _TRAINED], run))
         write_card(_folder(out, spec, channels=channels), found.record, found.pictures)
 
 
@@ -224,25 +213,15 @@ def _measure_sent(data: Path, out: Path) -> None:
     if not left:
         return
     images = replace(_images(data, _SENT_OWN), data=_SENT_DATA)
+    run = AuditRun(AuditPreset.CPU, device, seed=0)
     for spec, exchange in left:
         sys.stdout.write(f"{exchange}, {spec or 'plain'}\n")
         sys.stdout.flush()
         features = InputFeatures.VALUES if spec is None else best_features(spec)
         network = build_network(NetworkConfig(images.classes, _SIZE, _SIZE, features=features), 0)
-        found = audit_sent(
-            spec,
-            images,
-            network.to(device),
-            exchange,
-            sent_batches(exchange),
-            AuditPreset.CPU,
-            device=device,
-            seed=0,
-            on_progress=_silent,
-            restore=None if spec is None else solver(spec, device=device),
-            # The search is slow and gets less even of the control (scenarios/studies/gradient_search.py).
-            attacks=(AttackName.CHOSEN_WEIGHTS,),
-        )
+        step = OwnerStep(network.to(device), exchange)
+        # The search is slow and gets less even of the control (scenarios/studies/gradient_search.py).
+        found = audit_sent(spec, images, step, sent_batches(exchange), run, attacks=(AttackName.CHOSEN_WEIGHTS,))
         write_card(_folder(out, spec, exchange), found.record, found.pictures)
 
 
@@ -256,10 +235,6 @@ def _joined(first: LeakageRecord, second: LeakageRecord) -> LeakageRecord:
     outcomes = sorted((*first.attacks, *second.attacks), key=lambda one: order.index(one.attack))
     match = first.by_candidates or second.by_candidates
     return LeakageRecord.model_validate({**dict(first), "attacks": tuple(outcomes), "by_candidates": match})
-
-
-def _silent(_what: str, _part: float) -> None:
-    pass
 
 
 def _images(data: Path, own_images: int = CPU.images, channels: int = 3) -> AuditImages:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import hmac
+import itertools
 import json
 import os
+import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from clients import preparation
+from clients.join import make_private, store_folder
 from clients.preparation import by_position, class_positions, prepare
 from clients.prepared import MARKER, Prepared
 from ppfed.ciphers.registry import make_cipher
@@ -28,7 +33,7 @@ from ppfed.images.open import open_source
 from ppfed.images.source import Split
 from ppfed.images.types import EncryptedImages, PlainImages, UInt8Array
 from ppfed.keys.master import MasterKey
-from ppfed.store import Shard, locate_pixels
+from ppfed.store import Shard, ShardStore, locate_pixels
 
 MakeSettings = Callable[..., FederationSettings]
 
@@ -384,20 +389,50 @@ def test_a_damaged_record_makes_the_store_again(tmp_path: Path, make_settings: M
     assert ids_of(made(data, make_settings(), tmp_path / "store")) != before
 
 
+@pytest.mark.parametrize("error", [KeyboardInterrupt, partial(OSError, errno.ENOSPC, "No space left on device")])
+@pytest.mark.parametrize(
+    ("place", "name", "after"),
+    [
+        (shutil, "rmtree", 1),  # half of the older store is gone
+        (Path, "rmdir", 0),  # all of it is, but for its folder
+        (Path, "write_text", 0),  # the marker is not there yet
+        (ShardStore, "write", 0),
+        (ShardStore, "write", 2),
+        (preparation, "write_prepared", 0),
+    ],
+)
 def test_an_interrupted_preparation_is_made_again(
-    tmp_path: Path, make_settings: MakeSettings, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    make_settings: MakeSettings,
+    monkeypatch: pytest.MonkeyPatch,
+    place: Any,
+    name: str,
+    after: int,
+    error: Callable[[], BaseException],
 ) -> None:
-    data = class_folder(tmp_path / "data", {"cat": 3, "dog": 3})
+    """Wherever it is interrupted, ``ppfed client join`` goes on: it looks at the state folder, then makes the store."""
+    monkeypatch.setattr(preparation, "rows_per_shard", lambda _shape: 2)
+    data = npz(tmp_path / "data.npz", [0, 1] * 10, held_out=[0, 1])
+    state = tmp_path / "state"
+    make_private(state)
+    before = ids_of(made(data, make_settings(), store_folder(state)))
+    touch_later(data)
+    original, calls = getattr(place, name), itertools.count()
 
-    def killed(*_arguments: object) -> None:
-        raise KeyboardInterrupt
+    def interrupted(*arguments: Any, **options: Any) -> Any:
+        if next(calls) >= after:
+            raise error()
+        return original(*arguments, **options)
 
     with monkeypatch.context() as broken:
-        broken.setattr(preparation, "write_prepared", killed)
-        with pytest.raises(KeyboardInterrupt):
-            made(data, make_settings(), tmp_path / "store")
-    prepared = made(data, make_settings(), tmp_path / "store")
-    assert prepared.store.rows(Split.TRAIN) == prepared.train_images == 6
+        broken.setattr(place, name, interrupted)
+        with pytest.raises((KeyboardInterrupt, OSError)):
+            made(data, make_settings(), store_folder(state))
+    make_private(state)
+    prepared = made(data, make_settings(), store_folder(state))
+    assert (prepared.train_images, prepared.held_out_images) == (20, 2)
+    assert [prepared.store.rows(split) for split in (Split.TRAIN, Split.HELD_OUT)] == [20, 2]
+    assert not set(before) & set(ids_of(prepared))
 
 
 # What is deleted.

@@ -105,10 +105,10 @@ def assemble(
         Side of a block, in pixels.
     variants : Variants
         What the cipher does to blocks besides moving them, to each in its own way.
-    pixels : bool
-        The pixels of all blocks of an image were permuted alike first: block-pixel. Their order is found before.
     pooled : bool
         All images were scrambled alike (fixed scope): solve one puzzle. Otherwise one for each image.
+    pixels : bool
+        The pixels of all blocks of an image were permuted alike first: block-pixel. Their order is found before.
     fit : callable
         Costs of all seams; the classical ones unless a network has learned others.
     generator : numpy Generator

@@ -20,18 +20,20 @@ from ppfed.federation import Exchange
 from ppfed.images.types import PlainImages
 from ppfed.leakage import reidentification
 from ppfed.leakage.attackers import ATTACKERS, AuditPreset, throwaway_key
-from ppfed.leakage.audit import Audit, applicable, audit
+from ppfed.leakage.audit import Audit, AuditRun, applicable, audit
 from ppfed.leakage.card import write_card
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.record import AttackName, LeakageRecord
 from ppfed.leakage.reidentification import match_candidates
-from ppfed.leakage.sent import SENT_ATTACKS, audit_sent, sent_batches
+from ppfed.leakage.sent import SENT_ATTACKS, OwnerStep, audit_sent, sent_batches
 from ppfed.networks.classifier import build_network
 from ppfed.networks.config import NetworkConfig
+from ppfed.training.settings import BatchNormMode
 
 from ..photographs import pieces
 
 CPU = torch.device("cpu")
+QUICK = AuditRun(AuditPreset.QUICK, CPU, seed=0)
 IMAGE, FIXED = Scope.IMAGE, Scope.FIXED
 
 
@@ -49,7 +51,7 @@ def images() -> AuditImages:
 
 
 def run(spec: CipherSpec, images: AuditImages, *attacks: AttackName) -> Audit:
-    return audit(spec, images, attacks, AuditPreset.QUICK, device=CPU, seed=0, on_progress=lambda _what, _part: None)
+    return audit(spec, images, attacks, QUICK)
 
 
 def ssim(found: Audit, attack: AttackName) -> float:
@@ -246,18 +248,7 @@ def test_what_owners_send_instead_of_images_is_inverted(
 ) -> None:
     network = build_network(NetworkConfig(2, 32, 32, base_maps=2), 0)
     state = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    found = audit_sent(
-        spec,
-        images,
-        network,
-        exchange,
-        (2, 1000),
-        AuditPreset.QUICK,
-        device=CPU,
-        seed=0,
-        on_progress=lambda _what, _part: None,
-        restore=lambda hidden: hidden,
-    )
+    found = audit_sent(spec, images, OwnerStep(network, exchange), (2, 1000), QUICK)
     settings = [outcome.setting for outcome in found.record.attacks]
     # A batch of more images than there are is left out; the network is too narrow for chosen weights.
     assert settings == (["2 images"] if spec is None else ["2 images", "2 images, folded", "2 images, then restored"])
@@ -271,20 +262,18 @@ def test_what_owners_send_instead_of_images_is_inverted(
 def test_chosen_weights_read_plain_images_off_small_batches(
     images: AuditImages, exchange: Exchange, batch: int, low: float, high: float
 ) -> None:
-    found = audit_sent(
-        None,
-        images,
-        build_network(NetworkConfig(2, 32, 32, base_maps=16), 0),
-        exchange,
-        (batch,),
-        AuditPreset.QUICK,
-        device=CPU,
-        seed=0,
-        on_progress=lambda _what, _part: None,
-        restore=None,
-        attacks=(AttackName.CHOSEN_WEIGHTS,),
-    )
+    step = OwnerStep(build_network(NetworkConfig(2, 32, 32, base_maps=16), 0), exchange)
+    found = audit_sent(None, images, step, (batch,), QUICK, attacks=(AttackName.CHOSEN_WEIGHTS,))
     assert low <= ssim(found, AttackName.CHOSEN_WEIGHTS) <= high
+
+
+@pytest.mark.parametrize(
+    ("exchange", "batch_norm"), [(Exchange.IMAGES, BatchNormMode.LOCAL), (Exchange.UPDATES, BatchNormMode.SHARED)]
+)
+def test_no_step_is_made_that_owners_do_not_take(exchange: Exchange, batch_norm: BatchNormMode) -> None:
+    network = build_network(NetworkConfig(2, 32, 32, base_maps=2), 0)
+    with pytest.raises(ValueError, match=f"exchange '{exchange}'"):
+        OwnerStep(network, exchange, batch_norm)
 
 
 def test_no_gradient_is_sent_over_fewer_images_than_agreed() -> None:

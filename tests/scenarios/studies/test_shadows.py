@@ -72,7 +72,9 @@ def test_shadow_networks_find_what_the_loss_hides_in_difficulty(tmp_path: Path) 
     measure("plain", material, MANY, tmp_path / "networks", file, CPU)
     # Theory: Phi(1 / sqrt(2 * variance)) is 0.62 for the variance of 5 that the loss has, and 0.74 for the 1.3 of the
     # difference from the mean of about four shadow networks, which vary in number. Chance strays by 0.004.
-    for row in file.read():
+    rows = file.read()
+    assert len(rows) == MANY.networks
+    for row in rows:
         assert row.by_loss.auc == pytest.approx(0.624, abs=0.02)
         assert row.by_calibration.auc == pytest.approx(0.73, abs=0.02)
         assert row.by_likelihood.auc > row.by_loss.auc + 0.02

@@ -18,7 +18,7 @@ from ppfed.attacks.sent.gradient_inversion import gradient_by_name, moments_of_u
 from ppfed.attacks.values.fold import fold
 from ppfed.federation import Exchange
 from ppfed.images.types import UInt8Array
-from ppfed.leakage.sent import paired, sent_by_owner
+from ppfed.leakage.sent import OwnerStep, paired, sent_by_owner
 from ppfed.networks.classifier import ImageClassifier, build_network
 from ppfed.networks.config import Backbone, InputFeatures, NetworkConfig
 from ppfed.networks.state import network_state
@@ -85,7 +85,7 @@ def test_an_update_tells_what_a_gradient_tells() -> None:
     images = np.ascontiguousarray(pictures(8)[..., :1])
     labels = np.full(8, 2)
     network = chosen_network(config(), 8, 0)
-    sent = sent_by_owner(network, images, labels, Exchange.UPDATES, CPU)
+    sent = sent_by_owner(OwnerStep(network, Exchange.UPDATES), images, labels, CPU)
     found = read_images(network, sent.gradient, sent.moments, torch.from_numpy(labels), images.shape)
     assert errors(paired(found.images, images), images).max() < 0.1
 
