@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -164,7 +165,10 @@ def test_a_study_that_is_killed_leaves_no_process_behind(tmp_path: Path):
         study.wait()
     assert len(children) == 2
     # A process that still loads torch is asked once it has; without the watch it would wait for ever.
-    assert not wait_until_gone(children, 60)
+    left = wait_until_gone(children, 60)
+    for child in left:
+        os.kill(child, signal.SIGKILL)
+    assert not left
 
 
 @pytest.mark.parametrize("name", ["ele-v1", "logistic-rc4-v1"])
