@@ -73,6 +73,12 @@ def puzzle_variants(cipher: str, channels: int) -> Variants:
     return Variants.of(turns=every_way, negatives=every_way, colours=every_way and channels == 3)
 
 
+def open_ways(cipher: str) -> Variants:
+    """List the ways in which a solved puzzle of a cipher of ``PUZZLES`` may still be shown, in colour."""
+    every_way = PUZZLES[cipher]
+    return Variants.of(turns=True, negatives=every_way, colours=every_way)
+
+
 def puzzle(
     cipher: str, hidden: UInt8Array, *, pooled: bool, generator: np.random.Generator, fit: Fit = classical_fit
 ) -> Assembly:

@@ -16,7 +16,7 @@ from typing import cast
 import numpy as np
 import torch
 
-from ppfed.attacks.alone import PUZZLES, XOR_CONSTANTS, Solver, fits, puzzle, puzzle_variants, solver
+from ppfed.attacks.alone import PUZZLES, XOR_CONSTANTS, Solver, fits, open_ways, puzzle, puzzle_variants, solver
 from ppfed.attacks.blocks import bit_planes, template
 from ppfed.attacks.blocks.edges import Variants
 from ppfed.attacks.blocks.views import likeliest_view, views
@@ -130,7 +130,7 @@ class Session:
         self.device = device
         self.seed = seed
         self.cipher: Cipher = make_cipher(spec, throwaway_key(seed))
-        self.encrypted: EncryptedImages = self.cipher.encrypt(images.targets, self._ids(len(images.targets), 0))
+        self.encrypted: EncryptedImages = self.cipher.encrypt(images.targets, throwaway_ids(seed, len(images.targets)))
 
     @property
     def constants(self) -> tuple[int, ...]:
@@ -155,22 +155,24 @@ class Session:
 
     def as_owner(self, plain: UInt8Array) -> UInt8Array:
         """Encrypt under the owners' key."""
-        return self.cipher.encrypt(PlainImages(plain), self._ids(len(plain), 1)).pixels
+        return self.cipher.encrypt(PlainImages(plain), throwaway_ids(self.seed, len(plain), 1)).pixels
 
     def under_own_keys(self, plain: UInt8Array, epoch: int) -> UInt8Array:
         """Encrypt as the attacker can: under a key of its own, with a fresh key stream for each image."""
         spec = CipherSpec(self.spec.name, Scope.IMAGE, self.spec.colour_shuffle)
         cipher = make_cipher(spec, throwaway_key(self.seed, _ATTACKERS_KEY + epoch))
-        return cipher.encrypt(PlainImages(plain), self._ids(len(plain), 2 + epoch)).pixels
-
-    def _ids(self, count: int, use: int) -> UInt8Array:
-        source = np.random.SeedSequence([self.seed, use])
-        return np.random.default_rng(source).integers(0, 256, (count, ID_BYTES), dtype=np.uint8)
+        return cipher.encrypt(PlainImages(plain), throwaway_ids(self.seed, len(plain), 2 + epoch)).pixels
 
 
 def throwaway_key(seed: int, number: int = 0) -> MasterKey:
     """Make a key for an audit. It is no secret: anyone who has the seed can make it, so that results repeat."""
     return MasterKey(hashlib.sha256(f"ppfed audit, not a secret: seed {seed}, key {number}".encode()).digest())
+
+
+def throwaway_ids(seed: int, count: int, use: int = 0) -> UInt8Array:
+    """Draw ids for so many images, (count, 12), that repeat with the seed, and are others for each use."""
+    source = np.random.SeedSequence([seed, use])
+    return np.random.default_rng(source).integers(0, 256, (count, ID_BYTES), dtype=np.uint8)
 
 
 Tell = Callable[[float], None]
@@ -282,20 +284,19 @@ def _jigsaw(session: Session, _tell: Tell) -> Iterator[Restored]:
 
 def _turned(session: Session, restored: UInt8Array, needs: str, *, pooled: bool) -> Iterator[Restored]:
     """Show what a jigsaw solver made in the way that is likeliest, and in the way that is right."""
-    every_way = PUZZLES[session.spec.name]
-    open_ways = Variants.of(turns=True, negatives=every_way, colours=every_way)
+    ways = open_ways(session.spec.name)
     known = session.images.own.pixels[:_MOST_REFERENCES]
     if len(known) >= _FEWEST_REFERENCES:
-        likely = likeliest_view(restored, known, open_ways, pooled=pooled)
+        likely = likeliest_view(restored, known, ways, pooled=pooled)
         yield Restored(likely, f"{needs}, and some pictures of its own to tell which way up", "turned by guess")
     yield Restored(
-        _best_view(restored, session.images.targets.pixels[: len(restored)], open_ways, pooled=pooled),
+        turned_by_eye(restored, session.images.targets.pixels[: len(restored)], ways, pooled=pooled),
         f"{needs}, and eyes to tell which way up",
         "turned by eye",
     )
 
 
-def _best_view(restored: UInt8Array, originals: UInt8Array, ways: Variants, *, pooled: bool) -> UInt8Array:
+def turned_by_eye(restored: UInt8Array, originals: UInt8Array, ways: Variants, *, pooled: bool) -> UInt8Array:
     """Turn and mirror as the originals want it: whoever sees a picture sees that it hangs upside down."""
     shown = views(restored, ways)
     likeness = np.stack([upright(view, originals)[1] for view in shown])
