@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from ppfed.attacks.alone import PUZZLES, XOR_CONSTANTS, Solver, fits, open_ways, puzzle, puzzle_variants, solver
-from ppfed.attacks.blocks import bit_planes, template
+from ppfed.attacks.blocks import bit_planes, correlations, template
 from ppfed.attacks.blocks.edges import Variants
 from ppfed.attacks.blocks.views import likeliest_view, views
 from ppfed.attacks.learned import inversion, learned_edges, learned_seams, unpaired
@@ -233,6 +233,24 @@ def _frequencies(session: Session, tell: Tell) -> Iterator[Restored]:
     yield Restored(found.restore(hidden), needs, f"{len(hidden):,} ciphertexts")
 
 
+def _correlations(session: Session, tell: Tell) -> Iterator[Restored]:
+    height, width, _ = session.images.shape
+    hidden, own = session.encrypted.pixels, session.images.own.pixels[: session.preset.own_images]
+    if (height // BLOCK_PX) * (width // BLOCK_PX) > correlations.MOST_BLOCKS:
+        raise UsageError(
+            f"images of {height}x{width} are too large for the attack by correlations",
+            hint="Measure at another --size, such as 32, or name other attacks with --attack.",
+        )
+    if min(len(hidden), len(own)) < correlations.FEWEST:
+        raise UsageError(
+            "one image varies with nothing: the attack by correlations needs more",
+            hint="Name a folder with more images, or other attacks with --attack.",
+        )
+    found = correlations.recover(hidden, own, tell)
+    needs = f"ciphertexts that share one key stream, and {len(own):,} pictures of its own"
+    yield Restored(found.restore(hidden), needs, f"{len(hidden):,} ciphertexts")
+
+
 def _known_plaintext(session: Session, tell: Tell) -> Iterator[Restored]:
     for number, count in enumerate(_PAIRS, start=1):
         plain, hidden = session.leaked(count)
@@ -428,6 +446,7 @@ ATTACKERS: Mapping[AttackName, Attacker] = MappingProxyType(
         AttackName.UNFOLD: Attacker(_only(*_NP), _unfold),
         AttackName.SAME_MASK: Attacker(_only(*_NP), _same_mask),
         AttackName.FREQUENCIES: Attacker(_only("logistic-rc4-v1", scope=Scope.FIXED), _frequencies),
+        AttackName.CORRELATIONS: Attacker(_only("ele-v1", scope=Scope.FIXED), _correlations),
         AttackName.KNOWN_PLAINTEXT: Attacker(_only(*_NP), _known_plaintext),
         AttackName.CHOSEN_PLAINTEXT: Attacker(_only(*_NP), _chosen_plaintext),
         AttackName.BIT_PLANES: Attacker(_only("le-v1"), _bit_planes),

@@ -31,6 +31,8 @@ class AttackName(StrEnum):
     """One mask for all, ciphertexts only: what neighbouring values have in common gives the mask."""
     FREQUENCIES = "frequencies"
     """One key stream for all, ciphertexts only: how often values occur gives masks, how they vary together places."""
+    CORRELATIONS = "correlations"
+    """ELE, one key stream for all, ciphertexts only: how 4-bit values vary together tells what each one is."""
     KNOWN_PLAINTEXT = "known-plaintext"
     """One key stream for all: read off from a few pairs."""
     CHOSEN_PLAINTEXT = "chosen-plaintext"

@@ -98,6 +98,12 @@ ATTACKS: Mapping[AttackName, AttackWords] = MappingProxyType(
             ", by how often values occur and how pixels vary together",
             _OURS,
         ),
+        AttackName.CORRELATIONS: AttackWords(
+            "Correlations",
+            "reads the one key stream off many ciphertexts and pictures of its own",
+            ", by how 4-bit values vary together",
+            _OURS,
+        ),
         AttackName.KNOWN_PLAINTEXT: AttackWords(
             "Known plaintext",
             "reads the one key stream off a few images that it knows",

@@ -49,7 +49,7 @@ class Template:
     def restore(self, ciphertexts: UInt8Array) -> UInt8Array:
         """Undo the map: uint8 array (N, H, W, C) to the same."""
         count, height, _, channels = ciphertexts.shape
-        seen = _symbols(ciphertexts, self.block_px, nibbles=self.nibbles)
+        seen = symbols(ciphertexts, self.block_px, nibbles=self.nibbles)
         plain = np.empty_like(seen.reshape(count, -1))
         plain[:, self.source] = seen.reshape(count, -1) ^ self.mask
         values = plain.reshape(seen.shape)
@@ -88,23 +88,23 @@ def recover(cipher: str, plain: UInt8Array, encrypted: UInt8Array) -> Template:
 
 
 def _le(plain: UInt8Array, encrypted: UInt8Array) -> Template:
-    before, after = (_symbols(images, BLOCK_PX, nibbles=True) for images in (plain, encrypted))
+    before, after = (symbols(images, BLOCK_PX, nibbles=True) for images in (plain, encrypted))
     blocks, width = before.shape[1:]
     source, mask = _matched(before.reshape(-1, width), after.reshape(-1, width))
-    return Template(True, BLOCK_PX, _tiled(source, np.arange(blocks), width), np.tile(mask, blocks))
+    return Template(True, BLOCK_PX, tiled(source, np.arange(blocks), width), np.tile(mask, blocks))
 
 
 def _ele(plain: UInt8Array, encrypted: UInt8Array) -> Template:
-    before, after = (_symbols(images, BLOCK_PX, nibbles=True) for images in (plain, encrypted))
+    before, after = (symbols(images, BLOCK_PX, nibbles=True) for images in (plain, encrypted))
     origin = _same_blocks(*(np.sort(np.minimum(values, _LOW - values), axis=2) for values in (before, after)))
     found = [_matched(before[:, old], after[:, new]) for new, old in enumerate(origin)]
-    source = _tiled(np.stack([source for source, _ in found]), origin, before.shape[2])
+    source = tiled(np.stack([source for source, _ in found]), origin, before.shape[2])
     return Template(True, BLOCK_PX, source, np.concatenate([mask for _, mask in found]))
 
 
 def _etc(plain: UInt8Array, encrypted: UInt8Array) -> Template:
     channels = plain.shape[3]
-    before, after = (_symbols(images, BLOCK_PX) for images in (plain, encrypted))
+    before, after = (symbols(images, BLOCK_PX) for images in (plain, encrypted))
     origin = _same_blocks(*(np.sort(np.minimum(values, 255 - values), axis=2) for values in (before, after)))
     before = before[:, origin]
     variants = Variants.of(turns=True, negatives=True, colours=channels == 3)
@@ -121,18 +121,18 @@ def _etc(plain: UInt8Array, encrypted: UInt8Array) -> Template:
     misses = np.stack([((before[..., way] ^ sign) != after).sum(axis=(0, 2)) for way, sign in ways])
     best = misses.argmin(axis=0)
     width = before.shape[2]
-    return Template(False, BLOCK_PX, _tiled(inside[best], origin, width), np.repeat(signs[best], width))
+    return Template(False, BLOCK_PX, tiled(inside[best], origin, width), np.repeat(signs[best], width))
 
 
 def _block_pixel(plain: UInt8Array, encrypted: UInt8Array) -> Template:
     channels = plain.shape[3]
-    before, after = (_symbols(images, BLOCK_PX) for images in (plain, encrypted))
+    before, after = (symbols(images, BLOCK_PX) for images in (plain, encrypted))
     origin = _same_blocks(np.sort(before, axis=2), np.sort(after, axis=2))
     pixels = [values.reshape(-1, BLOCK_PX * BLOCK_PX, channels) for values in (before[:, origin], after)]
     apart = [(pixels[0] != pixels[1][:, [number]]).any(axis=2).sum(axis=0) for number in range(BLOCK_PX * BLOCK_PX)]
     inside = linear_sum_assignment(np.stack(apart))[1]
     source = (inside[:, None] * channels + np.arange(channels)).reshape(-1)
-    return Template(False, BLOCK_PX, _tiled(source, origin, before.shape[2]), np.zeros(before[0].size, dtype=np.uint8))
+    return Template(False, BLOCK_PX, tiled(source, origin, before.shape[2]), np.zeros(before[0].size, dtype=np.uint8))
 
 
 def _logistic_rc4(plain: UInt8Array, encrypted: UInt8Array) -> Template:
@@ -157,7 +157,7 @@ _READERS: dict[str, Callable[[UInt8Array, UInt8Array], Template]] = {
 }
 
 
-def _symbols(images: UInt8Array, block_px: int, *, nibbles: bool = False) -> UInt8Array:
+def symbols(images: UInt8Array, block_px: int, *, nibbles: bool = False) -> UInt8Array:
     """Take images apart into the symbols of blocks: (N, B, V)."""
     blocks = cut(images, block_px)
     values = blocks.reshape(*blocks.shape[:2], -1)
@@ -182,7 +182,7 @@ def _same_blocks(before: UInt8Array, after: UInt8Array) -> IndexArray:
     return origin
 
 
-def _tiled(inside: IndexArray, origin: IndexArray, width: int) -> IndexArray:
+def tiled(inside: IndexArray, origin: IndexArray, width: int) -> IndexArray:
     """Count through the symbols of whole images, from their numbers in blocks of ``width`` and the blocks' origins."""
     result: IndexArray = (origin[:, None] * width + inside).reshape(-1)
     return result

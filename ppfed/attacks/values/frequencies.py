@@ -6,11 +6,7 @@ language. Source: ours.
 1. *Masks.* At each place of the ciphertexts, and for each pair of its colours, how often each pair of values occurs is
    compared with how often it does in pictures, under each of the 65,536 pairs of masks. A sum over values that are
    XORed is a Walsh-Hadamard transform, so that all pairs of masks are asked at once.
-2. *Places.* Where pixels belong follows from the second moments of all pairs of pixels, K of the ciphertexts and S of
-   the attacker's pictures: the order P is sought for which sum(W * P K P') is largest, W = S (S + s)^-1. For normally
-   distributed pictures with noise of variance s added that is the likeliest order. It is convex in P, so that moving
-   all pixels at once to where its gradient wants them (an assignment problem) never makes it smaller. Then half of what
-   holds each pixel where it is is left out, which leads out of most dead ends.
+2. *Places.* Where pixels belong follows from how they vary together (``ppfed/attacks/matching.py``).
 3. *Masks again*: of a pixel whose neighbours are known, they and its other colours are asked, as in step 1. Then the
    places again.
 
@@ -27,12 +23,11 @@ import numpy as np
 import numpy.typing as npt
 from scipy.linalg import hadamard
 from scipy.ndimage import gaussian_filter
-from scipy.optimize import linear_sum_assignment
 
 from ppfed.attacks.blocks.template import Template
+from ppfed.attacks.matching import IndexArray, Matching
 from ppfed.images.types import UInt8Array
 
-IndexArray = npt.NDArray[np.intp]
 Float32Array = npt.NDArray[np.float32]
 
 MOST_PIXELS = 48 * 48
@@ -41,22 +36,13 @@ MOST_PIXELS = 48 * 48
 _LEVELS = 256
 _CHUNK = 64
 """Places whose frequencies are counted at once: 32 MiB."""
-_IMAGES_AT_ONCE = 500
 _NEVER = 0.3
 """Added to how often a pair of values was seen: unseen ones are unlikely, not impossible."""
 _KEPT = 8
 """Masks of a colour, the likeliest beside another colour's, that are tried in threes."""
-_NOISE = (0.3, 0.06)
-"""Variances s, as parts of the largest that pictures have in one direction: coarse shapes first."""
-_FREE = 0.5
-"""So much of what holds a pixel at its place is taken away, once nothing else helps."""
-_STEPS, _PATIENCE = 25, 3
 _ROUNDS = 2
 """So often masks are asked of neighbours."""
 
-# Lightness, red against blue, green against both: of photographs they hardly vary together.
-_OPPONENT = np.array([[1, 1, 1], [1, 0, -1], [-1, 2, -1]], dtype=np.float32)
-_OPPONENT /= np.linalg.norm(_OPPONENT, axis=1, keepdims=True)
 _WALSH = hadamard(_LEVELS).astype(np.float32)
 
 
@@ -92,7 +78,7 @@ def recover(ciphertexts: UInt8Array, own: UInt8Array, tell: Callable[[float], No
     known = own.reshape(len(own), -1, channels)
     mask = _likeliest_masks(hidden, known)
     tell(0.4)
-    matching = _Matching(known, (height, width))
+    matching = Matching(known, (height, width))
     place = matching.begin(hidden ^ mask)
     for number in range(_ROUNDS):
         tell(0.6 + 0.4 * number / _ROUNDS)
@@ -185,96 +171,3 @@ def _chunks(values: UInt8Array) -> Iterator[tuple[slice, UInt8Array]]:
     for start in range(0, values.shape[1], _CHUNK):
         chunk = slice(start, start + _CHUNK)
         yield chunk, values[:, chunk]
-
-
-class _Matching:
-    """Finds the place of each pixel: see the module.
-
-    Parameters
-    ----------
-    known : uint8 array, (M, P, C)
-        Pictures.
-    shape : tuple of int
-        Height and width.
-    """
-
-    def __init__(self, known: UInt8Array, shape: tuple[int, int]) -> None:
-        self._shape = shape
-        centre = known.mean(axis=(0, 1), dtype=np.float64).astype(np.float32)
-        self._centre = centre
-        moments, self._means = self._moments(known)
-        largest = float(np.linalg.eigvalsh(moments[0])[-1])
-        identity = np.eye(len(moments[0]), dtype=np.float32)
-        self._spreads = _spreads(moments)
-        self._weights = [
-            np.stack([identity - noise * np.linalg.inv(one + noise * identity) for one in moments])
-            for noise in (part * max(largest, 1.0) for part in _NOISE)
-        ]
-
-    def begin(self, unmasked: UInt8Array) -> IndexArray:
-        """Find the place of each pixel: (P,) of uint8 (N, P, C)."""
-        moments, means = self._moments(unmasked)
-        features, wanted = (
-            np.concatenate([mean, spread])
-            for mean, spread in ((means, _spreads(moments)), (self._means, self._spreads))
-        )
-        apart = (features**2).sum(axis=0)[:, None] + (wanted**2).sum(axis=0) - 2 * features.T @ wanted
-        height, width = self._shape
-        place = self._climbed(linear_sum_assignment(apart)[1], moments, 0)[1]
-        # Pictures are nearly as likely as their mirror images.
-        mirrored = np.arange(height * width).reshape(height, width)[:, ::-1].reshape(-1)[place]
-        starts = (place, mirrored)
-        best = max((self._climbed(start, moments, 0) for start in starts), key=lambda found: found[0])[1]
-        return self._loosened(best, moments)
-
-    def improve(self, unmasked: UInt8Array, place: IndexArray) -> IndexArray:
-        """Go on from places that are roughly right."""
-        return self._loosened(place, self._moments(unmasked)[0])
-
-    def _loosened(self, place: IndexArray, moments: Float32Array) -> IndexArray:
-        for level in range(len(_NOISE)):
-            place = self._climbed(place, moments, level, _FREE)[1]
-        return place
-
-    def _climbed(
-        self, place: IndexArray, moments: Float32Array, level: int, free: float = 0.0
-    ) -> tuple[float, IndexArray]:
-        weights = self._weights[level]
-        held = np.stack([np.diag(one) for one in moments])
-        best, most, since = place, -np.inf, 0
-        for _ in range(_STEPS):
-            pull = sum(one[:, np.argsort(place)] @ weight for one, weight in zip(moments, weights, strict=True))
-            reached = float(np.take_along_axis(pull, place[:, None], axis=1).sum())
-            if reached > most:
-                best, most, since = place, reached, 0
-            else:
-                since += 1
-            if since >= _PATIENCE:
-                break
-            for one, weight in zip(held, weights, strict=True):
-                pull -= free * one[:, None] * weight[place]
-            moved = linear_sum_assignment(pull, maximize=True)[1]
-            if np.array_equal(moved, place):
-                break
-            place = moved
-        return most, best
-
-    def _moments(self, images: UInt8Array) -> tuple[Float32Array, Float32Array]:
-        """Return second moments of pixels in pairs about the pictures' colour, (C, P, P), and means, (C, P)."""
-        pixels, channels = images.shape[1:]
-        turned = _OPPONENT if channels == 3 else np.ones((1, 1), dtype=np.float32)
-        moments = np.zeros((channels, pixels, pixels), dtype=np.float32)
-        means = np.zeros((channels, pixels), dtype=np.float32)
-        for start in range(0, len(images), _IMAGES_AT_ONCE):
-            part = (images[start : start + _IMAGES_AT_ONCE].astype(np.float32) - self._centre) @ turned.T
-            for channel in range(channels):
-                values = np.ascontiguousarray(part[..., channel])
-                moments[channel] += values.T @ values
-                means[channel] += values.sum(axis=0)
-        count = np.float32(len(images))
-        return moments / count, means / count
-
-
-def _spreads(moments: Float32Array) -> Float32Array:
-    result: Float32Array = np.sqrt(np.diagonal(moments, axis1=1, axis2=2))
-    return result

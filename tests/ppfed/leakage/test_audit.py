@@ -122,6 +122,18 @@ def test_frequencies_give_one_key_stream_away() -> None:
     assert AttackName.FREQUENCIES not in applicable(CipherSpec("logistic-rc4-v1", IMAGE, False), 3)
 
 
+def test_correlations_give_one_key_stream_of_ele_away() -> None:
+    # More blocks than the other bounds have: they are told apart by one another.
+    pixels = pieces(1600, side=32, scale=4)
+    labels = (pixels.mean(axis=(1, 2, 3)) > 110).astype(np.int64)
+    many = AuditImages(
+        PlainImages(pixels[:800]), labels[:800], PlainImages(pixels[800:]), labels[800:], 2, "pieces of photographs"
+    )
+    found = run(CipherSpec("ele-v1", FIXED, False), many, AttackName.CORRELATIONS)
+    assert ssim(found, AttackName.CORRELATIONS) >= 0.5
+    assert AttackName.CORRELATIONS not in applicable(CipherSpec("ele-v1", IMAGE, False), 3)
+
+
 def test_what_restores_noise_names_no_image(images: AuditImages) -> None:
     # A network that learned nothing paints an average picture, whose SSIM is not 0; it tells no image from another.
     found = run(CipherSpec("logistic-rc4-v1", IMAGE, False), images, AttackName.INVERSION)
