@@ -47,10 +47,9 @@ class Matching:
         self._centre = centre
         moments, self._means = self._moments(known)
         largest = float(np.linalg.eigvalsh(moments[0])[-1])
-        identity = np.eye(len(moments[0]), dtype=np.float32)
         self._spreads = _spreads(moments)
         self._weights = [
-            np.stack([identity - noise * np.linalg.inv(one + noise * identity) for one in moments])
+            np.stack([weights(one, noise) for one in moments])
             for noise in (part * max(largest, 1.0) for part in _NOISE)
         ]
 
@@ -82,11 +81,11 @@ class Matching:
     def _climbed(
         self, place: IndexArray, moments: Float32Array, level: int, free: float = 0.0
     ) -> tuple[float, IndexArray]:
-        weights = self._weights[level]
+        wanted = self._weights[level]
         held = np.stack([np.diag(one) for one in moments])
         best, most, since = place, -np.inf, 0
         for _ in range(_STEPS):
-            pull = sum(one[:, np.argsort(place)] @ weight for one, weight in zip(moments, weights, strict=True))
+            pull = sum(one[:, np.argsort(place)] @ weight for one, weight in zip(moments, wanted, strict=True))
             reached = float(np.take_along_axis(pull, place[:, None], axis=1).sum())
             if reached > most:
                 best, most, since = place, reached, 0
@@ -94,7 +93,7 @@ class Matching:
                 since += 1
             if since >= _PATIENCE:
                 break
-            for one, weight in zip(held, weights, strict=True):
+            for one, weight in zip(held, wanted, strict=True):
                 pull -= free * one[:, None] * weight[place]
             moved = linear_sum_assignment(pull, maximize=True)[1]
             if np.array_equal(moved, place):
@@ -116,6 +115,24 @@ class Matching:
                 means[channel] += values.sum(axis=0)
         count = np.float32(len(images))
         return moments / count, means / count
+
+
+def weights(moments: Float32Array, noise: float) -> Float32Array:
+    """Say what each pair of things has to do with one another, as pictures have it: S (S + s)^-1.
+
+    Parameters
+    ----------
+    moments : float32 array, (P, P)
+        S, second moments.
+    noise : float
+        The variance s.
+
+    Returns
+    -------
+    float32 array, (P, P)
+    """
+    identity = np.eye(len(moments), dtype=np.float32)
+    return (identity - noise * np.linalg.inv(moments + noise * identity)).astype(np.float32, copy=False)
 
 
 def _spreads(moments: Float32Array) -> Float32Array:

@@ -19,6 +19,7 @@ import torch
 from ppfed.attacks.alone import PUZZLES, XOR_CONSTANTS, Solver, fits, open_ways, puzzle, puzzle_variants, solver
 from ppfed.attacks.blocks import bit_planes, correlations, template
 from ppfed.attacks.blocks.edges import Variants
+from ppfed.attacks.blocks.template import Template
 from ppfed.attacks.blocks.views import likeliest_view, views
 from ppfed.attacks.learned import inversion, learned_edges, learned_seams, unpaired
 from ppfed.attacks.values import frequencies, known_plaintext, same_mask, stream, unfold
@@ -227,28 +228,30 @@ def _frequencies(session: Session, tell: Tell) -> Iterator[Restored]:
             f"images of {height}x{width} are too large for the attack on places by frequencies",
             hint="Measure at another --size, such as 32, or name other attacks with --attack.",
         )
-    hidden, own = session.encrypted.pixels, session.images.own.pixels[: session.preset.own_images]
-    found = frequencies.recover(hidden, own, tell)
-    needs = f"ciphertexts that share one key stream, and {len(own):,} pictures of its own"
-    yield Restored(found.restore(hidden), needs, f"{len(hidden):,} ciphertexts")
+    yield _compared(session, frequencies.recover, tell)
 
 
 def _correlations(session: Session, tell: Tell) -> Iterator[Restored]:
     height, width, _ = session.images.shape
-    hidden, own = session.encrypted.pixels, session.images.own.pixels[: session.preset.own_images]
     if (height // BLOCK_PX) * (width // BLOCK_PX) > correlations.MOST_BLOCKS:
         raise UsageError(
             f"images of {height}x{width} are too large for the attack by correlations",
             hint="Measure at another --size, such as 32, or name other attacks with --attack.",
         )
-    if min(len(hidden), len(own)) < correlations.FEWEST:
+    if min(len(session.images.targets), len(session.images.own)) < correlations.FEWEST:
         raise UsageError(
             "one image varies with nothing: the attack by correlations needs more",
             hint="Name a folder with more images, or other attacks with --attack.",
         )
-    found = correlations.recover(hidden, own, tell)
+    yield _compared(session, correlations.recover, tell)
+
+
+def _compared(session: Session, recover: Callable[[UInt8Array, UInt8Array, Tell], Template], tell: Tell) -> Restored:
+    """Restore by what ciphertexts of one key stream have in common, compared with pictures of the attacker's own."""
+    hidden, own = session.encrypted.pixels, session.images.own.pixels[: session.preset.own_images]
+    found = recover(hidden, own, tell)
     needs = f"ciphertexts that share one key stream, and {len(own):,} pictures of its own"
-    yield Restored(found.restore(hidden), needs, f"{len(hidden):,} ciphertexts")
+    return Restored(found.restore(hidden), needs, f"{len(hidden):,} ciphertexts")
 
 
 def _known_plaintext(session: Session, tell: Tell) -> Iterator[Restored]:

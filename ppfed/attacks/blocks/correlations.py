@@ -27,7 +27,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from ppfed.attacks.blocks.template import Template, symbols, tiled
-from ppfed.attacks.matching import Float32Array, IndexArray, Matching
+from ppfed.attacks.matching import Float32Array, IndexArray, Matching, weights
 from ppfed.ciphers.spec import BLOCK_PX
 from ppfed.images.types import UInt8Array
 
@@ -41,7 +41,7 @@ _HIGHEST = np.uint8(15)
 _MIDDLE = np.float32(7.5)
 _COARSE = 0.06
 """Variance of the noise that is assumed beside brightness, as a part of the largest that pictures have there."""
-_FINE = np.float32(1.0)
+_FINE = 1.0
 """The same beside the upper halves, in squares of a 4-bit value."""
 _STEPS = 40
 
@@ -209,8 +209,8 @@ class _Pictures:
             beside[:, block], own_blocks = 0, of_blocks.copy()
             own_blocks[block], own_blocks[:, block] = 0, 0
             moments = np.block([[values.T @ values / count, beside], [beside.T, own_blocks]])
-            noise = np.float32(_COARSE * np.linalg.eigvalsh(moments)[-1])
-            self._weights.append(_weights(moments, noise)[half:, :half])
+            noise = _COARSE * float(np.linalg.eigvalsh(moments)[-1])
+            self._weights.append(weights(moments, noise)[half:, :half])
 
     def places(self, upper: Float32Array) -> tuple[float, IndexArray]:
         """Find the places of upper halves (N, B, V / 2), whose blocks are where they belong.
@@ -223,8 +223,8 @@ class _Pictures:
         """
         whole = (upper.mean(axis=2) - self._middle) * self._scale
         likely, places = 0.0, np.empty(upper.shape[1:], dtype=np.intp)
-        for block, weights in enumerate(self._weights):
-            pull = (upper[:, block] - self._middle).T @ whole / np.float32(len(upper)) @ weights
+        for block, beside in enumerate(self._weights):
+            pull = (upper[:, block] - self._middle).T @ whole / np.float32(len(upper)) @ beside
             places[block] = linear_sum_assignment(pull, maximize=True)[1]
             likely += float(np.take_along_axis(pull, places[block][:, None], axis=1).sum())
         return likely, places
@@ -240,9 +240,9 @@ def _lower_places(
         centre = np.repeat(own.mean(axis=0).mean(), own.shape[1])
         uppers = laid[0, around].size
         own -= centre
-        weights = _weights(own.T @ own / np.float32(len(own)), _FINE)[:uppers, uppers:]
+        beside = weights(own.T @ own / np.float32(len(own)), _FINE)[:uppers, uppers:]
         seen = _flat(laid[:, around]) - centre[:uppers]
-        pull = lower[:, block].T @ seen / np.float32(len(lower)) @ weights
+        pull = lower[:, block].T @ seen / np.float32(len(lower)) @ beside
         places[block] = linear_sum_assignment(np.abs(pull), maximize=True)[1]
         signs[block] = np.where(np.take_along_axis(pull, places[block][:, None], axis=1)[:, 0] < 0, -1, 1)
     return places, signs
@@ -253,12 +253,6 @@ def _neighbourhoods(grid: tuple[int, int]) -> Iterator[IndexArray]:
     numbers = np.arange(grid[0] * grid[1]).reshape(grid)
     for row, column in np.ndindex(grid):
         yield numbers[max(row - 1, 0) : row + 2, max(column - 1, 0) : column + 2].reshape(-1)
-
-
-def _weights(moments: Float32Array, noise: np.float32) -> Float32Array:
-    """Return S (S + s)^-1: see ``ppfed/attacks/matching.py``."""
-    identity = np.eye(len(moments), dtype=np.float32)
-    return (identity - noise * np.linalg.inv(moments + noise * identity)).astype(np.float32)
 
 
 def _centred(values: UInt8Array) -> Float32Array:

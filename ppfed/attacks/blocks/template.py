@@ -158,7 +158,20 @@ _READERS: dict[str, Callable[[UInt8Array, UInt8Array], Template]] = {
 
 
 def symbols(images: UInt8Array, block_px: int, *, nibbles: bool = False) -> UInt8Array:
-    """Take images apart into the symbols of blocks: (N, B, V)."""
+    """Take images apart into the symbols of blocks.
+
+    Parameters
+    ----------
+    images : uint8 array, (N, H, W, C)
+    block_px : int
+        Side of a block; 1 for none.
+    nibbles : bool
+        4-bit values, of each block the lower halves first; otherwise bytes.
+
+    Returns
+    -------
+    uint8 array, (N, B, V)
+    """
     blocks = cut(images, block_px)
     values = blocks.reshape(*blocks.shape[:2], -1)
     return np.concatenate([values & _LOW, values >> np.uint8(4)], axis=2) if nibbles else values
@@ -183,6 +196,20 @@ def _same_blocks(before: UInt8Array, after: UInt8Array) -> IndexArray:
 
 
 def tiled(inside: IndexArray, origin: IndexArray, width: int) -> IndexArray:
-    """Count through the symbols of whole images, from their numbers in blocks of ``width`` and the blocks' origins."""
+    """Count through the symbols of whole images, as ``Template.source`` does.
+
+    Parameters
+    ----------
+    inside : intp array, (B, V) or (V,)
+        Old numbers in a block, of each or of all.
+    origin : intp array, (B,)
+        Old numbers of blocks.
+    width : int
+        Symbols of a block.
+
+    Returns
+    -------
+    intp array, (B V,)
+    """
     result: IndexArray = (origin[:, None] * width + inside).reshape(-1)
     return result

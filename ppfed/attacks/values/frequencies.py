@@ -20,15 +20,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import numpy as np
-import numpy.typing as npt
 from scipy.linalg import hadamard
 from scipy.ndimage import gaussian_filter
 
 from ppfed.attacks.blocks.template import Template
-from ppfed.attacks.matching import IndexArray, Matching
+from ppfed.attacks.matching import Float32Array, IndexArray, Matching
 from ppfed.images.types import UInt8Array
-
-Float32Array = npt.NDArray[np.float32]
 
 MOST_PIXELS = 48 * 48
 """Of an image: they are compared in pairs, and assigned in time that grows with their third power."""

@@ -110,26 +110,26 @@ def test_bounds(
     assert least <= ssim(found, attack) <= most
 
 
+def in_halves(count: int, side: int, scale: int) -> AuditImages:
+    """Cut pieces of photographs, half of them targets and half the attacker's."""
+    pixels = pieces(count, side=side, scale=scale)
+    labels = (pixels.mean(axis=(1, 2, 3)) > 110).astype(np.int64)
+    targets, own = slice(count // 2), slice(count // 2, None)
+    return AuditImages(
+        PlainImages(pixels[targets]), labels[targets], PlainImages(pixels[own]), labels[own], 2, "pieces of photographs"
+    )
+
+
 def test_frequencies_give_one_key_stream_away() -> None:
     # Fewer pixels than the other bounds have: their number cubed is what it costs.
-    pixels = pieces(800, side=12, scale=8)
-    labels = (pixels.mean(axis=(1, 2, 3)) > 110).astype(np.int64)
-    small = AuditImages(
-        PlainImages(pixels[:400]), labels[:400], PlainImages(pixels[400:]), labels[400:], 2, "pieces of photographs"
-    )
-    found = run(CipherSpec("logistic-rc4-v1", FIXED, False), small, AttackName.FREQUENCIES)
+    found = run(CipherSpec("logistic-rc4-v1", FIXED, False), in_halves(800, 12, 8), AttackName.FREQUENCIES)
     assert ssim(found, AttackName.FREQUENCIES) >= 0.88  # 0.98
     assert AttackName.FREQUENCIES not in applicable(CipherSpec("logistic-rc4-v1", IMAGE, False), 3)
 
 
 def test_correlations_give_one_key_stream_of_ele_away() -> None:
     # More blocks than the other bounds have: they are told apart by one another.
-    pixels = pieces(1600, side=32, scale=4)
-    labels = (pixels.mean(axis=(1, 2, 3)) > 110).astype(np.int64)
-    many = AuditImages(
-        PlainImages(pixels[:800]), labels[:800], PlainImages(pixels[800:]), labels[800:], 2, "pieces of photographs"
-    )
-    found = run(CipherSpec("ele-v1", FIXED, False), many, AttackName.CORRELATIONS)
+    found = run(CipherSpec("ele-v1", FIXED, False), in_halves(1600, 32, 4), AttackName.CORRELATIONS)
     assert ssim(found, AttackName.CORRELATIONS) >= 0.5
     assert AttackName.CORRELATIONS not in applicable(CipherSpec("ele-v1", IMAGE, False), 3)
 
