@@ -337,45 +337,81 @@ def _template(session: Session, tell: Tell) -> Iterator[Restored]:
 
 
 def _inversion(session: Session, tell: Tell) -> Iterator[Restored]:
+    trained = inversion_of_session(session, session.preset.inversion, tell)
+    count = len(session.images.own)
+    yield Restored(trained.restore(session.encrypted.pixels), f"{count:,} pictures of its own, and time to train")
+
+
+def inversion_of_session(session: Session, preset: inversion.InversionPreset, tell: Tell) -> inversion.Inversion:
+    """Train a learned inversion on what the attacker of a session has: pictures, and keys of its own."""
     fresh = replace(session.spec, scope=Scope.IMAGE)
-    trained = inversion.train_inversion(
+    return inversion.train_inversion(
         session.images.own.pixels,
         session.under_own_keys,
-        session.preset.inversion,
+        preset,
         features=best_features(fresh),
         front=inversion.best_front(fresh),
         device=session.device,
         seed=session.seed,
         on_step=lambda step, steps: tell(step / steps),
     )
-    count = len(session.images.own)
-    yield Restored(trained.restore(session.encrypted.pixels), f"{count:,} pictures of its own, and time to train")
 
 
 def _learned_edges(session: Session, tell: Tell) -> Iterator[Restored]:
-    grey = session.images.shape[2] == 1
-    # Of a grey value under NP one bit is unknown, and nothing has to be solved first. NP twice hides two, of which the
-    # solver settles one: without it, on grey images of CIFAR-10, edges got less than the solver alone (of digits more:
-    # docs/leakage.md).
-    unsolved = grey and session.spec.name == "np-v1"
+    preset = edges_preset(session)
+    trained = edges_of_session(session, preset, tell)
+    count = min(preset.images, len(session.images.own))
+    restored = trained.restore(session.encrypted.pixels[: session.preset.searched])
+    yield Restored(restored, f"{count:,} pictures of its own, and time to train")
+
+
+def _unsolved(session: Session) -> bool:
+    """Tell whether learned edges get ciphertexts as they are.
+
+    Of a grey value under NP one bit is unknown, and nothing has to be solved first. NP twice hides two, of which the
+    solver settles one: without it, on grey images of CIFAR-10, edges got less than the solver alone (of digits more:
+    docs/leakage.md).
+    """
+    return session.images.shape[2] == 1 and session.spec.name == "np-v1"
+
+
+def edges_preset(session: Session) -> learned_edges.EdgesPreset:
+    """Choose what a session's preset spends on learned edges: all pictures where none has to be solved."""
     preset = session.preset.edges
-    if unsolved:
-        preset = replace(preset, images=session.preset.own_images)
-    solve = cast(Solver, solver(session.spec, device=session.device))
-    trained = learned_edges.train_edges(
+    return replace(preset, images=session.preset.own_images) if _unsolved(session) else preset
+
+
+def edges_of_session(
+    session: Session, preset: learned_edges.EdgesPreset, tell: Tell, solve: Solver | None = None
+) -> learned_edges.LearnedEdges:
+    """Train learned edges on what the attacker of a session has.
+
+    Parameters
+    ----------
+    session : Session
+        Of NP or NP twice in image scope.
+    preset : EdgesPreset
+    tell : callable
+    solve : callable or None
+        What restores ciphertexts first, where they have to be; None for ``ppfed.attacks.alone.solver``.
+    """
+    if _unsolved(session):
+        solve = _as_it_is
+    return learned_edges.train_edges(
         session.images.own.pixels,
         lambda plain: session.under_own_keys(plain, 0),
-        (lambda hidden: hidden) if unsolved else solve,
+        solve or cast(Solver, solver(session.spec, device=session.device)),
         preset,
         constants=stream.NP_CONSTANTS,
-        any_order=session.spec.colour_shuffle and not grey,
+        any_order=session.spec.colour_shuffle and session.images.shape[2] == 3,
         device=session.device,
         seed=session.seed,
         on_progress=tell,
     )
-    count = min(preset.images, len(session.images.own))
-    restored = trained.restore(session.encrypted.pixels[: session.preset.searched])
-    yield Restored(restored, f"{count:,} pictures of its own, and time to train")
+
+
+def _as_it_is(hidden: UInt8Array) -> UInt8Array:
+    return hidden
 
 
 def _learned_seams(session: Session, tell: Tell) -> Iterator[Restored]:

@@ -1,8 +1,8 @@
 """Measure what chosen weights read off a ResNet-18: ``python -m scenarios.studies.chosen_weights DATA OUT``.
 
 At the product's width images are told apart by brightness (``ppfed/attacks/sent/bins.py``): over one step, of images
-drawn at random and of images of one class; and over a whole pass of many steps, with the learning rates and the
-augmentation of a federation's default. At a quarter of that width they are told apart by label alone
+drawn at random and of images of one class; and over a whole pass of many steps, plain and encrypted, with the learning
+rates and the augmentation of a federation's default. At a quarter of that width they are told apart by label alone
 (``ppfed/attacks/sent/chosen_weights.py``), over one step. OUT gets ``steps.jsonl`` and ``passes.jsonl``, a line for
 each setting; those that are there already are kept.
 """
@@ -22,16 +22,21 @@ import torch
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
+from ppfed.attacks.alone import solver
 from ppfed.attacks.sent.bins import bins_of_brightest, network_with_bins, windows_of_pass
+from ppfed.attacks.sent.carried import pixels_of
 from ppfed.attacks.sent.gradient_inversion import moments_of_update
+from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope
 from ppfed.errors import UsageError
 from ppfed.federation import Exchange
-from ppfed.images.types import UInt8Array
-from ppfed.leakage.attackers import AuditPreset
+from ppfed.images.types import PlainImages, UInt8Array
+from ppfed.leakage.attackers import AuditPreset, throwaway_ids, throwaway_key
 from ppfed.leakage.audit import AuditRun
+from ppfed.leakage.metrics import resemblance
 from ppfed.leakage.record import AttackName, Resemblance
 from ppfed.leakage.sent import OwnerStep, audit_sent
+from ppfed.networks.adaptation import features_of
 from ppfed.networks.classifier import build_network
 from ppfed.networks.config import InputFeatures, best_features
 from ppfed.networks.state import network_state
@@ -49,6 +54,7 @@ STEPS_FILE, PASSES_FILE = "steps.jsonl", "passes.jsonl"
 _SIZE = 32
 _OWN = 2000
 RANDOM, ONE_CLASS = "random", "one class"
+PLAIN = "plain"
 _CLASS = 3
 CLOSE = (3.0, 8.0)
 """Mean error in grey levels up to which a window is counted as read."""
@@ -79,6 +85,26 @@ class StepBudget:
 
 
 @dataclass(frozen=True)
+class WholePass:
+    """One of the ten passes of a default training.
+
+    Attributes
+    ----------
+    cipher : CipherSpec or None
+        None for plain images.
+    images, batch : int
+        Of the owner, and of a step.
+    number : int
+        Counted from 0.
+    """
+
+    cipher: CipherSpec | None
+    images: int
+    batch: int
+    number: int
+
+
+@dataclass(frozen=True)
 class ReadingBudget:
     """What is measured.
 
@@ -89,8 +115,7 @@ class ReadingBudget:
         Held-out images among which the right one has to be found.
     base_maps : int
         Of the network in passes.
-    passes : tuple of (images, batch size, pass)
-        The pass is one of the ten of a default training, counted from 0.
+    passes : tuple of WholePass
     part : float
         Of a pass's images, so many are above the lowest threshold of each measure.
     """
@@ -101,7 +126,11 @@ class ReadingBudget:
     )
     targets: int = 1000
     base_maps: int = 64
-    passes: tuple[tuple[int, int, int], ...] = ((512, 128, 9), (1024, 128, 2))
+    passes: tuple[WholePass, ...] = tuple(
+        WholePass(cipher, images, 128, number)
+        for cipher in (None, CipherSpec())
+        for images, number in ((512, 9), (1024, 2))
+    )
     part: float = 0.15
 
 
@@ -143,7 +172,13 @@ class PassRow:
     windows : int
         That the attacker ends up with; some show two images one over the other.
     close : tuple of int
-        Images of the owner, as augmented, of which 24x24 pixels were read with a mean error below ``CLOSE``.
+        Images of the owner, as augmented and as the network is shown them, of which 24x24 pixels were read with a mean
+        error below ``CLOSE``.
+    cipher : str
+        ``plain`` for none.
+    restored : Resemblance or None
+        Of what the solver makes of the windows nearest to images that are close by the last of ``CLOSE``, to these
+        images' 24x24 pixels before they were encrypted. None for plain images, and where no image is close.
     """
 
     images: int
@@ -152,6 +187,8 @@ class PassRow:
     learning_rate: float
     windows: int
     close: tuple[int, ...]
+    cipher: str = PLAIN
+    restored: Resemblance | None = None
 
 
 def main(arguments: list[str]) -> int:
@@ -172,9 +209,11 @@ def main(arguments: list[str]) -> int:
             f"\N{PLUS-MINUS SIGN} {found.ssim.spread:.3f}  right one {found.reidentified:.1%}\n"
         )
     for one in passes.read():
+        near = ", ".join(f"{count} within {most:.0f}" for count, most in zip(one.close, CLOSE, strict=True))
+        then = "" if one.restored is None else f", these then restored to SSIM {one.restored.ssim.mean:.3f}"
         sys.stdout.write(
-            f"{one.images} images, pass {one.number}, rate {one.learning_rate:.3f}: {one.windows} windows, "
-            f"{', '.join(f'{count} within {most:.0f}' for count, most in zip(one.close, CLOSE, strict=True))}\n"
+            f"{one.cipher:38} {one.images} images, pass {one.number}, rate {one.learning_rate:.3f}: "
+            f"{one.windows} windows, {near}{then}\n"
         )
     return 0
 
@@ -185,7 +224,7 @@ def measure_steps(material: Material, budget: ReadingBudget, measured: RowsFile[
     rows = mixed(len(material.held_out), budget.targets, 0)
     for wanted in budget.steps:
         for spec, labels, batch in product(wanted.ciphers, wanted.labels, wanted.batches):
-            cipher = "plain" if spec is None else str(spec)
+            cipher = _name(spec)
             if (wanted.base_maps, cipher, labels, batch) in known:
                 continue
             own = rows if labels == RANDOM else np.flatnonzero(material.held_out_labels == _CLASS)[: budget.targets]
@@ -206,50 +245,82 @@ def measure_steps(material: Material, budget: ReadingBudget, measured: RowsFile[
 def measure_passes(
     material: Material, budget: ReadingBudget, measured: RowsFile[PassRow], device: torch.device
 ) -> None:
-    """Read whole passes over plain images, and append a row for each setting that was not measured."""
-    known = {(row.images, row.batch, row.number) for row in measured.read()}
-    left = [one for one in budget.passes if one not in known]
-    if not left:
-        return
-    config = described(material, budget.base_maps)
+    """Read whole passes, and append a row for each setting that was not measured."""
+    known = {(row.cipher, row.images, row.batch, row.number) for row in measured.read()}
+    for one in budget.passes:
+        if (_name(one.cipher), one.images, one.batch, one.number) not in known:
+            measured.append(_read_pass(material, budget, one, device))
+
+
+def _read_pass(material: Material, budget: ReadingBudget, one: WholePass, device: torch.device) -> PassRow:
+    plain = material.train.pixels[: one.images]
+    features, given, restore = InputFeatures.VALUES, plain, None
+    if one.cipher is not None:
+        features = best_features(one.cipher)
+        cipher = make_cipher(one.cipher, throwaway_key(0))
+        given = cipher.encrypt(PlainImages(plain), throwaway_ids(0, len(plain))).pixels
+        restore = solver(one.cipher, device=device)
+    config = described(material, budget.base_maps, features)
     bins = bins_of_brightest(config, budget.part)
     network = network_with_bins(config, bins, 0)
     before = network_state(network)
-    shape = material.train.pixels.shape[1:]
-    for images, batch, number in left:
-        training = TrainingConfig.of(TrainingSettings(batch_size=batch))
-        spy = _Spy(training.augmentation)
-        data = ImageTensors.from_numpy(material.train.pixels[:images], material.train_labels[:images], device)
-        own = copy.deepcopy(network).to(device)
-        # The trainer does nothing with it but call it.
-        watched = replace(training, augmentation=cast("Augmentation", spy))
-        list(Trainer(own, watched, device).train_epochs(data, number, 1))
-        after = network_state(own)
-        moments = moments_of_update(own, before, after, (batch, *shape), len(spy.seen))
-        change = {name: before[name] - after[name] for name in before}
-        found = windows_of_pass(network, bins, change, moments, shape)
-        fed = np.concatenate(spy.seen)[:, : found.shape[1], : found.shape[2]]
-        nearest = cdist(*(some.reshape(len(some), -1).astype(float) for some in (fed, found)), "cityblock").min(1)
-        row = PassRow(
-            images,
-            batch,
-            number,
-            training.learning_rate_at(number / training.epochs),
-            len(found),
-            tuple(int(np.sum(nearest / fed[0].size < most)) for most in CLOSE),
-        )
-        measured.append(row)
+    shape = plain.shape[1:]
+    training = TrainingConfig.of(TrainingSettings(batch_size=one.batch))
+    spy = _Spy(training.augmentation, dict(zip(map(bytes, given), plain, strict=True)))
+    own = copy.deepcopy(network).to(device)
+    # The trainer does nothing with it but call it.
+    watched = replace(training, augmentation=cast("Augmentation", spy))
+    data = ImageTensors.from_numpy(given, material.train_labels[: one.images], device)
+    list(Trainer(own, watched, device).train_epochs(data, one.number, 1))
+    after = network_state(own)
+    moments = moments_of_update(own, before, after, (one.batch, *shape), len(spy.seen))
+    change = {name: before[name] - after[name] for name in before}
+    found = windows_of_pass(network, bins, change, moments, shape)
+    fed, originals = (np.concatenate(some)[:, : found.shape[1], : found.shape[2]] for some in (spy.seen, spy.plain))
+    shown = pixels_of(features, features_of(torch.from_numpy(np.ascontiguousarray(fed)), features))
+    errors = cdist(*(some.reshape(len(some), -1).astype(float) for some in (shown, found)), "cityblock") / shown[0].size
+    close = errors.min(1)[:, None] < CLOSE
+    restored = None
+    if restore is not None and close[:, -1].any():
+        windows = np.ascontiguousarray(found[errors.argmin(1)[close[:, -1]]])
+        restored = resemblance(restore(windows), originals[close[:, -1]])
+    return PassRow(
+        one.images,
+        one.batch,
+        one.number,
+        training.learning_rate_at(one.number / training.epochs),
+        len(found),
+        tuple(int(count) for count in close.sum(0)),
+        _name(one.cipher),
+        restored,
+    )
+
+
+def _name(cipher: CipherSpec | None) -> str:
+    return PLAIN if cipher is None else str(cipher)
 
 
 class _Spy:
-    """Augments, and keeps what was trained on."""
+    """Augments, and keeps what was trained on, and what it was before it was encrypted.
 
-    def __init__(self, augmentation: Callable[..., Tensor]) -> None:
+    Parameters
+    ----------
+    augmentation : callable
+    plain : dict of bytes to uint8 array, (H, W, C)
+        By what is given.
+    """
+
+    def __init__(self, augmentation: Callable[..., Tensor], plain: dict[bytes, UInt8Array]) -> None:
         self._augmentation = augmentation
+        self._plain = plain
         self.seen: list[UInt8Array] = []
+        self.plain: list[UInt8Array] = []
 
-    def __call__(self, *given: object) -> Tensor:
-        augmented = self._augmentation(*given)
+    def __call__(self, images: Tensor, generator: torch.Generator, *given: object) -> Tensor:
+        originals = torch.from_numpy(np.stack([self._plain[bytes(image)] for image in images.cpu().numpy()]))
+        moved = self._augmentation(originals, generator.clone_state(), *given)
+        augmented = self._augmentation(images, generator, *given)
+        self.plain.append(moved.numpy())
         self.seen.append(augmented.cpu().numpy())
         return augmented
 

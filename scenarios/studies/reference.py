@@ -26,7 +26,6 @@ from ppfed.attacks.learned.inversion import CPU
 from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info, cipher_names
 from ppfed.errors import UsageError
 from ppfed.federation import Exchange
-from ppfed.images.types import PlainImages
 from ppfed.leakage.attackers import AuditPreset
 from ppfed.leakage.audit import Audit, AuditRun, applicable, audit, judge_of
 from ppfed.leakage.card import RECORD_FILE, write_card
@@ -37,9 +36,8 @@ from ppfed.leakage.sent import OwnerStep, audit_sent, sent_batches
 from ppfed.networks.classifier import build_network
 from ppfed.networks.config import InputFeatures, NetworkConfig, best_features
 from ppfed.training.loop import pick_device
-from scenarios.attacking import mixed, rows_without
-from scenarios.material import read_images
 from scenarios.studies.command import run_study
+from scenarios.studies.targets import SIZE_PX, reference_images
 
 DATA = "CIFAR-10 (JPEG 75)"
 _TRAINED = (
@@ -51,8 +49,6 @@ _TRAINED = (
 )
 _EXACT = 0.995
 """SSIM from which on nothing is left to be gained by training."""
-_SIZE = 32
-_TARGETS = 1000
 GREY = "grey"
 """Names grey images, among the ciphers."""
 GREY_SPECS = tuple(
@@ -218,7 +214,7 @@ def _measure_sent(data: Path, out: Path) -> None:
         sys.stdout.write(f"{exchange}, {spec or 'plain'}\n")
         sys.stdout.flush()
         features = InputFeatures.VALUES if spec is None else best_features(spec)
-        network = build_network(NetworkConfig(images.classes, _SIZE, _SIZE, features=features), 0)
+        network = build_network(NetworkConfig(images.classes, SIZE_PX, SIZE_PX, features=features), 0)
         step = OwnerStep(network.to(device), exchange)
         # The search is slow and gets less even of the control (scenarios/studies/gradient_search.py).
         found = audit_sent(spec, images, step, sent_batches(exchange), run, attacks=(AttackName.CHOSEN_WEIGHTS,))
@@ -238,19 +234,7 @@ def _joined(first: LeakageRecord, second: LeakageRecord) -> LeakageRecord:
 
 
 def _images(data: Path, own_images: int = CPU.images, channels: int = 3) -> AuditImages:
-    """Attack every tenth held-out image; the attacker has training images."""
-    material = read_images(data, _SIZE, own_images, None, channels=channels)
-    rows = mixed(len(material.held_out), _TARGETS, 0)
-    targets = material.held_out.pixels[rows]
-    own = rows_without(material.train.pixels, targets)
-    return AuditImages(
-        PlainImages(targets),
-        material.held_out_labels[rows],
-        PlainImages(material.train.pixels[own]),
-        material.train_labels[own],
-        len(material.classes),
-        f"{DATA}, grey" if channels == 1 else DATA,
-    )
+    return reference_images(data, own_images, channels, f"{DATA}, grey" if channels == 1 else DATA)
 
 
 if __name__ == "__main__":

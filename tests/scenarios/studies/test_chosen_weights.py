@@ -18,6 +18,7 @@ from scenarios.studies.chosen_weights import (
     ReadingBudget,
     StepBudget,
     StepRow,
+    WholePass,
     main,
     measure_passes,
     measure_steps,
@@ -33,7 +34,7 @@ FEW = ReadingBudget(
     ),
     targets=40,
     base_maps=26,
-    passes=((40, 40, 9),),
+    passes=(WholePass(None, 40, 40, 9), WholePass(DEFAULT, 40, 40, 9)),
     part=0.5,
 )
 
@@ -53,8 +54,13 @@ def test_every_setting_is_measured_once(tmp_path: Path) -> None:
     (narrow,) = (row for row in rows if row.base_maps == 14)
     assert (narrow.cipher, narrow.labels, narrow.batch) == ("plain", RANDOM, 1)
     assert all(row.resemblance.ssim.mean > 0.9 for row in rows if row.cipher == "plain")
-    (row,) = passes.read()
-    assert 0 < row.close[0] <= row.close[1] <= row.images
+    plain, encrypted = passes.read()
+    assert (plain.cipher, encrypted.cipher) == ("plain", str(DEFAULT))
+    assert all(0 < row.close[0] <= row.close[1] <= row.images for row in (plain, encrypted))
+    # What is read is what the network is shown, the sorted folds; the solver makes pictures of those.
+    assert plain.restored is None
+    assert encrypted.restored is not None
+    assert encrypted.restored.images == encrypted.close[1]
 
 
 def test_it_says_what_it_needs() -> None:

@@ -1,0 +1,218 @@
+"""Measure what more pictures and longer training gain an attacker: ``python -m scenarios.studies.effort DATA OUT``.
+
+Networks are trained as in audits on the attacker's own pictures, under NP with fresh masks: of grey images, and with
+colour shuffle, the default. ``gpu`` after the folders goes on with the preset ``gpu`` of each attack. OUT gets
+``effort.jsonl``, a line for each training; those that are there already are kept.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from ppfed.attacks.alone import Solver, solver
+from ppfed.attacks.learned import inversion, learned_edges
+from ppfed.ciphers.spec import CipherSpec
+from ppfed.errors import UsageError
+from ppfed.images.types import UInt8Array
+from ppfed.leakage.attackers import AuditPreset, Session, edges_of_session, inversion_of_session
+from ppfed.leakage.images import AuditImages
+from ppfed.leakage.metrics import resemblance
+from ppfed.leakage.record import AttackName, Resemblance
+from ppfed.training.loop import pick_device
+from scenarios.studies.command import run_study
+from scenarios.studies.rows import RowsFile
+from scenarios.studies.targets import reference_images
+
+ROWS_FILE = "effort.jsonl"
+GREY, COLOUR = "NP, grey images", "NP + shuffle"
+CIPHERS = {GREY: CipherSpec(colour_shuffle=False), COLOUR: CipherSpec()}
+_SHOWN = 200
+"""Of the targets."""
+_POOL = 20_000
+"""The attacker's pictures, of which efforts use a part, or more where one wants more."""
+_CHANNELS = {GREY: 1, COLOUR: 3}
+
+
+@dataclass(frozen=True)
+class Effort:
+    """What is spent.
+
+    Attributes
+    ----------
+    cipher : str
+        Of ``CIPHERS``.
+    attack : AttackName
+        ``learned-edges`` or ``inversion``.
+    preset : EdgesPreset or InversionPreset
+    """
+
+    cipher: str
+    attack: AttackName
+    preset: learned_edges.EdgesPreset | inversion.InversionPreset
+
+
+def _edges(cipher: str, images: int, steps: int) -> Effort:
+    return Effort(cipher, AttackName.LEARNED_EDGES, replace(learned_edges.CPU, images=images, steps=steps))
+
+
+EFFORTS = (
+    *(_edges(GREY, 20_000, steps) for steps in (400, 1600, 6400)),
+    *(_edges(COLOUR, images, steps) for images, steps in ((1000, 400), (1000, 1600), (3000, 1600), (3000, 4000))),
+    _edges(COLOUR, 8000, 4000),
+)
+GPU = "gpu"
+GPU_EFFORTS = tuple(
+    Effort(cipher, attack, preset)
+    for cipher in CIPHERS
+    for attack, preset in ((AttackName.LEARNED_EDGES, learned_edges.GPU), (AttackName.INVERSION, inversion.GPU))
+)
+
+
+@dataclass(frozen=True)
+class EffortRow:
+    """What came of it.
+
+    Attributes
+    ----------
+    cipher : str
+    attack : AttackName
+    pictures : int
+        Of the attacker's own that were used.
+    steps, batch_size : int
+    widths : tuple of int
+        Of the U-Net.
+    device : str
+    resemblance : Resemblance
+        Of 200 images, which are looked up among 1,000.
+    seconds : float
+        Of training, and of the solver before it where pictures were not solved before.
+    """
+
+    cipher: str
+    attack: AttackName
+    pictures: int
+    steps: int
+    batch_size: int
+    widths: tuple[int, ...]
+    device: str
+    resemblance: Resemblance
+    seconds: float
+
+
+def main(arguments: list[str]) -> int:
+    """Measure what is not yet there, and print the table."""
+    if len(arguments) < 2 or arguments[2:] not in ([], [GPU]):
+        raise UsageError("two folders are needed", hint=f"python -m scenarios.studies.effort DATA OUT [{GPU}]")
+    out = Path(arguments[1])
+    out.mkdir(parents=True, exist_ok=True)
+    measured = RowsFile(out / ROWS_FILE, EffortRow)
+    efforts = EFFORTS + (GPU_EFFORTS if arguments[2:] else ())
+    measure(partial(reference_images, Path(arguments[0])), efforts, measured, pick_device())
+    sys.stdout.write("".join(map(in_line, measured.read())))
+    return 0
+
+
+def measure(
+    attacked: Callable[[int, int], AuditImages],
+    efforts: Sequence[Effort],
+    measured: RowsFile[EffortRow],
+    device: torch.device,
+) -> None:
+    """Train, and append a row for each effort that was not measured.
+
+    Parameters
+    ----------
+    attacked : callable
+        Called with how many pictures the attacker has, and with the number of channels.
+    efforts : sequence of Effort
+    measured : RowsFile of EffortRow
+    device : torch.device
+    """
+    known = {_known(row) for row in measured.read()}
+    left = [effort for effort in efforts if _wanted(effort) not in known]
+    for name, pictures in dict.fromkeys((effort.cipher, _pictures(effort)) for effort in left):
+        images = attacked(pictures, _CHANNELS[name])
+        session = Session(CIPHERS[name], images, AuditPreset.CPU, device, seed=0)
+        alike = [effort for effort in left if (effort.cipher, _pictures(effort)) == (name, pictures)]
+        _measure(session, alike, measured)
+
+
+def _pictures(effort: Effort) -> int:
+    return max(_POOL, effort.preset.images)
+
+
+def _wanted(effort: Effort) -> tuple[object, ...]:
+    preset = effort.preset
+    return effort.cipher, effort.attack, preset.images, preset.steps, preset.batch_size, preset.widths
+
+
+def _known(row: EffortRow) -> tuple[object, ...]:
+    return row.cipher, row.attack, row.pictures, row.steps, row.batch_size, row.widths
+
+
+def _measure(session: Session, efforts: Sequence[Effort], measured: RowsFile[EffortRow]) -> None:
+    solve = RememberingSolver(cast(Solver, solver(session.spec, device=session.device)))
+    hidden, targets = session.encrypted.pixels[:_SHOWN], session.images.targets.pixels
+    for effort in efforts:
+        preset = effort.preset
+        started = time.monotonic()
+        trained: learned_edges.LearnedEdges | inversion.Inversion
+        if isinstance(preset, learned_edges.EdgesPreset):
+            trained = edges_of_session(session, preset, _silent, solve)
+        else:
+            trained = inversion_of_session(session, preset, _silent)
+        seconds = time.monotonic() - started
+        found = resemblance(trained.restore(hidden), targets[:_SHOWN], candidates=targets)
+        measured.append(
+            EffortRow(
+                effort.cipher,
+                effort.attack,
+                preset.images,
+                preset.steps,
+                preset.batch_size,
+                preset.widths,
+                session.device.type,
+                found,
+                seconds,
+            )
+        )
+
+
+def _silent(_part: float) -> None:
+    """Tell nobody."""
+
+
+class RememberingSolver:
+    """A solver that solves no batch of images twice: efforts share their first pictures."""
+
+    def __init__(self, solve: Solver) -> None:
+        self._solve = solve
+        self._solved: dict[bytes, UInt8Array] = {}
+
+    def __call__(self, hidden: UInt8Array) -> UInt8Array:
+        key = hidden.tobytes()
+        if key not in self._solved:
+            self._solved[key] = self._solve(hidden)
+        return self._solved[key]
+
+
+def in_line(row: EffortRow) -> str:
+    """Set a row out."""
+    found = row.resemblance
+    return (
+        f"{row.cipher:16} {row.attack:13} {row.pictures:6,} pictures  {row.steps:6,} steps of {row.batch_size:3}  maps "
+        f"{'-'.join(map(str, row.widths)):14} SSIM {found.ssim.mean:.3f} \N{PLUS-MINUS SIGN} {found.ssim.spread:.3f}  "
+        f"right one of {found.candidates} {found.reidentified:.1%}  {row.seconds:.0f} s on {row.device}\n"
+    )
+
+
+if __name__ == "__main__":
+    run_study(main)
