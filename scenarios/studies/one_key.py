@@ -32,7 +32,7 @@ from scenarios.studies.rows import RowsFile
 from scenarios.studies.targets import reference_images
 
 ROWS_FILE = "one_key.jsonl"
-COUNTS = (10, 30, 100, 300, 1000)
+COUNTS = (2, 3, 5, 10, 30, 100, 300, 1000)
 _OWN = 20_000
 
 

@@ -142,7 +142,7 @@ def add_missing(data: Path, names: Sequence[str], *, attacked: bool = True) -> N
             continue
         if record.channels not in images:
             images[record.channels] = _images(data, channels=record.channels)
-        sys.stdout.write(f"{record.cipher}, {record.channels} channels: {', '.join(attacks) or CANDIDATES}\n")
+        sys.stdout.write(f"{record.cipher.spec}, {record.channels} channels: {', '.join(attacks) or CANDIDATES}\n")
         sys.stdout.flush()
         run = AuditRun(AuditPreset.CPU, pick_device(), seed=0)
         found = audit(record.cipher.spec, images[record.channels], attacks, run)
