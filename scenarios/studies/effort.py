@@ -198,6 +198,7 @@ class RememberingSolver:
         self._solved: dict[bytes, UInt8Array] = {}
 
     def __call__(self, hidden: UInt8Array) -> UInt8Array:
+        """Restore ciphertexts, or return what was made of the same ones before."""
         key = hidden.tobytes()
         if key not in self._solved:
             self._solved[key] = self._solve(hidden)

@@ -10,12 +10,14 @@ together. Source: ours.
 3. *Blocks.* Where they belong follows from how their brightness varies together (``ppfed/attacks/matching.py``), but
    for mirror images, which are all tried; step 4 tells which it is.
 4. *Places in blocks.* Where upper halves belong follows in the same way from how each varies with the brightness of
-   the other blocks: in one step, as that is known. Then where lower halves belong, and which are reversed, from how
-   each varies with the upper halves in its block and around it, which a smooth picture ties to them.
+   the other blocks: in one step, as that is known. Red and blue are hard to tell that way; what a block has more of one
+   varies with what others have, so that few are set right by most. Then blocks take turns, each beside the upper halves
+   around it.
+5. *Lower halves.* Where they belong, and which are reversed, follows from how each varies with the upper halves in its
+   block and around it, which a smooth picture ties to them.
 
 With B blocks of V values, N ciphertexts and M pictures it takes O(B (M + N) V^2) operations for each of up to eight
-mirror images, and those of matching B blocks. 1,000 images of 32x32 pixels in colour take 6 seconds of one core beside
-20,000 pictures.
+mirror images, and those of matching B blocks.
 """
 
 from __future__ import annotations
@@ -41,9 +43,12 @@ _HIGHEST = np.uint8(15)
 _MIDDLE = np.float32(7.5)
 _COARSE = 0.06
 """Variance of the noise that is assumed beside brightness, as a part of the largest that pictures have there."""
-_FINE = 1.0
-"""The same beside the upper halves, in squares of a 4-bit value."""
-_STEPS = 40
+_MEDIUM, _FINE = 16.0, 1.0
+"""The same beside upper halves, in squares of a 4-bit value: for upper and for lower ones."""
+_STEPS, _PATIENCE = 40, 3
+_FREE = 0.5
+"""As in ``ppfed/attacks/matching.py``."""
+_SWEEPS = 4
 
 
 def recover(ciphertexts: UInt8Array, own: UInt8Array, tell: Callable[[float], None] = lambda _part: None) -> Template:
@@ -89,8 +94,16 @@ def recover(ciphertexts: UInt8Array, own: UInt8Array, tell: Callable[[float], No
     _, places, order = max(found, key=lambda one: one[0])
     # From here on blocks are where they belong.
     at = np.argsort(order)
-    laid = np.take_along_axis(upper[:, at], np.argsort(places, axis=1)[None], axis=2)
-    lower_places, lower_signs = _lower_places(lower[:, at], laid, own_lower, own_upper, grid)
+    upper, lower = upper[:, at], lower[:, at]
+    if own.shape[3] == 3:
+        places = _red_and_blue(upper, places)
+    around = [_Around(own_lower, own_upper, block, blocks) for block, blocks in enumerate(_neighbourhoods(grid))]
+    tell(0.9)
+    for _ in range(_SWEEPS):
+        for one in around:
+            places[one.block] = one.upper_places(upper, places)
+    laid = _laid(upper, places)
+    lower_places, lower_signs = map(np.stack, zip(*(one.lower_places(lower, laid) for one in around), strict=True))
     tell(1.0)
     half = places.shape[1]
     inside, signs = np.empty((2, *hidden.shape[1:]), dtype=np.intp)
@@ -177,13 +190,13 @@ def _counted(values: Float32Array) -> IndexArray:
 
 def _orders(brightness: Float32Array, own: Float32Array, grid: tuple[int, int]) -> list[IndexArray]:
     """List likely places of blocks (B,), of their brightness (N, B), and those of mirror images and of turned ones."""
-    matching = Matching(own[..., None], grid)
-    place = matching.begin(brightness[..., None])
+    matching, seen = Matching(own[..., None], grid), brightness[..., None]
+    place = matching.search(seen, np.random.default_rng(0))
     numbers = np.arange(place.size).reshape(grid)
     views = [numbers[::down, ::right] for down in (1, -1) for right in (1, -1)]
     if grid[0] == grid[1]:
         views += [view.T for view in views]
-    return [matching.improve(brightness[..., None], view.reshape(-1)[place]) for view in views]
+    return [matching.settle(seen, view.reshape(-1)[place]) for view in views]
 
 
 class _Pictures:
@@ -230,22 +243,92 @@ class _Pictures:
         return likely, places
 
 
-def _lower_places(
-    lower: Float32Array, laid: Float32Array, own_lower: UInt8Array, own_upper: UInt8Array, grid: tuple[int, int]
-) -> tuple[IndexArray, IndexArray]:
-    """Find the places of lower halves (N, B, V / 2) beside upper ones in theirs, and which are reversed: -1."""
-    places, signs = np.empty((2, *lower.shape[1:]), dtype=np.intp)
-    for block, around in enumerate(_neighbourhoods(grid)):
+def _red_and_blue(upper: Float32Array, places: IndexArray) -> IndexArray:
+    """Exchange red and blue in those blocks that have them otherwise than most; (B, V / 2) of (N, B, V / 2)."""
+    laid = _laid(upper, places)
+    signs = _agreeing(_correlations(laid[..., 0::3].mean(axis=2) - laid[..., 2::3].mean(axis=2)))
+    few = signs if signs.sum() >= 0 else -signs
+    exchanged: IndexArray = np.where(few[:, None] < 0, places + 2 - 2 * (places % 3), places)
+    return exchanged
+
+
+def _laid(upper: Float32Array, places: IndexArray) -> Float32Array:
+    """Put the values of each block, (N, B, V / 2), where they belong."""
+    return np.take_along_axis(upper, np.argsort(places, axis=1)[None], axis=2)
+
+
+class _Around:
+    """How a block's values vary with the upper halves in it and in the blocks around it.
+
+    Parameters
+    ----------
+    own_lower, own_upper : uint8 array, (M, B, V / 2)
+        Of pictures.
+    block : int
+    around : intp array, (A,)
+        The blocks around it, and itself.
+    """
+
+    def __init__(self, own_lower: UInt8Array, own_upper: UInt8Array, block: int, around: IndexArray) -> None:
+        self.block, self._around = block, around
         own = np.concatenate([_flat(_centred(own_upper[:, around])), _centred(own_lower[:, block])], axis=1)
-        centre = np.repeat(own.mean(axis=0).mean(), own.shape[1])
-        uppers = laid[0, around].size
-        own -= centre
-        beside = weights(own.T @ own / np.float32(len(own)), _FINE)[:uppers, uppers:]
-        seen = _flat(laid[:, around]) - centre[:uppers]
-        pull = lower[:, block].T @ seen / np.float32(len(lower)) @ beside
-        places[block] = linear_sum_assignment(np.abs(pull), maximize=True)[1]
-        signs[block] = np.where(np.take_along_axis(pull, places[block][:, None], axis=1)[:, 0] < 0, -1, 1)
-    return places, signs
+        self._centre = own.mean(axis=0).mean()
+        own -= self._centre
+        moments = own.T @ own / np.float32(len(own))
+        half = own_lower.shape[2]
+        uppers, first = len(around) * half, int(np.flatnonzero(around == block)[0]) * half
+        self._mine = np.arange(first, first + half)
+        self._rest = np.setdiff1d(np.arange(uppers), self._mine)
+        between = weights(moments[:uppers, :uppers], _MEDIUM)[:, self._mine]
+        self._beside, self._within = between[self._rest], between[self._mine]
+        self._lower = weights(moments, _FINE)[:uppers, uppers:]
+
+    def upper_places(self, upper: Float32Array, places: IndexArray) -> IndexArray:
+        """Find the places of its upper halves beside those around it, (V / 2,); better ones than it has, if any.
+
+        Parameters
+        ----------
+        upper : float32 array, (N, B, V / 2)
+            Of all blocks.
+        places : intp array, (B, V / 2)
+            As far as they are known.
+        """
+        values = upper[:, self.block] - self._centre
+        seen = _flat(_laid(upper[:, self._around], places[self._around]))[:, self._rest] - self._centre
+        together = values.T @ values / np.float32(len(values))
+        outside = 2 * values.T @ seen / np.float32(len(values)) @ self._beside
+        held = np.outer(together.diagonal(), self._within.diagonal())
+        best: IndexArray = places[self.block]
+        place = best
+        most, since = -np.inf, 0
+        for _ in range(_STEPS):
+            pull = together[:, np.argsort(place)] @ self._within
+            reached = float(np.take_along_axis(outside + pull, place[:, None], axis=1).sum())
+            if reached > most:
+                best, most, since = place, reached, 0
+            else:
+                since += 1
+            if since >= _PATIENCE:
+                break
+            pull -= _FREE * held[:, place]
+            place = np.asarray(linear_sum_assignment(outside + 2 * pull, maximize=True)[1])
+        return best
+
+    def lower_places(self, lower: Float32Array, laid: Float32Array) -> tuple[IndexArray, IndexArray]:
+        """Find the places of its lower halves beside upper ones in theirs, and which are reversed: -1; (V / 2,) both.
+
+        Parameters
+        ----------
+        lower : float32 array, (N, B, V / 2)
+            Of all blocks.
+        laid : float32 array, (N, B, V / 2)
+            All upper halves in their places.
+        """
+        seen = _flat(laid[:, self._around]) - self._centre
+        pull = lower[:, self.block].T @ seen / np.float32(len(lower)) @ self._lower
+        places = linear_sum_assignment(np.abs(pull), maximize=True)[1]
+        signs = np.where(np.take_along_axis(pull, places[:, None], axis=1)[:, 0] < 0, -1, 1)
+        return places, signs
 
 
 def _neighbourhoods(grid: tuple[int, int]) -> Iterator[IndexArray]:
