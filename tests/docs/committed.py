@@ -19,7 +19,8 @@ from ppfed.leakage.wording import title
 from scenarios.report.outcome import Outcome
 from scenarios.report.speed import computation_until
 from scenarios.report.statistics import Accuracies, difference
-from scenarios.studies import chosen_weights, frequencies, gradient_search, orbit_search, shadows
+from scenarios.studies import chosen_weights, gradient_search, orbit_search, shadows
+from scenarios.studies import one_key as one_key_study
 from scenarios.studies.rows import RowsFile
 
 from .figures import Key
@@ -146,10 +147,10 @@ def candidates() -> dict[Key, list[CandidateMatch | None]]:
 # Studies.
 
 
-def frequency_analysis() -> dict[Key, frequencies.FrequenciesRow]:
-    """By the number of ciphertexts."""
-    rows = _rows("frequencies/frequencies.jsonl", frequencies.FrequenciesRow)
-    return {(f"{row.ciphertexts:,}",): row for row in rows}
+def one_key() -> dict[Key, one_key_study.OneKeyRow]:
+    """By cipher and the number of ciphertexts."""
+    rows = _rows("one-key/one_key.jsonl", one_key_study.OneKeyRow)
+    return {(row.cipher, row.ciphertexts): row for row in rows}
 
 
 def steps_read(base_maps: int) -> dict[Key, Resemblance]:
@@ -162,9 +163,9 @@ def steps_read(base_maps: int) -> dict[Key, Resemblance]:
 
 
 def passes_read() -> dict[Key, chosen_weights.PassRow]:
-    """By the number of images."""
+    """By the number of images and the cipher."""
     rows = _rows("chosen-weights/passes.jsonl", chosen_weights.PassRow)
-    return {(f"{row.images:,}",): row for row in rows}
+    return {(row.images, row.cipher): row for row in rows}
 
 
 def gradients_searched() -> dict[Key, Resemblance]:

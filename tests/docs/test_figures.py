@@ -14,7 +14,7 @@ import pytest
 
 from ppfed.leakage.record import CandidateMatch, Resemblance
 from scenarios.report.statistics import Accuracies, Difference
-from scenarios.studies import orbit_search
+from scenarios.studies import one_key, orbit_search
 from scenarios.studies.chosen_weights import PassRow
 from scenarios.studies.shadows import ShadowRow
 
@@ -172,16 +172,26 @@ IN_BFLOAT16 = (
 TABLES = (
     Figures(
         LEAKAGE,
-        ("ciphertexts",),
+        ("encrypted images",),
         (
-            Column("masks right", lambda row: percent(row.masks)),
-            Column("places right", lambda row: percent(row.places)),
-            Column("SSIM", lambda row: ssim(row.resemblance)),
-            Column("right one of 1,000", lambda row: percent(row.resemblance.reidentified)),
-            Column("one core", lambda row: f"{row.seconds:.0f} s"),
+            *(
+                Column(f"{count:,}", lambda row: f"{row.resemblance.ssim.mean:.3f}", (count,))
+                for count in one_key.COUNTS
+            ),
+            Column("time", lambda row: f"{row.seconds:.1f} s", (one_key.COUNTS[-1],)),
         ),
-        committed.frequency_analysis,
-        lines("300", "1,000", "3,000", "10,000"),
+        committed.one_key,
+        lines(
+            ("NP + shuffle", "np-v1, fixed scope, colour shuffle on"),
+            ("NP", ONE_MASK),
+            ("NP twice + shuffle", "np2-v1, fixed scope, colour shuffle on"),
+            ("NP twice", "np2-v1, fixed scope, colour shuffle off"),
+            ("LE", "le-v1, fixed scope"),
+            ("EtC", "etc-v1, fixed scope"),
+            ("block scrambling + pixel permutation", "block-pixel-v1, fixed scope"),
+            ("ELE", "ele-v1, fixed scope"),
+            ("logistic map + RC4", "logistic-rc4-v1, fixed scope"),
+        ),
     ),
     Figures(
         LEAKAGE,
@@ -293,7 +303,7 @@ TABLES = (
     ),
     Figures(
         LEAKAGE,
-        ("owner's images",),
+        ("owner's images", ""),
         (
             Column("steps", lambda row: str(-(-row.images // row.batch))),
             Column("pass of ten, rate of its first step", the_pass),
@@ -303,9 +313,16 @@ TABLES = (
                 lambda row: f"{row.close[0]} ({whole_percent(row.close[0] / row.images)})",
             ),
             Column("to 8", lambda row: f"{row.close[1]} ({whole_percent(row.close[1] / row.images)})"),
+            Column("these, then restored: SSIM", lambda row: "" if row.restored is None else ssim(row.restored)),
         ),
         committed.passes_read,
-        lines("512", "1,024"),
+        lines(
+            *(
+                (f"{images:,}", name, (images, cipher))
+                for cipher, name in (("plain", "plain"), (DEFAULT, "NP + shuffle"))
+                for images in (512, 1024)
+            )
+        ),
     ),
     Figures(
         LEAKAGE,
