@@ -74,8 +74,8 @@ def puzzle_variants(cipher: str, channels: int) -> Variants:
 
 
 def open_ways(cipher: str) -> Variants:
-    """List the ways in which a solved puzzle of a cipher of ``PUZZLES`` may still be shown, in colour."""
-    every_way = PUZZLES[cipher]
+    """List the ways in which restored images of a block cipher, or the logistic map, may still be shown, in colour."""
+    every_way = PUZZLES.get(cipher, False)
     return Variants.of(turns=True, negatives=every_way, colours=every_way)
 
 

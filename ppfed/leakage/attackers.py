@@ -228,7 +228,7 @@ def _frequencies(session: Session, tell: Tell) -> Iterator[Restored]:
             f"images of {height}x{width} are too large for the attack on places by frequencies",
             hint="Measure at another --size, such as 32, or name other attacks with --attack.",
         )
-    yield _compared(session, frequencies.recover, tell)
+    yield from _compared(session, frequencies.recover, tell)
 
 
 def _correlations(session: Session, tell: Tell) -> Iterator[Restored]:
@@ -243,15 +243,24 @@ def _correlations(session: Session, tell: Tell) -> Iterator[Restored]:
             "one image varies with nothing: the attack by correlations needs more",
             hint="Name a folder with more images, or other attacks with --attack.",
         )
-    yield _compared(session, correlations.recover, tell)
+    yield from _compared(session, correlations.recover, tell)
 
 
-def _compared(session: Session, recover: Callable[[UInt8Array, UInt8Array, Tell], Template], tell: Tell) -> Restored:
-    """Restore by what ciphertexts of one key stream have in common, compared with pictures of the attacker's own."""
+def _compared(
+    session: Session, recover: Callable[[UInt8Array, UInt8Array, Tell], Template], tell: Tell
+) -> Iterator[Restored]:
+    """Restore by what ciphertexts of one key stream have in common, compared with pictures of the attacker's own.
+
+    Few of either do not tell a picture from its mirror image, which eyes do.
+    """
     hidden, own = session.encrypted.pixels, session.images.own.pixels[: session.preset.own_images]
-    found = recover(hidden, own, tell)
+    restored = recover(hidden, own, tell).restore(hidden)
     needs = f"ciphertexts that share one key stream, and {len(own):,} pictures of its own"
-    return Restored(found.restore(hidden), needs, f"{len(hidden):,} ciphertexts")
+    setting = f"{len(hidden):,} ciphertexts"
+    yield Restored(restored, needs, setting)
+    seen = turned_by_eye(restored, session.images.targets.pixels, open_ways(session.spec.name), pooled=True)
+    if not np.array_equal(seen, restored):
+        yield Restored(seen, f"{needs}, and eyes to tell which way up", f"{setting}, turned by eye")
 
 
 def _known_plaintext(session: Session, tell: Tell) -> Iterator[Restored]:

@@ -18,7 +18,6 @@ import numpy as np
 
 from ppfed.attacks.alone import PUZZLES, XOR_CONSTANTS, Solver, open_ways, puzzle
 from ppfed.attacks.blocks import bit_planes, correlations
-from ppfed.attacks.blocks.edges import Variants
 from ppfed.attacks.values import frequencies, same_mask
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info, cipher_names
@@ -35,10 +34,6 @@ from scenarios.studies.targets import reference_images
 ROWS_FILE = "one_key.jsonl"
 COUNTS = (2, 3, 5, 10, 30, 100, 300, 1000)
 _OWN = 20_000
-_TURNED = {name: open_ways(name) for name in PUZZLES} | {
-    "ele-v1": Variants.of(turns=True, negatives=False, colours=False)
-}
-"""In which ways what was restored may be turned or recoloured; nearly nothing tells a picture from its mirror image."""
 
 
 @dataclass(frozen=True)
@@ -119,8 +114,8 @@ def measure(
             restore = recover(hidden[:count], own)
             seconds = time.monotonic() - started
             restored = restore(hidden)
-            if cipher.name in _TURNED:
-                restored = turned_by_eye(restored, plain, _TURNED[cipher.name], pooled=True)
+            if compares or cipher.name in PUZZLES:
+                restored = turned_by_eye(restored, plain, open_ways(cipher.name), pooled=True)
             found = resemblance(restored, plain)
             measured.append(OneKeyRow(str(cipher), attack, count, len(own) if compares else 0, found, seconds))
 
