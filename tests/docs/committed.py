@@ -19,7 +19,7 @@ from ppfed.leakage.wording import title
 from scenarios.report.outcome import Outcome
 from scenarios.report.speed import computation_until
 from scenarios.report.statistics import Accuracies, difference
-from scenarios.studies import chosen_weights, gradient_search, orbit_search, shadows
+from scenarios.studies import chosen_weights, gradient_search, orbit_search, restored, shadows
 from scenarios.studies import one_key as one_key_study
 from scenarios.studies.rows import RowsFile
 
@@ -193,6 +193,11 @@ def outcomes(rows: list[shadows.ShadowRow], attack: str) -> list[MembershipOutco
     return [getattr(row, f"by_{attack}") for row in rows]
 
 
+def restored_first() -> dict[Key, restored.RestoredRow]:
+    """By cipher and what was trained on."""
+    return {(row.cipher, str(row.kind)): row for row in _rows("restored-small/restored.jsonl", restored.RestoredRow)}
+
+
 # Runs of scenarios.
 
 
@@ -323,10 +328,10 @@ def _bench(file: str, section: str) -> list[BenchRow]:
     return found
 
 
-def ciphers_beside_a_copy() -> dict[Key, tuple[BenchRow, BenchRow]]:
+def ciphers_beside_a_copy(file: str) -> dict[Key, tuple[BenchRow, BenchRow]]:
     """By settings of the cipher, side and threads: encrypting and decrypting."""
     found: dict[Key, dict[str, BenchRow]] = defaultdict(dict)
-    for row in _bench("cipher.json", "cipher"):
+    for row in _bench(file, "cipher"):
         if row.against == "copy of the same bytes":
             direction, rest = row.name.split(", ", 1)
             spec, size, threads = rest.rsplit(", ", 2)
@@ -335,14 +340,14 @@ def ciphers_beside_a_copy() -> dict[Key, tuple[BenchRow, BenchRow]]:
 
 
 def folders_encrypted() -> dict[Key, BenchRow]:
-    """By size and cores."""
-    return {(row.name,): row for row in _bench("cipher.json", "encrypt")}
+    """By size and cores, and run."""
+    return {(row.name, file): row for file in ("cipher.json", "epyc-cipher.json") for row in _bench(file, "encrypt")}
 
 
 def training_steps() -> dict[Key, BenchRow]:
     """By what was measured of full width, and run; without roofline, augmentation beside torchvision, and options."""
     rows = {}
-    for file in ("whole.json", "epyc-training.json"):
+    for file in ("whole.json", "epyc.json"):
         for row in _bench(file, "training"):
             name = re.sub(", ResNet-18 of 64 maps, batch 32$", "", row.name)
             if name != row.name and not re.search("^all operations|^the time that|^eager|^float32 steps", row.against):

@@ -9,6 +9,7 @@ import math
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 
 import pytest
 
@@ -16,6 +17,7 @@ from ppfed.leakage.record import CandidateMatch, Resemblance
 from scenarios.report.statistics import Accuracies, Difference
 from scenarios.studies import one_key, orbit_search
 from scenarios.studies.chosen_weights import PassRow
+from scenarios.studies.restored import RestoredRow
 from scenarios.studies.shadows import ShadowRow
 
 from . import committed
@@ -125,6 +127,28 @@ def bench(row: BenchRow) -> str:
 def beside_a_copy(side: str, threads: str) -> Column:
     title = side if threads == "1 thread" else f"{side}, {threads}"
     return Column(title, lambda both: f"{both[0].value:.2f} / {both[1].value:.2f}", (side, threads))
+
+
+def of_hundred(row: RestoredRow) -> str:
+    return f"{100 * row.accuracy:.1f}"
+
+
+def seconds_an_image(row: RestoredRow) -> str:
+    return f"{row.restoring_s / (row.budget.images + row.budget.held_out):#.2g} s"
+
+
+def restored_or_plain() -> dict[Key, RestoredRow]:
+    """Show the accuracy on plain images, which are not encrypted, in the column of what was sent."""
+    return {
+        (cipher, "as sent" if cipher == "plain" else kind): row
+        for (cipher, kind), row in committed.restored_first().items()
+    }
+
+
+def of_folders(row: BenchRow) -> str:
+    assert row.spread is not None
+    against = "one core" if "itself" in row.against else "the bare loop"
+    return f"{row.value:.2f} of {against} ({row.spread[0]:.2f} to {row.spread[1]:.2f})"
 
 
 def longer(row: BenchRow) -> str:
@@ -515,33 +539,55 @@ TABLES = (
         ),
     ),
     Figures(
-        PERFORMANCE,
-        ("of a copy",),
+        FRONTIER,
+        ("",),
         (
-            beside_a_copy("32x32", "1 thread"),
-            beside_a_copy("224x224", "1 thread"),
-            Column("target", lambda both: both[0].target_figure, ("32x32", "1 thread")),
-            beside_a_copy("32x32", "2 threads"),
-            beside_a_copy("224x224", "2 threads"),
+            Column("accuracy on ciphertexts", of_hundred, ("as sent",)),
+            Column("on what was restored", of_hundred, ("restored",)),
+            Column("SSIM of that", lambda row: f"{row.shown.ssim.mean:.3f}", ("restored",)),
+            Column(
+                "turned by eye", lambda row: "" if row.by_eye is None else f"{row.by_eye.ssim.mean:.3f}", ("restored",)
+            ),
+            Column("to restore an image", seconds_an_image, ("restored",)),
         ),
-        committed.ciphers_beside_a_copy,
+        restored_or_plain,
         lines(
-            ("fixed scope", "np-v1, fixed scope, colour shuffle off"),
-            ("image scope", "np-v1, image scope, colour shuffle off"),
-            ("fixed scope, colour shuffle", "np-v1, fixed scope, colour shuffle on"),
-            ("image scope, colour shuffle: the default", DEFAULT),
+            ("plain images", "plain"),
+            ("LE", "le-v1, image scope"),
+            ("block scrambling + pixel permutation", "block-pixel-v1, image scope"),
+            ("EtC", "etc-v1, image scope"),
+            ("NP + shuffle", DEFAULT),
+            ("NP twice + shuffle", "np2-v1, image scope, colour shuffle on"),
         ),
+    ),
+    *(
+        Figures(
+            PERFORMANCE,
+            (f"of a copy, {machine}",),
+            (
+                beside_a_copy("32x32", "1 thread"),
+                beside_a_copy("224x224", "1 thread"),
+                Column("target", lambda both: both[0].target_figure, ("32x32", "1 thread")),
+                beside_a_copy("32x32", "2 threads"),
+                beside_a_copy("224x224", "2 threads"),
+            ),
+            partial(committed.ciphers_beside_a_copy, file),
+            lines(
+                ("fixed scope", "np-v1, fixed scope, colour shuffle off"),
+                ("image scope", "np-v1, image scope, colour shuffle off"),
+                ("fixed scope, colour shuffle", "np-v1, fixed scope, colour shuffle on"),
+                ("image scope, colour shuffle: the default", DEFAULT),
+            ),
+        )
+        for machine, file in (("EPYC", "epyc-cipher.json"), ("Xeon", "cipher.json"))
     ),
     Figures(
         PERFORMANCE,
         ("",),
         (
-            Column(
-                "of",
-                lambda row: f"{row.value:.2f} of {'one core' if 'itself' in row.against else 'the bare loop'}",
-            ),
-            Column("target", lambda row: row.target_figure),
-            Column("range", lambda row: f"{row.spread[0]:.2f} to {row.spread[1]:.2f}"),
+            Column("Intel Xeon (cipher.json)", of_folders, ("cipher.json",)),
+            Column("AMD EPYC (epyc-cipher.json)", of_folders, ("epyc-cipher.json",)),
+            Column("target", lambda row: row.target_figure, ("cipher.json",)),
         ),
         committed.folders_encrypted,
         lines("32x32, one core", "500x375 to 224x224, one core", "32x32, two cores", "500x375 to 224x224, two cores"),
@@ -551,7 +597,7 @@ TABLES = (
         ("",),
         (
             Column("full width, Intel Xeon (whole.json)", bench, ("whole.json",)),
-            Column("full width, AMD EPYC (epyc-training.json)", bench, ("epyc-training.json",)),
+            Column("full width, AMD EPYC (epyc.json)", bench, ("epyc.json",)),
             Column("a quarter, another AMD EPYC", None),
             Column(
                 "target",
@@ -568,7 +614,7 @@ TABLES = (
             ("encrypted, adaptation network, beside plain", "encrypted, adaptation network"),
             ("float32 matrix rate, of a product of 2048x2048", "matrix rate"),
         ),
-        unlisted=frozenset(("batches from disk without a step", file) for file in ("whole.json", "epyc-training.json")),
+        unlisted=frozenset(("batches from disk without a step", file) for file in ("whole.json", "epyc.json")),
     ),
     Figures(
         PERFORMANCE,
