@@ -32,7 +32,7 @@ from ppfed.federation import describe_invalid
 from ppfed.leakage.attackers import AuditPreset
 from ppfed.leakage.audit import applicable
 from ppfed.leakage.record import AttackName
-from ppfed.leakage.sent import SENT_ATTACKS
+from ppfed.leakage.sent import possible_on_sent
 from ppfed.networks.config import AdaptationKind, Backbone, InputFeatures, takes_any_size
 from ppfed.training.settings import BatchNormMode, Padding, Precision, Schedule, ServerStrategy, UpdateFormat
 
@@ -353,7 +353,7 @@ class Arm(_Declared):
     def possible_attacks(self) -> tuple[AttackName, ...]:
         """Attacks that make sense for the cipher, and for what leaves an owner."""
         if self.mode in (Mode.UPDATES, Mode.GRADIENTS):
-            return SENT_ATTACKS
+            return possible_on_sent(self.spec, self.channels)
         return () if self.spec is None else applicable(self.spec, self.channels)
 
     @property

@@ -81,7 +81,7 @@ def leakage(
     from ppfed.leakage.attackers import AuditPreset
     from ppfed.leakage.audit import AuditRun, applicable, audit, judge_of
     from ppfed.leakage.card import write_card
-    from ppfed.leakage.sent import SENT_ATTACKS
+    from ppfed.leakage.sent import possible_on_sent
     from ppfed.leakage.wording import markdown_table, sentence
     from ppfed.training.loop import pick_device
 
@@ -102,7 +102,7 @@ def leakage(
     if out.exists() and any(out.iterdir()):
         raise UsageError(f"{out} is not empty.", hint="Name another folder with --out.")
     images = _read(source, attacker_data, sides, channels, targets, chosen.own_images)
-    possible = applicable(spec, images.shape[2]) if exchange is Exchange.IMAGES else SENT_ATTACKS
+    possible = (applicable if exchange is Exchange.IMAGES else possible_on_sent)(spec, images.shape[2])
     attacks = _chosen_attacks(attack, possible, spec)
     print_line(
         stderr(),
@@ -134,7 +134,7 @@ def _audit_sent(
 ) -> Audit:
     """Attack what leaves in place of images, for the invite's network or else the default one."""
     from ppfed.federation import Exchange
-    from ppfed.leakage.sent import OwnerStep, audit_sent, sent_attacks, sent_batches
+    from ppfed.leakage.sent import SENT_ATTACKS, OwnerStep, audit_sent, sent_attacks, sent_batches
     from ppfed.networks.classifier import build_network
     from ppfed.networks.config import NetworkConfig, best_features
     from ppfed.training.settings import BatchNormMode, TrainingSettings
@@ -152,7 +152,7 @@ def _audit_sent(
         )
     else:
         config = settings.network_config()
-    left_out = sorted(set(attacks) - set(sent_attacks(config)))
+    left_out = sorted(set(attacks) & set(SENT_ATTACKS) - set(sent_attacks(config)))
     if left_out:
         print_line(stderr(), f"left out: {', '.join(left_out)}; no such weights are known for this network")
     batch_norm = training.batch_norm if exchange is Exchange.GRADIENTS else BatchNormMode.LOCAL

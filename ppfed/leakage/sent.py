@@ -3,8 +3,8 @@
 Two coordinators attack. One is curious: it trains as agreed, and searches for the images that explain what it is sent.
 The other is hostile: it chooses the weights that it sends so that images can be read off the answer.
 
-What comes out is an image as encrypted as the owner had it. So each is measured three times: as it came, folded, and as
-an attack on ciphertexts restores it.
+What comes out is an image as encrypted as the owner had it. So each is measured several times: as it came, folded, and
+as attacks on ciphertexts restore it: the strongest that needs no training, and learned edges where these are asked for.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ from ppfed.attacks.sent.chosen_weights import ToldApartBy, can_choose, chosen_ne
 from ppfed.attacks.sent.gradient_inversion import GradientInversionConfig, invert_gradient, smooth_view
 from ppfed.attacks.values.fold import fold, folded_view, folds
 from ppfed.ciphers.spec import CipherSpec
+from ppfed.errors import UsageError
 from ppfed.federation import Exchange
 from ppfed.images.types import EncryptedImages, Int64Array, PlainImages, UInt8Array
-from ppfed.leakage.attackers import AuditPreset, Restored, Session
-from ppfed.leakage.audit import SHOWN, Audit, AuditRun, Findings
+from ppfed.leakage.attackers import AuditPreset, Restored, Session, edges_of_session, edges_preset
+from ppfed.leakage.audit import SHOWN, Audit, AuditRun, Findings, applicable
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.record import AttackName
 from ppfed.networks.classifier import ImageClassifier
@@ -70,6 +71,7 @@ _READ = {AuditPreset.QUICK: 16, AuditPreset.CPU: 96, AuditPreset.GPU: 960}
 _RATE = 0.05
 """Of the local step; any but 0 tells the same."""
 _WORDS = {Exchange.GRADIENTS: "a gradient", Exchange.UPDATES: "the weights after one local step"}
+_TRAINING = "training learned edges"
 _BATCHES = (1, 2, 8, 32)
 SENT_ATTACKS = (AttackName.CHOSEN_WEIGHTS, AttackName.GRADIENTS)
 """Attacks on what owners send instead of images, in the order of cards."""
@@ -121,6 +123,14 @@ class Sent:
     moments: Moments
 
 
+def possible_on_sent(spec: CipherSpec | None, channels: int) -> tuple[AttackName, ...]:
+    """Name what ``audit_sent`` can be asked for, in the order of cards: learned edges too where the cipher allows."""
+    on_images = () if spec is None else applicable(spec, channels)
+    return tuple(
+        name for name in AttackName if name in SENT_ATTACKS or (name is AttackName.LEARNED_EDGES and name in on_images)
+    )
+
+
 def sent_batches(exchange: Exchange, fewest: int = FEWEST_IMAGES) -> tuple[int, ...]:
     """List the numbers of images to measure: an owner sends no gradient over fewer than ``fewest``."""
     if exchange is Exchange.UPDATES:
@@ -160,22 +170,38 @@ def audit_sent(
         Images in what an owner sends. Those with more images than there are targets are left out.
     run : AuditRun
     attacks : sequence of AttackName
-        Of ``SENT_ATTACKS``. Weights are chosen only for networks for which ``sent_attacks`` says so, and the search is
-        left out for batches larger than it is to try.
+        Of ``possible_on_sent``, and not learned edges alone. Weights are chosen only for networks for which
+        ``sent_attacks`` says so, and the search is left out for batches larger than it is to try. Learned edges are
+        trained on the attacker's own images, and restore what the others get.
     search : GradientSearch or None
         None for the preset's.
+
+    Raises
+    ------
+    UsageError
+        If no attack is named that gets images.
     """
+    if not set(attacks) & set(SENT_ATTACKS):
+        raise UsageError(
+            "learned edges restore encrypted images that another attack gets, and none is named",
+            hint=f"Name one of {', '.join(SENT_ATTACKS)} too.",
+        )
     search = search or _SEARCHES[run.preset]
     images = _mixed(images, run.seed)
-    encrypted = None if spec is None else Session(spec, images, run.preset, run.device, run.seed).encrypted
-    restore = None if spec is None else solver(spec, device=run.device, seed=run.seed)
+    session = None if spec is None else Session(spec, images, run.preset, run.device, run.seed)
+    encrypted = None if session is None else session.encrypted
     fed = images.targets.pixels if encrypted is None else encrypted.pixels
     owner = _Owner(step, fed, images.target_labels, run.device)
     possible = [attack for attack in sent_attacks(step.network.config) if attack in attacks]
     parts = _parts(possible, batches, len(fed), _READ[run.preset], search)
     findings = Findings(images, fed, run.judge, min(SHOWN, len(fed), *(part.images for part in parts)))
-    for number, part in enumerate(parts):
-        tell = partial(_tell_part, run.on_progress, _WORDS[step.exchange], number, len(parts))
+    learns = session is not None and AttackName.LEARNED_EDGES in attacks
+    stages = len(parts) + learns
+    restorers: list[_Restorer] = []
+    if session is not None:
+        restorers = _restorers(session, partial(_tell_part, run.on_progress, _TRAINING, 0, stages), learns=learns)
+    for number, part in enumerate(parts, start=learns):
+        tell = partial(_tell_part, run.on_progress, _WORDS[step.exchange], number, stages)
         started = time.monotonic()
         if part.attack is AttackName.CHOSEN_WEIGHTS:
             found = _read(owner, part, run.seed, tell)
@@ -183,9 +209,9 @@ def audit_sent(
             config = replace(search.config, smooth=smooth_view(spec), batch_norm=step.batch_norm)
             found = _inverted(owner, part, config, run.seed, tell)
         seconds = time.monotonic() - started
-        for how, view in _views(found, encrypted, restore):
+        for how, view, learning_s in _views(found, encrypted, restorers):
             restored = Restored(view, _needs(step, part), f"{_images_in_words(part.batch)}{how}")
-            findings.add(part.attack, restored, seconds)
+            findings.add(part.attack, restored, seconds + learning_s)
     audit = findings.audit(spec, run.preset, step.exchange)
     run.on_progress("done", 1.0)
     return audit
@@ -328,16 +354,37 @@ def paired(found: UInt8Array, fed: UInt8Array) -> UInt8Array:
     return ordered
 
 
+@dataclass(frozen=True, eq=False)
+class _Restorer:
+    """Makes pictures of encrypted images: how, in words, and how long it was trained."""
+
+    how: str
+    restore: Solver
+    trained_s: float = 0.0
+
+
+def _restorers(session: Session, tell: Callable[[float], None], *, learns: bool) -> list[_Restorer]:
+    """Choose the strongest that needs no training, and train learned edges where they are wanted."""
+    found = solver(session.spec, device=session.device, seed=session.seed)
+    restorers = [] if found is None else [_Restorer(", then restored", found)]
+    if learns:
+        started = time.monotonic()
+        edges = edges_of_session(session, edges_preset(session), tell)
+        restorers.append(_Restorer(", then by learned edges", edges.restore, time.monotonic() - started))
+    return restorers
+
+
 def _views(
-    inverted: UInt8Array, encrypted: EncryptedImages | None, restore: Solver | None
-) -> Iterator[tuple[str, UInt8Array]]:
-    yield "", inverted
+    inverted: UInt8Array, encrypted: EncryptedImages | None, restorers: Sequence[_Restorer]
+) -> Iterator[tuple[str, UInt8Array, float]]:
+    """Show what came out as it is, folded and restored: how, the images, and seconds of training."""
+    yield "", inverted, 0.0
     if encrypted is None:
         return
     if folds(encrypted.cipher.name):
-        yield ", folded", folded_view(replace(encrypted[: len(inverted)], pixels=inverted))
-    if restore is not None:
-        yield ", then restored", restore(inverted)
+        yield ", folded", folded_view(replace(encrypted[: len(inverted)], pixels=inverted)), 0.0
+    for one in restorers:
+        yield one.how, one.restore(inverted), one.trained_s
 
 
 def _tell_part(on_progress: Callable[[str, float], None], what: str, number: int, parts: int, part: float) -> None:

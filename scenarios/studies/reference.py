@@ -32,7 +32,7 @@ from ppfed.leakage.card import RECORD_FILE, write_card
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.record import AttackName, LeakageRecord
 from ppfed.leakage.reference import RECORDS, REFERENCE_FILE, references
-from ppfed.leakage.sent import OwnerStep, audit_sent, sent_batches
+from ppfed.leakage.sent import OwnerStep, audit_sent, possible_on_sent, sent_batches
 from ppfed.networks.classifier import build_network
 from ppfed.networks.config import InputFeatures, NetworkConfig, best_features
 from ppfed.training.loop import pick_device
@@ -61,8 +61,6 @@ MISSING, CANDIDATES = "missing", "candidates"
 SENT = "sent"
 """Names what is sent instead of images, among the ciphers."""
 _SENT_DATA = f"{DATA}, a ResNet-18 of the default width"
-_SENT_OWN = 100
-"""Nothing is trained on them."""
 _SENT_SPECS = (CipherSpec(), CipherSpec(scope=Scope.FIXED, colour_shuffle=False), None)
 
 
@@ -208,7 +206,7 @@ def _measure_sent(data: Path, out: Path) -> None:
     left = [pair for pair in every_sent() if not (_folder(out, *pair) / RECORD_FILE).exists()]
     if not left:
         return
-    images = replace(_images(data, _SENT_OWN), data=_SENT_DATA)
+    images = replace(_images(data), data=_SENT_DATA)
     run = AuditRun(AuditPreset.CPU, device, seed=0)
     for spec, exchange in left:
         sys.stdout.write(f"{exchange}, {spec or 'plain'}\n")
@@ -217,7 +215,8 @@ def _measure_sent(data: Path, out: Path) -> None:
         network = build_network(NetworkConfig(images.classes, SIZE_PX, SIZE_PX, features=features), 0)
         step = OwnerStep(network.to(device), exchange)
         # The search is slow and gets less even of the control (scenarios/studies/gradient_search.py).
-        found = audit_sent(spec, images, step, sent_batches(exchange), run, attacks=(AttackName.CHOSEN_WEIGHTS,))
+        possible = set(possible_on_sent(spec, images.shape[2])) - {AttackName.GRADIENTS}
+        found = audit_sent(spec, images, step, sent_batches(exchange), run, attacks=tuple(possible))
         write_card(_folder(out, spec, exchange), found.record, found.pictures)
 
 
@@ -233,8 +232,8 @@ def _joined(first: LeakageRecord, second: LeakageRecord) -> LeakageRecord:
     return LeakageRecord.model_validate({**dict(first), "attacks": tuple(outcomes), "by_candidates": match})
 
 
-def _images(data: Path, own_images: int = CPU.images, channels: int = 3) -> AuditImages:
-    return reference_images(data, own_images, channels, f"{DATA}, grey" if channels == 1 else DATA)
+def _images(data: Path, channels: int = 3) -> AuditImages:
+    return reference_images(data, CPU.images, channels, f"{DATA}, grey" if channels == 1 else DATA)
 
 
 if __name__ == "__main__":

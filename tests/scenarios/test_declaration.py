@@ -129,7 +129,7 @@ def test_what_is_no_partition_is_refused(text: str) -> None:
         ('[[arms]]\nname = "a"\nattacks = ["all", "fold"]\n', "'all' alone"),
         ('[[arms]]\nname = "a"\nattacks = ["gradients"]\n', "does not fit"),
         ('[[arms]]\nname = "a"\ncipher = "plain"\nattacks = ["fold"]\n', "none but 'all'"),
-        ('[[arms]]\nname = "a"\nmode = "updates"\nattacks = ["fold"]\n', "there is chosen-weights, gradients"),
+        ('[[arms]]\nname = "a"\nmode = "updates"\nattacks = ["fold"]\n', "there is learned-edges, chosen-weights"),
         ('[[arms]]\nname = "a"\nmode = "alone"\nattacks = ["all"]\n', "nobody is sent"),
         ('[[arms]]\nname = "a"\nmode = "pooled"\ncipher = "pixel-block-mixing"\n', "mixing is compared"),
         ('[[arms]]\nname = "a"\naugmentation = "client"\ncipher = "pixel-block-mixing"\n', "mixing is compared"),

@@ -16,18 +16,20 @@ from ppfed.attacks.learned import learned_edges
 from ppfed.attacks.values.stream import NP_CONSTANTS
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope, cipher_info, cipher_names
+from ppfed.errors import UsageError
 from ppfed.federation import Exchange
 from ppfed.images.types import PlainImages
 from ppfed.leakage import reidentification
-from ppfed.leakage.attackers import ATTACKERS, AuditPreset, throwaway_key
+from ppfed.leakage.attackers import ATTACKERS, AuditPreset, Session, edges_of_session, edges_preset, throwaway_key
 from ppfed.leakage.audit import Audit, AuditRun, applicable, audit
 from ppfed.leakage.card import write_card
 from ppfed.leakage.images import AuditImages
+from ppfed.leakage.metrics import resemblance
 from ppfed.leakage.record import AttackName, LeakageRecord
 from ppfed.leakage.reidentification import match_candidates
-from ppfed.leakage.sent import SENT_ATTACKS, OwnerStep, audit_sent, sent_batches
+from ppfed.leakage.sent import SENT_ATTACKS, OwnerStep, audit_sent, possible_on_sent, sent_batches
 from ppfed.networks.classifier import build_network
-from ppfed.networks.config import NetworkConfig
+from ppfed.networks.config import NetworkConfig, best_features
 from ppfed.training.settings import BatchNormMode
 
 from ..photographs import pieces
@@ -277,6 +279,35 @@ def test_what_owners_send_instead_of_images_is_inverted(
     assert settings == (["2 images"] if spec is None else ["2 images", "2 images, folded", "2 images, then restored"])
     assert found.record.exchange is exchange
     assert all(torch.equal(state[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_learned_edges_make_of_images_that_were_read_what_they_make_of_ciphertexts() -> None:
+    spec, images = CipherSpec("np-v1", IMAGE, False), in_halves(80, 12, 8)
+    config = NetworkConfig(2, 12, 12, base_maps=16, features=best_features(spec))
+    step = OwnerStep(build_network(config, 0), Exchange.UPDATES)
+    wanted = (AttackName.CHOSEN_WEIGHTS, AttackName.LEARNED_EDGES)
+    found = audit_sent(spec, images, step, (1,), QUICK, attacks=wanted).record.attacks
+    assert {one.attack for one in found} == {AttackName.CHOSEN_WEIGHTS}
+    hows = ["", ", folded", ", then restored", ", then by learned edges"]
+    assert [one.setting for one in found] == [f"one image{how}" for how in hows]
+    session = Session(spec, images, AuditPreset.QUICK, CPU, seed=0)
+    edges = edges_of_session(session, edges_preset(session), lambda _part: None)
+    # The order of what is read is mixed, so the same images, and no more of them.
+    rows = np.random.default_rng(0).permutation(40)[: found[-1].resemblance.images]
+    direct = resemblance(edges.restore(session.encrypted.pixels[rows]), images.targets.pixels[rows])
+    assert found[-1].resemblance.ssim.mean == pytest.approx(direct.ssim.mean, abs=0.03)
+    assert found[-1].seconds > found[-2].seconds
+
+
+@pytest.mark.parametrize("spec", [None, CipherSpec("np-v1", FIXED, True), CipherSpec("le-v1", IMAGE, False)])
+def test_learned_edges_are_asked_for_only_where_masks_are_fresh(spec: CipherSpec | None) -> None:
+    assert possible_on_sent(spec, 3) == SENT_ATTACKS
+
+
+def test_learned_edges_alone_get_nothing(images: AuditImages) -> None:
+    step = OwnerStep(build_network(NetworkConfig(2, 32, 32, base_maps=2), 0), Exchange.UPDATES)
+    with pytest.raises(UsageError, match="another attack gets"):
+        audit_sent(CipherSpec(), images, step, (1,), QUICK, attacks=(AttackName.LEARNED_EDGES,))
 
 
 # Batches of two from two classes: half of them share a label, and come out as their mean.
