@@ -10,6 +10,8 @@ helps, and all of it again with half of the best order at random. Source: ours.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import linear_sum_assignment
@@ -22,7 +24,7 @@ Float32Array = npt.NDArray[np.float32]
 _IMAGES_AT_ONCE = 500
 _NOISE = (0.3, 0.06)
 """Variances s, as parts of the largest that pictures have in one direction: coarse shapes first."""
-_FREE = 0.5
+FREE = 0.5
 """So much of what holds a thing at its place is taken away, once nothing else helps."""
 _STEPS, _PATIENCE = 25, 3
 _STARTS, _TRIES = 30, 400
@@ -100,7 +102,7 @@ class Matching:
 
     def _loosened(self, place: IndexArray, moments: Float32Array) -> IndexArray:
         for level in range(len(_NOISE)):
-            place = self._climbed(place, moments, level, _FREE)[1]
+            place = self._climbed(place, moments, level, FREE)[1]
         return place
 
     def _climbed(
@@ -108,23 +110,13 @@ class Matching:
     ) -> tuple[float, IndexArray]:
         wanted = self._weights[level]
         held = np.stack([np.diag(one) for one in moments])
-        best, most, since = place, -np.inf, 0
-        for _ in range(_STEPS):
+
+        def pulls(place: IndexArray) -> tuple[Float32Array, Float32Array]:
             pull = sum(one[:, np.argsort(place)] @ weight for one, weight in zip(moments, wanted, strict=True))
-            reached = float(np.take_along_axis(pull, place[:, None], axis=1).sum())
-            if reached > most:
-                best, most, since = place, reached, 0
-            else:
-                since += 1
-            if since >= _PATIENCE:
-                break
-            for one, weight in zip(held, wanted, strict=True):
-                pull -= free * one[:, None] * weight[place]
-            moved = linear_sum_assignment(pull, maximize=True)[1]
-            if np.array_equal(moved, place):
-                break
-            place = moved
-        return most, best
+            loosened = pull - free * sum(one[:, None] * weight[place] for one, weight in zip(held, wanted, strict=True))
+            return pull, loosened
+
+        return climb(place, pulls)
 
     def _settled(self, place: IndexArray, moments: Float32Array) -> tuple[float, IndexArray]:
         return self._exchanged(self._loosened(place, moments), moments)
@@ -162,6 +154,43 @@ class Matching:
                 means[channel] += values.sum(axis=0)
         count = np.float32(len(images))
         return moments / count, means / count
+
+
+def climb(
+    place: IndexArray, pulls: Callable[[IndexArray], tuple[Float32Array, Float32Array]]
+) -> tuple[float, IndexArray]:
+    """Move all things at once to where they are pulled, again and again, until nothing is gained for a while.
+
+    Parameters
+    ----------
+    place : intp array, (P,)
+        Where to begin.
+    pulls : callable
+        Called with places. Returns two float32 arrays, (P, P), of things and places: how likely each is, of which the
+        sum over things is to be large, and by what to choose the next places.
+
+    Returns
+    -------
+    float
+        The largest sum.
+    intp array, (P,)
+        Its places.
+    """
+    best, most, since = place, -np.inf, 0
+    for _ in range(_STEPS):
+        likely, pull = pulls(place)
+        reached = float(np.take_along_axis(likely, place[:, None], axis=1).sum())
+        if reached > most:
+            best, most, since = place, reached, 0
+        else:
+            since += 1
+        if since >= _PATIENCE:
+            break
+        moved = linear_sum_assignment(pull, maximize=True)[1]
+        if np.array_equal(moved, place):
+            break
+        place = moved
+    return most, best
 
 
 def weights(moments: Float32Array, noise: float) -> Float32Array:

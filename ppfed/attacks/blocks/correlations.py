@@ -29,7 +29,7 @@ import numpy as np
 from scipy.optimize import linear_sum_assignment
 
 from ppfed.attacks.blocks.template import Template, symbols, tiled
-from ppfed.attacks.matching import Float32Array, IndexArray, Matching, weights
+from ppfed.attacks.matching import FREE, Float32Array, IndexArray, Matching, climb, weights
 from ppfed.ciphers.spec import BLOCK_PX
 from ppfed.images.types import UInt8Array
 
@@ -45,9 +45,7 @@ _COARSE = 0.06
 """Variance of the noise that is assumed beside brightness, as a part of the largest that pictures have there."""
 _MEDIUM, _FINE = 16.0, 1.0
 """The same beside upper halves, in squares of a 4-bit value: for upper and for lower ones."""
-_STEPS, _PATIENCE = 40, 3
-_FREE = 0.5
-"""As in ``ppfed/attacks/matching.py``."""
+_STEPS = 40
 _SWEEPS = 4
 
 
@@ -298,21 +296,12 @@ class _Around:
         together = values.T @ values / np.float32(len(values))
         outside = 2 * values.T @ seen / np.float32(len(values)) @ self._beside
         held = np.outer(together.diagonal(), self._within.diagonal())
-        best: IndexArray = places[self.block]
-        place = best
-        most, since = -np.inf, 0
-        for _ in range(_STEPS):
+
+        def pulls(place: IndexArray) -> tuple[Float32Array, Float32Array]:
             pull = together[:, np.argsort(place)] @ self._within
-            reached = float(np.take_along_axis(outside + pull, place[:, None], axis=1).sum())
-            if reached > most:
-                best, most, since = place, reached, 0
-            else:
-                since += 1
-            if since >= _PATIENCE:
-                break
-            pull -= _FREE * held[:, place]
-            place = np.asarray(linear_sum_assignment(outside + 2 * pull, maximize=True)[1])
-        return best
+            return outside + pull, outside + 2 * (pull - FREE * held[:, place])
+
+        return climb(places[self.block], pulls)[1]
 
     def lower_places(self, lower: Float32Array, laid: Float32Array) -> tuple[IndexArray, IndexArray]:
         """Find the places of its lower halves beside upper ones in theirs, and which are reversed: -1; (V / 2,) both.
