@@ -67,7 +67,8 @@ class CipherInfo:
     leaves : str
         What anyone can still tell from its ciphertexts, without the key.
     fixed_scope : str
-        What one key stream for all images gives away, as the end of a sentence.
+        What one key stream for all images gives away, as the end of a sentence: how many encrypted images are enough is
+        measured (docs/leakage.md).
     colour_shuffle : bool
         Whether ``CipherSpec.colour_shuffle`` can be chosen.
     sides_px : int
@@ -78,9 +79,7 @@ class CipherInfo:
     title: str
     source: str
     leaves: str
-    fixed_scope: str = (
-        "one key stream for all images of a size: who knows some of them can recover the others, without the key"
-    )
+    fixed_scope: str
     colour_shuffle: bool = False
     sides_px: int = 1
 
@@ -129,6 +128,9 @@ class CipherInfo:
             )
 
 
+_FROM_TEN = "anyone can recover from ten encrypted images, without the key"
+_WITH_PICTURES = "anyone with pictures of the same kind, but no key, can recover from"
+
 _CATALOGUE = {
     info.name: info
     for info in (
@@ -137,7 +139,7 @@ _CATALOGUE = {
             "pixel-based negative-positive transform",
             "Sirichotedumrong et al., ICIP 2019 (arXiv 1905.01827)",
             "each value up to its negative, at its place",
-            "one mask for all images, which anyone can recover from some hundred encrypted images, without the key",
+            f"one mask for all images, which {_FROM_TEN}",
             colour_shuffle=True,
         ),
         CipherInfo(
@@ -145,6 +147,7 @@ _CATALOGUE = {
             "learnable encryption (LE)",
             "Tanaka, ICCE-TW 2018 (arXiv 1804.00490)",
             "each block's 4-bit values up to order and reversal, at its place, and which blocks of an image are equal",
+            f"one order of 4-bit values for all images, which {_FROM_TEN}",
             sides_px=BLOCK_PX,
         ),
         CipherInfo(
@@ -152,6 +155,7 @@ _CATALOGUE = {
             "block scrambling for encryption-then-compression (EtC)",
             "Kurihara et al., 2015",
             "every block, turned, perhaps negative and with its colours exchanged: a jigsaw puzzle",
+            f"one jigsaw puzzle for all images, which {_FROM_TEN}",
             sides_px=BLOCK_PX,
         ),
         CipherInfo(
@@ -159,12 +163,14 @@ _CATALOGUE = {
             "logistic map and RC4",
             "Gaata and Hantoosh, 2013",
             "in fixed scope the differences (XOR) between images, with their pixels moved",
+            f"one key stream for all images, which {_WITH_PICTURES} a thousand encrypted images",
         ),
         CipherInfo(
             "ele-v1",
             "extended learnable encryption (ELE)",
             "Madono et al., AAAI workshop 2020 (arXiv 2001.07761)",
             "each block's 4-bit values up to order and reversal, somewhere in the image",
+            f"one order of 4-bit values for all images, which {_WITH_PICTURES} a hundred encrypted images",
             sides_px=BLOCK_PX,
         ),
         CipherInfo(
@@ -172,7 +178,7 @@ _CATALOGUE = {
             "block scrambling and in-block pixel permutation",
             "arXiv 2204.07707 and 2308.07612; with a key per image, arXiv 2408.05737",
             "every pixel's colour, with its block's other pixels, all blocks permuted alike: a jigsaw puzzle",
-            "one jigsaw puzzle for all images, which anyone can solve from a hundred encrypted images, without the key",
+            f"one jigsaw puzzle for all images, which {_FROM_TEN}",
             sides_px=BLOCK_PX,
         ),
         CipherInfo(
@@ -180,7 +186,7 @@ _CATALOGUE = {
             "negative-positive transform twice",
             "ppfed's own, after np-v1, for a fresh key stream per image",
             "each value's lower seven bits up to their negative, at its place",
-            "one mask for all images, which anyone can recover from a hundred encrypted images, without the key",
+            f"one mask for all images, which {_FROM_TEN}",
             colour_shuffle=True,
         ),
     )
