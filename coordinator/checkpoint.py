@@ -129,7 +129,8 @@ def load_checkpoint(folder: Path) -> Checkpoint | None:
         norms = SeenNorms.model_validate(progress.get("norms", {}))
         weights, momentum = load_file(kept / _WEIGHTS), load_file(kept / _MOMENTUM)
         return Checkpoint(rounds, weights, momentum, record, so_far, average, norms)
-    except (OSError, ValueError, KeyError, TypeError, OverflowError, SafetensorError) as error:
+    # PyTorch maps a file of weights by its name, and says RuntimeError where it is gone since it was opened.
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RuntimeError, SafetensorError) as error:
         raise UsageError(
             f"the checkpoint in {folder} is damaged ({type(error).__name__})",
             hint=f"Remove {folder} to train again from the start; received images are kept.",

@@ -137,6 +137,17 @@ def test_a_damaged_checkpoint_says_what_to_do(tmp_path: Path, name: str, damage:
     assert str(tmp_path) in caught.value.hint
 
 
+def test_a_file_that_is_gone_while_it_is_read_is_no_crash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_checkpoint(tmp_path, example(3))
+
+    def gone(_path: Path) -> None:
+        raise RuntimeError("unable to open file")
+
+    monkeypatch.setattr("coordinator.checkpoint.load_file", gone)
+    with pytest.raises(UsageError, match="is damaged"):
+        load_checkpoint(tmp_path)
+
+
 def test_nothing_is_pickled(tmp_path: Path) -> None:
     save_checkpoint(tmp_path, example(3))
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file())
