@@ -19,7 +19,7 @@ from ppfed.leakage.wording import title
 from scenarios.report.outcome import Outcome
 from scenarios.report.speed import computation_until
 from scenarios.report.statistics import Accuracies, difference
-from scenarios.studies import chosen_weights, gradient_search, orbit_search, restored, shadows
+from scenarios.studies import chosen_weights, effort, gradient_search, orbit_search, restored, shadows
 from scenarios.studies import one_key as one_key_study
 from scenarios.studies.rows import RowsFile
 
@@ -191,6 +191,12 @@ def shadow_networks() -> dict[Key, list[shadows.ShadowRow]]:
 def outcomes(rows: list[shadows.ShadowRow], attack: str) -> list[MembershipOutcome]:
     """Return what an attack got of each network."""
     return [getattr(row, f"by_{attack}") for row in rows]
+
+
+def efforts() -> dict[Key, effort.EffortRow]:
+    """By cipher, pictures and steps."""
+    rows = _rows("effort/effort.jsonl", effort.EffortRow)
+    return {(row.cipher, row.pictures, row.steps): row for row in rows}
 
 
 def restored_first() -> dict[Key, restored.RestoredRow]:

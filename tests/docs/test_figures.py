@@ -15,7 +15,7 @@ import pytest
 
 from ppfed.leakage.record import CandidateMatch, Resemblance
 from scenarios.report.statistics import Accuracies, Difference
-from scenarios.studies import one_key, orbit_search
+from scenarios.studies import effort, one_key, orbit_search
 from scenarios.studies.chosen_weights import PassRow
 from scenarios.studies.restored import RestoredRow
 from scenarios.studies.shadows import ShadowRow
@@ -215,6 +215,23 @@ TABLES = (
             ("block scrambling + pixel permutation", "block-pixel-v1, fixed scope"),
             ("ELE", "ele-v1, fixed scope"),
             ("logistic map + RC4", "logistic-rc4-v1, fixed scope"),
+        ),
+    ),
+    Figures(
+        LEAKAGE,
+        ("", "pictures", "steps of 64"),
+        (
+            Column("SSIM", lambda row: ssim(row.resemblance)),
+            Column("right one of 1,000", lambda row: percent(row.resemblance.reidentified)),
+            Column("time", lambda row: f"{row.seconds / 60:.1f} min"),
+        ),
+        committed.efforts,
+        lines(
+            *(
+                (one.cipher, f"{one.preset.images:,}", f"{one.preset.steps:,}", key)
+                for one in effort.EFFORTS
+                if (key := (one.cipher, one.preset.images, one.preset.steps)) in committed.efforts()
+            )
         ),
     ),
     Figures(
