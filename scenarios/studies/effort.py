@@ -1,7 +1,7 @@
 """Measure what more pictures and longer training gain an attacker: ``python -m scenarios.studies.effort DATA OUT``.
 
 Networks are trained as in audits on the attacker's own pictures, under NP with fresh masks: of grey images, and with
-colour shuffle, the default. ``gpu`` after the folders goes on with the preset ``gpu`` of each attack. OUT gets
+colour shuffle, the default; and under NP twice with shuffle, which leaves least to training. ``gpu`` after the folders goes on with the preset ``gpu`` of each attack. OUT gets
 ``effort.jsonl``, a line for each training; those that are there already are kept.
 """
 
@@ -32,13 +32,13 @@ from scenarios.studies.rows import RowsFile
 from scenarios.studies.targets import reference_images
 
 ROWS_FILE = "effort.jsonl"
-GREY, COLOUR = "NP, grey images", "NP + shuffle"
-CIPHERS = {GREY: CipherSpec(colour_shuffle=False), COLOUR: CipherSpec()}
+GREY, COLOUR, TWICE = "NP, grey images", "NP + shuffle", "NP twice + shuffle"
+CIPHERS = {GREY: CipherSpec(colour_shuffle=False), COLOUR: CipherSpec(), TWICE: CipherSpec("np2-v1")}
 _SHOWN = 200
 """Of the targets."""
 _POOL = 20_000
 """The attacker's pictures, of which efforts use a part, or more where one wants more."""
-_CHANNELS = {GREY: 1, COLOUR: 3}
+_CHANNELS = {GREY: 1, COLOUR: 3, TWICE: 3}
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,7 @@ EFFORTS = (
     *(_edges(GREY, 20_000, steps) for steps in (400, 1600, 6400)),
     *(_edges(COLOUR, images, steps) for images, steps in ((1000, 400), (1000, 1600), (3000, 1600), (3000, 4000))),
     _edges(COLOUR, 8000, 4000),
+    *(_edges(TWICE, images, steps) for images, steps in ((3000, 1600), (3000, 4000), (8000, 4000))),
 )
 GPU = "gpu"
 GPU_EFFORTS = tuple(
@@ -209,7 +210,7 @@ def in_line(row: EffortRow) -> str:
     """Set a row out."""
     found = row.resemblance
     return (
-        f"{row.cipher:16} {row.attack:13} {row.pictures:6,} pictures  {row.steps:6,} steps of {row.batch_size:3}  maps "
+        f"{row.cipher:18} {row.attack:13} {row.pictures:6,} pictures  {row.steps:6,} steps of {row.batch_size:3}  maps "
         f"{'-'.join(map(str, row.widths)):14} SSIM {found.ssim.mean:.3f} \N{PLUS-MINUS SIGN} {found.ssim.spread:.3f}  "
         f"right one of {found.candidates} {found.reidentified:.1%}  {row.seconds:.0f} s on {row.device}\n"
     )

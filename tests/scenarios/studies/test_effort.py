@@ -16,14 +16,14 @@ from ppfed.leakage.images import AuditImages
 from ppfed.leakage.record import AttackName
 from scenarios.material import digits
 from scenarios.studies import effort
-from scenarios.studies.effort import COLOUR, GREY, ROWS_FILE, Effort, EffortRow, RememberingSolver, main, measure
+from scenarios.studies.effort import COLOUR, GREY, ROWS_FILE, TWICE, Effort, EffortRow, RememberingSolver, main, measure
 from scenarios.studies.rows import RowsFile
 from scenarios.studies.targets import targets_of
 
 CPU = torch.device("cpu")
 FEW = tuple(
     Effort(cipher, attack, preset)
-    for cipher in (GREY, COLOUR)
+    for cipher in (GREY, COLOUR, TWICE)
     for attack, preset in (
         (AttackName.LEARNED_EDGES, replace(learned_edges.QUICK, images=20, steps=2)),
         (AttackName.LEARNED_EDGES, replace(learned_edges.QUICK, images=30, steps=4)),
@@ -63,7 +63,7 @@ def test_no_batch_is_solved_twice() -> None:
 
 def test_the_gpu_presets_are_among_what_is_asked_for_with_gpu() -> None:
     presets = [one.preset for one in effort.GPU_EFFORTS]
-    assert presets == [learned_edges.GPU, inversion.GPU] * 2
+    assert presets == [learned_edges.GPU, inversion.GPU] * 3
 
 
 @pytest.mark.parametrize("arguments", [["only-one"], ["data", "out", "cuda"], ["data", "out", "gpu", "gpu"]])
