@@ -90,6 +90,10 @@ def test_a_bundled_scenario_runs(name: str, tmp_path: Path) -> None:
             if 4 * scenario.smoke.base_maps < 16 * one.leakage.channels:
                 # No such weights are known for so narrow a network (docs/leakage.md).
                 expected.discard(AttackName.CHOSEN_WEIGHTS)
+            if arm.mode in (Mode.UPDATES, Mode.GRADIENTS) and AttackName.LEARNED_EDGES in expected:
+                # They restore what the other attacks get.
+                expected.discard(AttackName.LEARNED_EDGES)
+                assert any("then by learned edges" in attack.setting for attack in one.leakage.attacks)
             assert expected == {attack.attack for attack in one.leakage.attacks}
         assert (one.bytes_from_coordinator > 0) is (arm.mode not in {Mode.CENTRALIZED, Mode.ALONE})
 

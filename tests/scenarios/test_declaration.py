@@ -75,7 +75,7 @@ def test_all_attacks_are_those_that_fit() -> None:
     assert encrypted.wanted_attacks == applicable(encrypted.spec, 3)
     assert AttackName.FOLD in encrypted.wanted_attacks
     assert plain.wanted_attacks == ()
-    assert sent.wanted_attacks == (AttackName.CHOSEN_WEIGHTS, AttackName.GRADIENTS)
+    assert sent.wanted_attacks == (AttackName.LEARNED_EDGES, AttackName.CHOSEN_WEIGHTS, AttackName.GRADIENTS)
     assert declared('[[arms]]\nname = "n"\n').arms[0].wanted_attacks == ()
 
 
