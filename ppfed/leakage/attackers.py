@@ -16,12 +16,13 @@ from typing import cast
 import numpy as np
 import torch
 
-from ppfed.attacks.alone import PUZZLES, XOR_CONSTANTS, Solver, fits, open_ways, puzzle, puzzle_variants, solver
+from ppfed.attacks.alone import PUZZLES, XOR_CONSTANTS, fits, open_ways, puzzle, puzzle_variants
 from ppfed.attacks.blocks import bit_planes, correlations, template
 from ppfed.attacks.blocks.edges import Variants
 from ppfed.attacks.blocks.template import Template
 from ppfed.attacks.blocks.views import likeliest_view, views
 from ppfed.attacks.learned import inversion, learned_edges, learned_seams, unpaired
+from ppfed.attacks.learned.learned_patterns import Leaves
 from ppfed.attacks.values import frequencies, known_plaintext, same_mask, stream, unfold
 from ppfed.attacks.values.fold import folded_view
 from ppfed.ciphers.negative_positive import NegativePositiveCipher
@@ -367,60 +368,23 @@ def inversion_of_session(session: Session, preset: inversion.InversionPreset, te
 
 
 def _learned_edges(session: Session, tell: Tell) -> Iterator[Restored]:
-    preset = edges_preset(session)
+    preset = session.preset.edges
     trained = edges_of_session(session, preset, tell)
     count = min(preset.images, len(session.images.own))
     restored = trained.restore(session.encrypted.pixels[: session.preset.searched])
     yield Restored(restored, f"{count:,} pictures of its own, and time to train")
 
 
-def _unsolved(session: Session) -> bool:
-    """Tell whether learned edges get ciphertexts as they are.
-
-    Of a grey value under NP one bit is unknown, and nothing has to be solved first. NP twice hides two, of which the
-    solver settles one: without it, on grey images of CIFAR-10, edges got less than the solver alone (of digits more:
-    docs/leakage.md).
-    """
-    return session.images.shape[2] == 1 and session.spec.name == "np-v1"
-
-
-def edges_preset(session: Session) -> learned_edges.EdgesPreset:
-    """Choose what a session's preset spends on learned edges: all pictures where none has to be solved."""
-    preset = session.preset.edges
-    return replace(preset, images=session.preset.own_images) if _unsolved(session) else preset
-
-
-def edges_of_session(
-    session: Session, preset: learned_edges.EdgesPreset, tell: Tell, solve: Solver | None = None
-) -> learned_edges.LearnedEdges:
-    """Train learned edges on what the attacker of a session has.
-
-    Parameters
-    ----------
-    session : Session
-        Of NP or NP twice in image scope.
-    preset : EdgesPreset
-    tell : callable
-    solve : callable or None
-        What restores ciphertexts first, where they have to be; None for ``ppfed.attacks.alone.solver``.
-    """
-    if _unsolved(session):
-        solve = _as_it_is
+def edges_of_session(session: Session, preset: learned_edges.EdgesPreset, tell: Tell) -> learned_edges.LearnedEdges:
+    """Train learned edges on what the attacker of a session has; of NP or NP twice in image scope."""
     return learned_edges.train_edges(
         session.images.own.pixels,
-        lambda plain: session.under_own_keys(plain, 0),
-        solve or cast(Solver, solver(session.spec, device=session.device)),
+        Leaves(session.constants, session.spec.colour_shuffle),
         preset,
-        constants=stream.NP_CONSTANTS,
-        any_order=session.spec.colour_shuffle and session.images.shape[2] == 3,
         device=session.device,
         seed=session.seed,
         on_progress=tell,
     )
-
-
-def _as_it_is(hidden: UInt8Array) -> UInt8Array:
-    return hidden
 
 
 def _learned_seams(session: Session, tell: Tell) -> Iterator[Restored]:

@@ -30,7 +30,7 @@ from ppfed.ciphers.spec import CipherSpec
 from ppfed.errors import UsageError
 from ppfed.federation import Exchange
 from ppfed.images.types import EncryptedImages, Int64Array, PlainImages, UInt8Array
-from ppfed.leakage.attackers import AuditPreset, Restored, Session, edges_of_session, edges_preset
+from ppfed.leakage.attackers import AuditPreset, Restored, Session, edges_of_session
 from ppfed.leakage.audit import SHOWN, Audit, AuditRun, Findings, applicable
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.record import AttackName
@@ -383,7 +383,7 @@ def _restorers(session: Session, tell: Callable[[float], None], *, learns: bool)
     found = solver(session.spec, device=session.device, seed=session.seed)
     restorers = [] if found is None else [_Restorer(", then restored", found)]
     if learns:
-        preset, started = edges_preset(session), time.monotonic()
+        preset, started = session.preset.edges, time.monotonic()
         edges = edges_of_session(session, preset, tell)
         needs = f"; {min(preset.images, len(session.images.own)):,} pictures of its own, and time to train"
         restorers.append(_Restorer(", then by learned edges", edges.restore, needs, time.monotonic() - started))

@@ -1,8 +1,9 @@
 """Measure what more pictures and longer training gain an attacker: ``python -m scenarios.studies.effort DATA OUT``.
 
 Networks are trained as in audits on the attacker's own pictures, under NP with fresh masks: of grey images, and with
-colour shuffle, the default; and under NP twice with shuffle, which leaves least to training. ``gpu`` after the folders goes on with the preset ``gpu`` of each attack. OUT gets
-``effort.jsonl``, a line for each training; those that are there already are kept.
+colour shuffle, the default; and under NP twice with shuffle, which leaves least. ``gpu`` after the folders goes on with
+the preset ``gpu`` of each attack. OUT gets ``effort.jsonl``, a line for each training; those that are there already are
+kept.
 """
 
 from __future__ import annotations
@@ -13,15 +14,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import cast
 
 import torch
 
-from ppfed.attacks.alone import Solver, solver
 from ppfed.attacks.learned import inversion, learned_edges
 from ppfed.ciphers.spec import CipherSpec
 from ppfed.errors import UsageError
-from ppfed.images.types import UInt8Array
 from ppfed.leakage.attackers import AuditPreset, Session, edges_of_session, inversion_of_session
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.metrics import resemblance
@@ -59,15 +57,15 @@ class Effort:
     preset: learned_edges.EdgesPreset | inversion.InversionPreset
 
 
-def _edges(cipher: str, images: int, steps: int) -> Effort:
-    return Effort(cipher, AttackName.LEARNED_EDGES, replace(learned_edges.CPU, images=images, steps=steps))
+def _edges(cipher: str, steps: int) -> Effort:
+    """Spend half as many steps on patterns, as the preset does."""
+    preset = replace(learned_edges.CPU, pattern_steps=steps // 2, steps=steps)
+    return Effort(cipher, AttackName.LEARNED_EDGES, preset)
 
 
 EFFORTS = (
-    *(_edges(GREY, 20_000, steps) for steps in (400, 1600, 6400)),
-    *(_edges(COLOUR, images, steps) for images, steps in ((1000, 400), (1000, 1600), (3000, 1600), (3000, 4000))),
-    _edges(COLOUR, 8000, 4000),
-    *(_edges(TWICE, images, steps) for images, steps in ((3000, 1600), (3000, 4000), (8000, 4000))),
+    *(_edges(GREY, steps) for steps in (400, 1600, 6400)),
+    *(_edges(cipher, steps) for cipher in (COLOUR, TWICE) for steps in (400, 1600, 4800)),
 )
 GPU = "gpu"
 GPU_EFFORTS = tuple(
@@ -94,7 +92,7 @@ class EffortRow:
     resemblance : Resemblance
         Of 200 images, which are looked up among 1,000.
     seconds : float
-        Of training, and of the solver before it where pictures were not solved before.
+        Of training.
     """
 
     cipher: str
@@ -160,14 +158,13 @@ def _known(row: EffortRow) -> tuple[object, ...]:
 
 
 def _measure(session: Session, efforts: Sequence[Effort], measured: RowsFile[EffortRow]) -> None:
-    solve = RememberingSolver(cast(Solver, solver(session.spec, device=session.device)))
     hidden, targets = session.encrypted.pixels[:_SHOWN], session.images.targets.pixels
     for effort in efforts:
         preset = effort.preset
         started = time.monotonic()
         trained: learned_edges.LearnedEdges | inversion.Inversion
         if isinstance(preset, learned_edges.EdgesPreset):
-            trained = edges_of_session(session, preset, _silent, solve)
+            trained = edges_of_session(session, preset, _silent)
         else:
             trained = inversion_of_session(session, preset, _silent)
         seconds = time.monotonic() - started
@@ -189,21 +186,6 @@ def _measure(session: Session, efforts: Sequence[Effort], measured: RowsFile[Eff
 
 def _silent(_part: float) -> None:
     """Tell nobody."""
-
-
-class RememberingSolver:
-    """A solver that solves no batch of images twice: efforts share their first pictures."""
-
-    def __init__(self, solve: Solver) -> None:
-        self._solve = solve
-        self._solved: dict[bytes, UInt8Array] = {}
-
-    def __call__(self, hidden: UInt8Array) -> UInt8Array:
-        """Restore ciphertexts, or return what was made of the same ones before."""
-        key = hidden.tobytes()
-        if key not in self._solved:
-            self._solved[key] = self._solve(hidden)
-        return self._solved[key]
 
 
 def in_line(row: EffortRow) -> str:

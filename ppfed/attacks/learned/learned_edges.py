@@ -5,12 +5,15 @@ it errs whole regions come out as negatives. A network that paints pictures (``i
 of an image and its negative is meant, which nothing tells, and blurs what it cannot know. Here a U-Net looks at what
 the cipher leaves and says of pairs of pixels, up to a few pixels apart, how likely their masks are to be alike;
 synchronisation (``synchronisation.py``) then settles all pixels at once. Values stay ones that the ciphertext allows.
-The attacker trains it on images of its own, encrypted under its own keys.
+The attacker trains it on images of its own.
 
-Of a grey pixel under NP the mask is all that is unknown. In colour the classical solver settles first what the colours
-of a pixel are to each other, and under NP twice the top bit; that a pixel is shown as dark as a negative can make it
-keeps the network from learning that the solver is right: trained on the solver's pictures as they are, it changed
-nothing in them.
+Of a grey pixel the mask is all that is unknown. In colour another network settles first what the colours of a pixel
+are to each other (``learned_patterns.py``), and at last colours are brought into one order. That each pixel is shown as
+dark as its mask can make it keeps from the network what nothing tells.
+
+Edges say what masks of pixels are to each other, not what they are. Under NP that leaves an image and its negative.
+Under NP twice it leaves two images and their negatives: then the attacker's own pictures say which values are
+neighbours in pictures.
 
 Ours. Whoever measures with it must train on other images than it restores; nothing here can check that.
 """
@@ -25,10 +28,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ppfed.attacks.alone import Solver
+from ppfed.attacks.learned.learned_patterns import LearnedPatterns, Leaves, train_patterns
 from ppfed.attacks.learned.one_cycle import OneCycle, ignore_progress
 from ppfed.attacks.learned.unet import UNet, padded, unet_multiple
 from ppfed.attacks.values.synchronisation import Group, IndexArray, synchronise
+from ppfed.attacks.values.unfold import same_order
 from ppfed.attacks.values.upright import likely_reading
 from ppfed.images.types import UInt8Array
 from ppfed.training.loop import autocast, epoch_generator
@@ -36,8 +40,10 @@ from ppfed.training.loop import autocast, epoch_generator
 OFFSETS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (0, 4), (4, 0))
 """Down and to the right, in pixels, from one end of an edge to the other."""
 
-_SOLVED = 100
-"""Images at once, so that progress is told."""
+_RESTORED_PIXELS = 100 * 32 * 32
+"""Restored at once."""
+_LEVELS = 32
+"""Of values that are compared with neighbours."""
 _LEAST_WEIGHT = 0.1
 """Of an edge in the loss, where it hardly matters how a pixel is read: near mid-grey a value is its own negative."""
 
@@ -51,19 +57,20 @@ class EdgesPreset:
     name : str
     images : int
         Most images of the attacker's own that are used.
-    steps : int
-        Of the optimizer.
+    pattern_steps, steps : int
+        Of the optimizer, for patterns and for edges.
     batch_size : int
     learning_rate : float
         Of AdamW, at the peak of its one cycle.
     front_maps : int
-        Of a 1x1 convolution before the U-Net.
+        Of a 1x1 convolution before each U-Net.
     widths : tuple of int
-        Feature maps of the U-Net.
+        Feature maps of the U-Nets.
     """
 
     name: str
     images: int
+    pattern_steps: int
     steps: int
     batch_size: int = 64
     learning_rate: float = 5e-3
@@ -71,12 +78,20 @@ class EdgesPreset:
     widths: tuple[int, ...] = (24, 48)
 
 
-QUICK = EdgesPreset("quick", images=200, steps=60, batch_size=16)
+QUICK = EdgesPreset("quick", images=512, pattern_steps=120, steps=120, batch_size=16)
 """Seconds: shows that the attack works, not how well."""
-CPU = EdgesPreset("cpu", images=3000, steps=1600)
-"""Four to fifteen minutes on one core with images of 32x32."""
-GPU = EdgesPreset("gpu", images=20_000, steps=10_000, batch_size=256, learning_rate=3e-3, widths=(64, 128, 256))
-"""Minutes on one GPU, and longer for the classical solver in colour."""
+CPU = EdgesPreset("cpu", images=20_000, pattern_steps=1000, steps=3000)
+"""A quarter of an hour on one core with images of 32x32, half of that for grey ones."""
+GPU = EdgesPreset(
+    "gpu",
+    images=50_000,
+    pattern_steps=4000,
+    steps=10_000,
+    batch_size=256,
+    learning_rate=3e-3,
+    widths=(64, 128, 256),
+)
+"""Minutes on one GPU."""
 
 
 class EdgeNetwork(nn.Module):
@@ -114,21 +129,21 @@ class LearnedEdges:
 
     Attributes
     ----------
+    patterns : LearnedPatterns
     network : EdgeNetwork
         In evaluation mode, on its device.
-    prepare : callable
-        Settles all of a pixel but what all its values have to be XORed with: the classical solver, or for grey images
-        under NP nothing.
-    constants : tuple of int
-        What that may be, in the order of ``Group.of_xor``.
-    any_order : bool
-        Whether the order of the colours is in doubt.
+    neighbours : float array, (levels, levels)
+        How likely two values are neighbours in the attacker's own pictures: logarithms, up to a constant.
     """
 
+    patterns: LearnedPatterns
     network: EdgeNetwork
-    prepare: Solver
-    constants: tuple[int, ...]
-    any_order: bool
+    neighbours: npt.NDArray[np.float64]
+
+    @property
+    def leaves(self) -> Leaves:
+        """What the cipher leaves."""
+        return self.patterns.leaves
 
     @torch.no_grad()
     def restore(self, ciphertexts: UInt8Array) -> UInt8Array:
@@ -150,12 +165,14 @@ class LearnedEdges:
         """
         if ciphertexts.shape[3] != self.network.channels:
             raise ValueError(f"trained on {self.network.channels} channels, not {ciphertexts.shape[3]}")
-        parts = [self._restore(ciphertexts[at : at + _SOLVED]) for at in range(0, len(ciphertexts), _SOLVED)]
+        batch = max(1, _RESTORED_PIXELS // int(np.prod(ciphertexts.shape[1:3])))
+        parts = [self._restore(ciphertexts[at : at + batch]) for at in range(0, len(ciphertexts), batch)]
         return np.concatenate(parts) if parts else ciphertexts.copy()
 
     def _restore(self, ciphertexts: UInt8Array) -> UInt8Array:
-        pictures = _darkest(self.prepare(ciphertexts), self.constants)
-        count, height, width, _ = pictures.shape
+        constants = self.leaves.constants
+        pictures = _darkest(self.patterns.settle(ciphertexts), constants)
+        count, height, width, channels = pictures.shape
         device = next(self.network.parameters()).device
         with autocast(device):
             scores = self.network(torch.from_numpy(padded(pictures, self.network.multiple)).to(device))
@@ -163,44 +180,52 @@ class LearnedEdges:
         nodes = torch.arange(count * height * width).reshape(count, height, width)
         edges = [(*_ends(nodes, offset), _ends(scores[:, number], offset)[0]) for number, offset in _fitting(nodes)]
         chosen = synchronise(
-            Group.of_xor(len(self.constants).bit_length() - 1),
+            Group.of_xor(len(constants).bit_length() - 1),
             nodes.numel(),
             torch.cat([first.reshape(-1) for first, _, _ in edges]).numpy(),
             torch.cat([second.reshape(-1) for _, second, _ in edges]).numpy(),
-            torch.cat([score.movedim(1, -1).reshape(-1, len(self.constants)) for _, _, score in edges]).numpy(),
+            torch.cat([score.movedim(1, -1).reshape(-1, len(constants)) for _, _, score in edges]).numpy(),
         )
-        corrections = np.array(self.constants, dtype=np.uint8)[chosen].reshape(count, height, width, 1)
-        restored: UInt8Array = pictures ^ corrections
-        return likely_reading(restored, any_order=self.any_order, together=False).of(restored)
+        corrections = np.array(constants, dtype=np.uint8)[chosen].reshape(count, height, width, 1)
+        restored = self._likeliest(pictures ^ corrections)
+        if self.leaves.any_order and channels == 3:
+            restored = same_order(restored, device=device)
+        return likely_reading(restored, any_order=self.leaves.any_order, together=False).of(restored)
+
+    def _likeliest(self, pictures: UInt8Array) -> UInt8Array:
+        """Of what each whole image may be, up to its negative, take what has the likeliest neighbours."""
+        # Of each pair of negatives one is as likely as the other.
+        readings = np.stack([pictures ^ np.uint8(one) for one in self.leaves.constants if one < 0x80])
+        likely = np.stack([self._likelihood(one) for one in readings])
+        chosen: UInt8Array = readings[likely.argmax(axis=0), np.arange(len(pictures))]
+        return chosen
+
+    def _likelihood(self, pictures: UInt8Array) -> npt.NDArray[np.float64]:
+        """(N, H, W, C) to (N,)."""
+        sums = [self.neighbours[one, other].sum(axis=(1, 2, 3)) for one, other in _neighbours(pictures)]
+        total: npt.NDArray[np.float64] = sums[0] + sums[1]
+        return total
 
 
 def train_edges(
     plain: UInt8Array,
-    encrypt: Callable[[UInt8Array], UInt8Array],
-    prepare: Solver,
+    leaves: Leaves,
     preset: EdgesPreset,
     *,
-    constants: tuple[int, ...],
-    any_order: bool,
     device: torch.device,
     seed: int,
     on_progress: Callable[[float], None] = ignore_progress,
 ) -> LearnedEdges:
-    """Train a network to tell how the masks of two pixels are related: AdamW, one cycle, cross-entropy.
+    """Train networks to tell patterns, and how the masks of two pixels are related: AdamW, one cycle, cross-entropy.
 
     Parameters
     ----------
     plain : uint8 array, (N, H, W, C)
-        The attacker's own images; ``preset.images`` of them, drawn at random, are used.
-    encrypt : callable
-        As the attacker can: under keys of its own.
-    prepare : callable
-        As in ``LearnedEdges``.
+        The attacker's own images; ``preset.images`` of them, drawn at random, are used. No key is needed: images leave
+        the same under all.
+    leaves : Leaves
+        Of the cipher that is attacked.
     preset : EdgesPreset
-    constants : tuple of int
-        As in ``LearnedEdges``.
-    any_order : bool
-        Whether the cipher shuffles colours.
     device : torch.device
     seed : int
         Of the choice of images, the first weights and the order of training.
@@ -214,24 +239,32 @@ def train_edges(
     Raises
     ------
     ValueError
-        If there are no images, or the constants are no group under XOR in the order of ``Group.of_xor``.
+        If there are no images.
     """
     if not len(plain):
         raise ValueError("there are no images to learn from")
-    if any(constants[a] ^ constants[b] != constants[a ^ b] for a in range(len(constants)) for b in range(a)):
-        raise ValueError("the constants must be a group under XOR, numbered by its bits")
     randomness = epoch_generator(seed, 0)
     own = plain[torch.randperm(len(plain), generator=randomness)[: preset.images].numpy()]
-    hidden = encrypt(own)
-    prepared = []
-    for start in range(0, len(own), _SOLVED):
-        prepared.append(prepare(hidden[start : start + _SOLVED]))
-        on_progress(0.5 * min(1.0, (start + _SOLVED) / len(own)))
-    pictures = _darkest(np.concatenate(prepared), constants)
-    masks, margins = _masks(pictures, own, constants)
+    every = preset.steps + (preset.pattern_steps if plain.shape[3] > 1 else 0)
+    patterns = train_patterns(
+        own,
+        leaves,
+        front_maps=preset.front_maps,
+        widths=preset.widths,
+        steps=preset.pattern_steps,
+        batch_size=preset.batch_size,
+        learning_rate=preset.learning_rate,
+        device=device,
+        seed=seed,
+        on_progress=lambda part: on_progress(part * preset.pattern_steps / every),
+    )
+    batch = max(1, _RESTORED_PIXELS // int(np.prod(own.shape[1:3])))
+    settled = [patterns.settle(own[start : start + batch]) for start in range(0, len(own), batch)]
+    pictures = _darkest(np.concatenate(settled), leaves.constants)
+    masks, margins = _masks(pictures, own, leaves.constants)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        network = EdgeNetwork(plain.shape[3], len(constants), preset)
+        network = EdgeNetwork(plain.shape[3], len(leaves.constants), preset)
     network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     training = OneCycle(network, preset.learning_rate, preset.steps)
     height, width = pictures.shape[1:3]
@@ -245,9 +278,26 @@ def train_edges(
             scores = network(torch.from_numpy(padded(shown, network.multiple)).to(device))
         loss = _loss(scores[..., :height, :width].float(), wanted.to(device), weight.to(device))
         training.step(loss)
-        on_progress(0.5 + 0.5 * (step + 1) / preset.steps)
+        on_progress(1 - (preset.steps - step - 1) / every)
     network.eval()
-    return LearnedEdges(network, prepare, constants, any_order)
+    return LearnedEdges(patterns, network, _likely_neighbours(own))
+
+
+def _likely_neighbours(plain: UInt8Array) -> npt.NDArray[np.float64]:
+    """Count which values stand beside which, of pictures and their negatives alike: as ``LearnedEdges.neighbours``."""
+    counts = np.full(_LEVELS * _LEVELS, 0.5)
+    for one, other in _neighbours(plain):
+        counts += np.bincount((one.astype(np.intp) * _LEVELS + other).reshape(-1), minlength=len(counts))
+    table = counts.reshape(_LEVELS, _LEVELS)
+    table = table + table.T
+    logarithms: npt.NDArray[np.float64] = np.log(table + table[::-1, ::-1])
+    return logarithms
+
+
+def _neighbours(pictures: UInt8Array) -> tuple[tuple[UInt8Array, UInt8Array], ...]:
+    """Pair values with those below and to the right, in coarse levels."""
+    levels = pictures // np.uint8(256 // _LEVELS)
+    return (levels[:, :-1], levels[:, 1:]), (levels[:, :, :-1], levels[:, :, 1:])
 
 
 def _darkest(pictures: UInt8Array, constants: tuple[int, ...]) -> UInt8Array:
@@ -263,7 +313,7 @@ def _masks(
 ) -> tuple[IndexArray, npt.NDArray[np.float32]]:
     """Find what each pixel of pictures has to be XORed with, and how much that matters.
 
-    Lightness decides: a solver may have guessed another order of the colours.
+    Lightness decides: a pattern may be wrong, and the order of the colours is another.
 
     Returns
     -------

@@ -112,6 +112,34 @@ def unfold(
     return np.concatenate(parts) if parts else ciphertexts.copy()
 
 
+def same_order(pictures: UInt8Array, *, device: torch.device | None = None) -> UInt8Array:
+    """Bring the colours of all pixels of an image into one order, so that they change slowly.
+
+    Parameters
+    ----------
+    pictures : uint8 array, (N, H, W, 3)
+        Pixels whose colours are right but for their order.
+    device : torch.device or None
+        None takes the CPU.
+
+    Returns
+    -------
+    uint8 array, (N, H, W, 3)
+        Which order it is, is a guess.
+    """
+    solver = _Solver(
+        channels=3,
+        colour_shuffle=True,
+        constants=NP_CONSTANTS,
+        prior=FOR_MORE,
+        iterations=0,
+        patterns=1,
+        device=device or torch.device("cpu"),
+    )
+    values = torch.from_numpy(pictures).to(solver.device).permute(0, 3, 1, 2).float() - 127.5
+    return _pixels(solver.synchronised(values, solver.orders, signs=False, bends=False))
+
+
 _TABLE_VALUES = 1 << 24
 """Values of a table in memory at once."""
 
@@ -146,9 +174,8 @@ class _Solver:
         chosen = self._beliefs(values).argmax(dim=1)
         pixels = values.gather(1, chosen[:, None, None].expand(-1, 1, *values.shape[2:]))[:, 0]
         if self.colour_shuffle:
-            pixels = self._synchronised(pixels, self.orders, bends=False)
-        pixels = self._synchronised(pixels, np.arange(self.channels)[None], bends=True)
-        restored: UInt8Array = (pixels + 127.5).round().permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
+            pixels = self.synchronised(pixels, self.orders, signs=True, bends=False)
+        restored = _pixels(self.synchronised(pixels, np.arange(self.channels)[None], signs=True, bends=True))
         return likely_reading(restored, any_order=self.colour_shuffle, together=False).of(restored)
 
     def _candidates(self, ciphertexts: UInt8Array) -> Tensor:
@@ -208,12 +235,12 @@ class _Solver:
         light = _log_t(bend.mean(1).square(), self.prior.lightness_bend)
         return light + _log_t(_colour_energy(bend, 1), self.prior.colour_bend)
 
-    def _synchronised(self, pixels: Tensor, orders: IndexArray, *, bends: bool) -> Tensor:
-        """Choose a gauge for each pixel and apply it: (N, C, H, W) to the same."""
+    def synchronised(self, pixels: Tensor, orders: IndexArray, *, signs: bool, bends: bool) -> Tensor:
+        """Choose a gauge for each pixel and apply it: (N, C, H, W) to the same; bends want signs and one order."""
         count, channels, height, width = pixels.shape
         index = torch.from_numpy(orders).to(pixels.device)
         ordered = pixels[:, index]
-        turned = torch.cat([ordered, -ordered], dim=1)
+        turned = torch.cat([ordered, -ordered], dim=1) if signs else ordered
         nodes = torch.arange(count * height * width).reshape(count, height, width)
         firsts, seconds, evidence = [], [], []
         for axis in (2, 1):
@@ -237,7 +264,9 @@ class _Solver:
                     firsts.append(ends[0])
                     seconds.append(ends[1])
                     evidence.append(torch.stack([half, -half], dim=1) / 4)
-        group = Group.of_xor(1).times(Group.of_orders(channels)) if len(orders) > 1 else Group.of_xor(1)
+        group = Group.of_xor(1 if signs else 0)
+        if len(orders) > 1:
+            group = group.times(Group.of_orders(channels))
         flat = [score.permute(0, 2, 3, 1).reshape(-1, len(group)).cpu() for score in evidence]
         first, second = (torch.cat([part.reshape(-1) for part in ends]).numpy() for ends in (firsts, seconds))
         gauge = synchronise(group, nodes.numel(), first, second, torch.cat(flat).numpy())
@@ -258,6 +287,12 @@ def _log_t(squared: Tensor, weight_and_scale: tuple[float, float]) -> Tensor:
 def _colour_energy(values: Tensor, dim: int) -> Tensor:
     """Squared distance from grey."""
     return (values - values.mean(dim, keepdim=True)).square().sum(dim)
+
+
+def _pixels(values: Tensor) -> UInt8Array:
+    """(N, C, H, W), 0 is mid-grey, to (N, H, W, C)."""
+    pixels: UInt8Array = (values + 127.5).round().permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
+    return pixels
 
 
 def _normalised(message: Tensor) -> Tensor:
