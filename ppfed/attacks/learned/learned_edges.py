@@ -28,10 +28,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from ppfed.attacks.learned.learned_patterns import LearnedPatterns, Leaves, train_patterns
+from ppfed.attacks.learned.learned_patterns import LearnedPatterns, Leaves, in_parts, train_patterns
 from ppfed.attacks.learned.one_cycle import OneCycle, ignore_progress
 from ppfed.attacks.learned.unet import UNet, padded, unet_multiple
-from ppfed.attacks.values.synchronisation import Group, IndexArray, synchronise
+from ppfed.attacks.values.synchronisation import Group, synchronise
 from ppfed.attacks.values.unfold import same_order
 from ppfed.attacks.values.upright import likely_reading
 from ppfed.images.types import UInt8Array
@@ -40,8 +40,6 @@ from ppfed.training.loop import autocast, epoch_generator
 OFFSETS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (0, 4), (4, 0))
 """Down and to the right, in pixels, from one end of an edge to the other."""
 
-_RESTORED_PIXELS = 100 * 32 * 32
-"""Restored at once."""
 _LEVELS = 32
 """Of values that are compared with neighbours."""
 _LEAST_WEIGHT = 0.1
@@ -165,8 +163,7 @@ class LearnedEdges:
         """
         if ciphertexts.shape[3] != self.network.channels:
             raise ValueError(f"trained on {self.network.channels} channels, not {ciphertexts.shape[3]}")
-        batch = max(1, _RESTORED_PIXELS // int(np.prod(ciphertexts.shape[1:3])))
-        parts = [self._restore(ciphertexts[at : at + batch]) for at in range(0, len(ciphertexts), batch)]
+        parts = [self._restore(ciphertexts[rows]) for rows in in_parts(ciphertexts)]
         return np.concatenate(parts) if parts else ciphertexts.copy()
 
     def _restore(self, ciphertexts: UInt8Array) -> UInt8Array:
@@ -258,10 +255,10 @@ def train_edges(
         seed=seed,
         on_progress=lambda part: on_progress(part * preset.pattern_steps / every),
     )
-    batch = max(1, _RESTORED_PIXELS // int(np.prod(own.shape[1:3])))
-    settled = [patterns.settle(own[start : start + batch]) for start in range(0, len(own), batch)]
-    pictures = _darkest(np.concatenate(settled), leaves.constants)
-    masks, margins = _masks(pictures, own, leaves.constants)
+    parts = in_parts(own)
+    pictures = np.concatenate([_darkest(patterns.settle(own[rows]), leaves.constants) for rows in parts])
+    told = [_masks(pictures[rows], own[rows], leaves.constants) for rows in parts]
+    masks, margins = (np.concatenate(column) for column in zip(*told, strict=True))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = EdgeNetwork(plain.shape[3], len(leaves.constants), preset)
@@ -270,7 +267,7 @@ def train_edges(
     height, width = pictures.shape[1:3]
     for step in range(preset.steps):
         rows = torch.randint(len(own), (preset.batch_size,), generator=randomness).numpy()
-        shown, wanted, weight = pictures[rows], torch.from_numpy(masks[rows]), torch.from_numpy(margins[rows])
+        shown, wanted, weight = pictures[rows], torch.from_numpy(masks[rows]).long(), torch.from_numpy(margins[rows])
         # Mirror images are as good, and cost nothing.
         if step % 2:
             shown, wanted, weight = shown[:, :, ::-1], wanted.flip(2), weight.flip(2)
@@ -286,8 +283,9 @@ def train_edges(
 def _likely_neighbours(plain: UInt8Array) -> npt.NDArray[np.float64]:
     """Count which values stand beside which, of pictures and their negatives alike: as ``LearnedEdges.neighbours``."""
     counts = np.full(_LEVELS * _LEVELS, 0.5)
-    for one, other in _neighbours(plain):
-        counts += np.bincount((one.astype(np.intp) * _LEVELS + other).reshape(-1), minlength=len(counts))
+    for rows in in_parts(plain):
+        for one, other in _neighbours(plain[rows]):
+            counts += np.bincount((one.astype(np.intp) * _LEVELS + other).reshape(-1), minlength=len(counts))
     table = counts.reshape(_LEVELS, _LEVELS)
     table = table + table.T
     logarithms: npt.NDArray[np.float64] = np.log(table + table[::-1, ::-1])
@@ -310,14 +308,14 @@ def _darkest(pictures: UInt8Array, constants: tuple[int, ...]) -> UInt8Array:
 
 def _masks(
     pictures: UInt8Array, plain: UInt8Array, constants: tuple[int, ...]
-) -> tuple[IndexArray, npt.NDArray[np.float32]]:
+) -> tuple[UInt8Array, npt.NDArray[np.float32]]:
     """Find what each pixel of pictures has to be XORed with, and how much that matters.
 
     Lightness decides: a pattern may be wrong, and the order of the colours is another.
 
     Returns
     -------
-    intp array, (N, H, W)
+    uint8 array, (N, H, W)
         Numbers of constants.
     float32 array, (N, H, W)
         How much nearer the best one comes than the next, in grey levels over 255.
@@ -325,7 +323,7 @@ def _masks(
     light = plain.mean(axis=3, dtype=np.float32)
     off = np.stack([np.abs((pictures ^ np.uint8(one)).mean(axis=3, dtype=np.float32) - light) for one in constants])
     best = np.partition(off, 1, axis=0)
-    return off.argmin(axis=0), (best[1] - best[0]) / 255
+    return off.argmin(axis=0).astype(np.uint8), (best[1] - best[0]) / 255
 
 
 def _loss(scores: Tensor, masks: Tensor, margins: Tensor) -> Tensor:

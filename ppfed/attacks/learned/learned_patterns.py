@@ -15,7 +15,6 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
@@ -24,7 +23,8 @@ from ppfed.attacks.learned.unet import UNet, padded, unet_multiple
 from ppfed.images.types import UInt8Array
 from ppfed.training.loop import autocast, epoch_generator
 
-IndexArray = npt.NDArray[np.intp]
+_PART_PIXELS = 100 * 32 * 32
+"""Of images that are worked on at once."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Leaves:
         folded = self._least(images)
         return np.sort(folded, axis=3) if self.any_order else folded
 
-    def masks(self, plain: UInt8Array) -> IndexArray:
+    def masks(self, plain: UInt8Array) -> UInt8Array:
         """Tell which constant brings back each value of ``of(plain)``: numbers, (N, H, W, C)."""
         folded = self._least(plain)
         numbers = self._numbers[folded ^ plain]
@@ -80,9 +80,9 @@ class Leaves:
         return least
 
     @cached_property
-    def _numbers(self) -> IndexArray:
-        numbers = np.zeros(256, dtype=np.intp)
-        numbers[list(self.constants)] = np.arange(len(self.constants))
+    def _numbers(self) -> UInt8Array:
+        numbers = np.zeros(256, dtype=np.uint8)
+        numbers[list(self.constants)] = range(len(self.constants))
         return numbers
 
 
@@ -185,7 +185,9 @@ def train_patterns(
     channels = plain.shape[3]
     if channels == 1:
         return LearnedPatterns(leaves, None)
-    left, wanted = leaves.of(plain), _patterns(leaves.masks(plain), len(leaves.constants))
+    parts = [plain[rows] for rows in in_parts(plain)]
+    left = np.concatenate([leaves.of(part) for part in parts])
+    wanted = np.concatenate([_patterns(leaves.masks(part), len(leaves.constants)) for part in parts])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = PatternNetwork(channels, leaves, front_maps, widths)
@@ -207,8 +209,14 @@ def train_patterns(
     return LearnedPatterns(leaves, network)
 
 
-def _patterns(masks: IndexArray, constants: int) -> UInt8Array:
+def in_parts(images: UInt8Array) -> list[slice]:
+    """Cut images, (N, H, W, C), into parts that need little memory: rows of each."""
+    batch = max(1, _PART_PIXELS // int(np.prod(images.shape[1:3])))
+    return [slice(start, start + batch) for start in range(0, len(images), batch)]
+
+
+def _patterns(masks: UInt8Array, constants: int) -> UInt8Array:
     """Give each pixel's pattern its number: (N, H, W, C) to (N, H, W)."""
-    relations = masks[..., 1:] ^ masks[..., :1]
-    numbers: UInt8Array = (relations * constants ** np.arange(masks.shape[3] - 1)).sum(axis=3).astype(np.uint8)
+    places = (constants ** np.arange(masks.shape[3] - 1)).astype(np.uint8)
+    numbers: UInt8Array = ((masks[..., 1:] ^ masks[..., :1]) * places).sum(axis=3, dtype=np.uint8)
     return numbers

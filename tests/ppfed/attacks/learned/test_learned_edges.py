@@ -52,14 +52,22 @@ def likeness(restored: UInt8Array) -> float:
     return float(upright(restored, TARGETS[: len(restored)])[1].mean())
 
 
-# Measured: 0.974, and the solver's 0.90 to 0.93, which differs a little from mask to mask; 0.66 and the solver's 0.22.
-@pytest.mark.parametrize(("name", "least"), [("np-v1", 0.95), ("np2-v1", 0.58)])
+# Measured: 0.997, and the solver's 0.90 to 0.93, which differs a little from mask to mask; 0.80 and the solver's 0.22.
+@pytest.mark.parametrize(("name", "least"), [("np-v1", 0.97), ("np2-v1", 0.7)])
 def test_it_restores_more_than_the_solver(name: str, least: float) -> None:
     hidden = encrypt(name, 0, TARGETS)
     restored = trained(name).restore(hidden)
     assert likeness(restored) > max(least, likeness(solver(name, hidden)) + 0.02)
     allowed = np.stack([hidden ^ np.uint8(one) for one in CONSTANTS[name]])
     assert (allowed == restored).any(axis=0).all(), "a choice among what the cipher allows, nothing else"
+
+
+def test_of_two_readings_the_picture_is_taken() -> None:
+    """Edges say nothing of which it is: each half of the range may be turned round in itself."""
+    restored = trained("np2-v1").restore(encrypt("np2-v1", 0, TARGETS))
+    taken, other = (upright(one, TARGETS)[1] for one in (restored, restored ^ np.uint8(0x7F)))
+    # Measured: 92 of 100.
+    assert (taken > other).mean() > 0.85
 
 
 def test_noise_stays_noise() -> None:
