@@ -61,7 +61,7 @@ def leakage(
     size: Annotated[str, typer.Option(metavar="SIZE", help="Stretch to 32 (square) or 24x32 (height x width).")] = "32",
     preset: Annotated[
         str,
-        typer.Option(help="What the attacker spends on training: quick (a minute), cpu (a quarter of an hour), gpu."),
+        typer.Option(help="What the attacker spends on training: quick (a minute), cpu (half an hour), gpu."),
     ] = "cpu",
     attacker_data: Annotated[
         Path | None,

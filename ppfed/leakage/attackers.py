@@ -51,7 +51,7 @@ class AuditPreset(StrEnum):
     QUICK = "quick"
     """A minute: shows that the attacks work, not how well."""
     CPU = "cpu"
-    """A quarter of an hour on one core at 32x32 pixels."""
+    """Half an hour on one core at 32x32 pixels."""
     GPU = "gpu"
 
     @property

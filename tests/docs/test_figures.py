@@ -495,7 +495,7 @@ TABLES = (
         (
             Column("accuracy, three seeds", accuracy, ("accuracy",)),
             Column(
-                "learned edges, one key (leakage.md; 20,000 pictures for grey images, 3,000 for colour): SSIM",
+                "learned edges, one key (leakage.md): SSIM",
                 lambda told: ssim(told.resemblance),
                 ("leak",),
             ),
