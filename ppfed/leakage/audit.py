@@ -161,6 +161,13 @@ def applicable(spec: CipherSpec, channels: int) -> tuple[AttackName, ...]:
     return tuple(name for name in AttackName if name in ATTACKERS and ATTACKERS[name].applies(spec, channels))
 
 
+def require_possible(attacks: Sequence[AttackName], possible: Sequence[AttackName], target: str) -> None:
+    """Refuse attacks that do not apply to a target, with a ValueError."""
+    strange = [name for name in attacks if name not in possible]
+    if strange:
+        raise ValueError(f"no attack on {target}: {', '.join(strange)}")
+
+
 def audit(spec: CipherSpec, images: AuditImages, attacks: Sequence[AttackName], run: AuditRun) -> Audit:
     """Encrypt images under a throwaway key, attack them, and measure.
 
@@ -180,9 +187,7 @@ def audit(spec: CipherSpec, images: AuditImages, attacks: Sequence[AttackName], 
         If an attack does not apply.
     """
     possible = applicable(spec, images.shape[2])
-    strange = [name for name in attacks if name not in possible]
-    if strange:
-        raise ValueError(f"no attack on {spec}: {', '.join(strange)}")
+    require_possible(attacks, possible, str(spec))
     ordered = [name for name in possible if name in attacks]
 
     def tell(stage: int, what: str) -> Callable[[float], None]:

@@ -31,7 +31,7 @@ from ppfed.errors import UsageError
 from ppfed.federation import Exchange
 from ppfed.images.types import EncryptedImages, Int64Array, PlainImages, UInt8Array
 from ppfed.leakage.attackers import AuditPreset, Restored, Session, edges_of_session
-from ppfed.leakage.audit import SHOWN, Audit, AuditRun, Findings, applicable
+from ppfed.leakage.audit import SHOWN, Audit, AuditRun, Findings, applicable, require_possible
 from ppfed.leakage.images import AuditImages
 from ppfed.leakage.record import AttackName
 from ppfed.networks.classifier import ImageClassifier
@@ -184,9 +184,7 @@ def audit_sent(
         If an attack does not apply.
     """
     possible = possible_on_sent(spec, images.shape[2])
-    strange = [name for name in attacks if name not in possible]
-    if strange:
-        raise ValueError(f"no attack on what is sent of {spec or 'plain images'}: {', '.join(strange)}")
+    require_possible(attacks, possible, f"what is sent of {spec or 'plain images'}")
     if not set(attacks) & set(SENT_ATTACKS):
         raise UsageError(
             "learned edges restore encrypted images that another attack gets, and none is named",

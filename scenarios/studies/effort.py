@@ -1,4 +1,4 @@
-"""Measure what more pictures and longer training gain an attacker: ``python -m scenarios.studies.effort DATA OUT``.
+"""Measure what longer training gains an attacker: ``python -m scenarios.studies.effort DATA OUT``.
 
 Networks are trained as in audits on the attacker's own pictures, under NP with fresh masks: of grey images, and with
 colour shuffle, the default; and under NP twice with shuffle, which leaves least. ``gpu`` after the folders goes on with
@@ -34,8 +34,6 @@ GREY, COLOUR, TWICE = "NP, grey images", "NP + shuffle", "NP twice + shuffle"
 CIPHERS = {GREY: CipherSpec(colour_shuffle=False), COLOUR: CipherSpec(), TWICE: CipherSpec("np2-v1")}
 _SHOWN = 200
 """Of the targets."""
-_POOL = 20_000
-"""The attacker's pictures, of which efforts use a part, or more where one wants more."""
 _CHANNELS = {GREY: 1, COLOUR: 3, TWICE: 3}
 
 
@@ -137,15 +135,11 @@ def measure(
     """
     known = {_known(row) for row in measured.read()}
     left = [effort for effort in efforts if _wanted(effort) not in known]
-    for name, pictures in dict.fromkeys((effort.cipher, _pictures(effort)) for effort in left):
+    for name, pictures in dict.fromkeys((effort.cipher, effort.preset.images) for effort in left):
         images = attacked(pictures, _CHANNELS[name])
         session = Session(CIPHERS[name], images, AuditPreset.CPU, device, seed=0)
-        alike = [effort for effort in left if (effort.cipher, _pictures(effort)) == (name, pictures)]
+        alike = [effort for effort in left if (effort.cipher, effort.preset.images) == (name, pictures)]
         _measure(session, alike, measured)
-
-
-def _pictures(effort: Effort) -> int:
-    return max(_POOL, effort.preset.images)
 
 
 def _wanted(effort: Effort) -> tuple[object, ...]:

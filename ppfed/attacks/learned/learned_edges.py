@@ -29,13 +29,13 @@ import torch
 from torch import Tensor, nn
 
 from ppfed.attacks.learned.learned_patterns import LearnedPatterns, Leaves, in_parts, train_patterns
-from ppfed.attacks.learned.one_cycle import OneCycle, ignore_progress
-from ppfed.attacks.learned.unet import UNet, padded, unet_multiple
+from ppfed.attacks.learned.one_cycle import ignore_progress
+from ppfed.attacks.learned.pixel_scorer import PixelScorer, ScorerTraining, train_scorer
 from ppfed.attacks.values.synchronisation import Group, synchronise
 from ppfed.attacks.values.unfold import same_order
 from ppfed.attacks.values.upright import likely_reading
 from ppfed.images.types import UInt8Array
-from ppfed.training.loop import autocast, epoch_generator
+from ppfed.training.loop import epoch_generator
 
 OFFSETS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0), (0, 4), (4, 0))
 """Down and to the right, in pixels, from one end of an edge to the other."""
@@ -75,6 +75,10 @@ class EdgesPreset:
     front_maps: int = 32
     widths: tuple[int, ...] = (24, 48)
 
+    def training(self, steps: int) -> ScorerTraining:
+        """Say what is spent on one of the two networks."""
+        return ScorerTraining(steps, self.batch_size, self.learning_rate, self.front_maps, self.widths)
+
 
 QUICK = EdgesPreset("quick", images=512, pattern_steps=120, steps=120, batch_size=16)
 """Seconds: shows that the attack works, not how well."""
@@ -92,35 +96,6 @@ GPU = EdgesPreset(
 """Minutes on one GPU."""
 
 
-class EdgeNetwork(nn.Module):
-    """From what is known of pixels to a score for each edge and relation."""
-
-    def __init__(self, channels: int, elements: int, preset: EdgesPreset) -> None:
-        super().__init__()
-        self.channels = channels
-        self.elements = elements
-        self.multiple = unet_multiple(preset.widths)
-        self.front = nn.Sequential(nn.Conv2d(channels, preset.front_maps, 1), nn.ReLU(inplace=True))
-        self.unet = UNet(preset.front_maps, preset.widths, len(OFFSETS) * elements)
-
-    def forward(self, darkest: Tensor) -> Tensor:
-        """Score.
-
-        Parameters
-        ----------
-        darkest : uint8 tensor, (N, H, W, C)
-            Height and width are multiples of ``multiple``.
-
-        Returns
-        -------
-        float tensor, (N, offsets, elements, H, W)
-            At the first end of each edge; those whose second end lies outside mean nothing.
-        """
-        # A grey value is at most 127 then, and of NP twice 63.
-        scores: Tensor = self.unet(self.front(darkest.permute(0, 3, 1, 2).float() / 63.75 - 1))
-        return scores.reshape(-1, len(OFFSETS), self.elements, *scores.shape[2:])
-
-
 @dataclass(frozen=True, eq=False)
 class LearnedEdges:
     """A trained attack.
@@ -128,14 +103,14 @@ class LearnedEdges:
     Attributes
     ----------
     patterns : LearnedPatterns
-    network : EdgeNetwork
-        In evaluation mode, on its device.
+    network : PixelScorer
+        Scores each edge and relation at the edge's first end; in evaluation mode, on its device.
     neighbours : float array, (levels, levels)
         How likely two values are neighbours in the attacker's own pictures: logarithms, up to a constant.
     """
 
     patterns: LearnedPatterns
-    network: EdgeNetwork
+    network: PixelScorer
     neighbours: npt.NDArray[np.float64]
 
     @property
@@ -170,10 +145,7 @@ class LearnedEdges:
         constants = self.leaves.constants
         pictures = _darkest(self.patterns.settle(ciphertexts), constants)
         count, height, width, channels = pictures.shape
-        device = next(self.network.parameters()).device
-        with autocast(device):
-            scores = self.network(torch.from_numpy(padded(pictures, self.network.multiple)).to(device))
-        scores = scores[..., :height, :width].float().cpu()
+        scores = _by_edge(self.network.score(pictures), len(constants)).cpu()
         nodes = torch.arange(count * height * width).reshape(count, height, width)
         edges = [(*_ends(nodes, offset), _ends(scores[:, number], offset)[0]) for number, offset in _fitting(nodes)]
         chosen = synchronise(
@@ -186,7 +158,7 @@ class LearnedEdges:
         corrections = np.array(constants, dtype=np.uint8)[chosen].reshape(count, height, width, 1)
         restored = self._likeliest(pictures ^ corrections)
         if self.leaves.any_order and channels == 3:
-            restored = same_order(restored, device=device)
+            restored = same_order(restored, device=next(self.network.parameters()).device)
         return likely_reading(restored, any_order=self.leaves.any_order, together=False).of(restored)
 
     def _likeliest(self, pictures: UInt8Array) -> UInt8Array:
@@ -246,11 +218,7 @@ def train_edges(
     patterns = train_patterns(
         own,
         leaves,
-        front_maps=preset.front_maps,
-        widths=preset.widths,
-        steps=preset.pattern_steps,
-        batch_size=preset.batch_size,
-        learning_rate=preset.learning_rate,
+        preset.training(preset.pattern_steps),
         device=device,
         seed=seed,
         on_progress=lambda part: on_progress(part * preset.pattern_steps / every),
@@ -258,25 +226,20 @@ def train_edges(
     parts = in_parts(own)
     pictures = np.concatenate([_darkest(patterns.settle(own[rows]), leaves.constants) for rows in parts])
     told = [_masks(pictures[rows], own[rows], leaves.constants) for rows in parts]
-    masks, margins = (np.concatenate(column) for column in zip(*told, strict=True))
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = EdgeNetwork(plain.shape[3], len(leaves.constants), preset)
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    training = OneCycle(network, preset.learning_rate, preset.steps)
-    height, width = pictures.shape[1:3]
-    for step in range(preset.steps):
-        rows = torch.randint(len(own), (preset.batch_size,), generator=randomness).numpy()
-        shown, wanted, weight = pictures[rows], torch.from_numpy(masks[rows]).long(), torch.from_numpy(margins[rows])
-        # Mirror images are as good, and cost nothing.
-        if step % 2:
-            shown, wanted, weight = shown[:, :, ::-1], wanted.flip(2), weight.flip(2)
-        with autocast(device):
-            scores = network(torch.from_numpy(padded(shown, network.multiple)).to(device))
-        loss = _loss(scores[..., :height, :width].float(), wanted.to(device), weight.to(device))
-        training.step(loss)
-        on_progress(1 - (preset.steps - step - 1) / every)
-    network.eval()
+    constants = len(leaves.constants)
+    network = train_scorer(
+        pictures,
+        [np.concatenate(column) for column in zip(*told, strict=True)],
+        lambda scores, masks, margins: _loss(_by_edge(scores, constants), masks.long(), margins),
+        preset.training(preset.steps),
+        scores=len(OFFSETS) * constants,
+        # A grey value is at most 127 where it is darkest, and of NP twice 63.
+        middle=63.75,
+        device=device,
+        seed=seed,
+        randomness=randomness,
+        on_progress=lambda part: on_progress(1 - (1 - part) * preset.steps / every),
+    )
     return LearnedEdges(patterns, network, _likely_neighbours(own))
 
 
@@ -324,6 +287,11 @@ def _masks(
     off = np.stack([np.abs((pictures ^ np.uint8(one)).mean(axis=3, dtype=np.float32) - light) for one in constants])
     best = np.partition(off, 1, axis=0)
     return off.argmin(axis=0).astype(np.uint8), (best[1] - best[0]) / 255
+
+
+def _by_edge(scores: Tensor, constants: int) -> Tensor:
+    """(N, scores, H, W) to (N, offsets, constants, H, W); edges whose second end lies outside mean nothing."""
+    return scores.reshape(-1, len(OFFSETS), constants, *scores.shape[2:])
 
 
 def _loss(scores: Tensor, masks: Tensor, margins: Tensor) -> Tensor:

@@ -16,12 +16,12 @@ from functools import cached_property
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from ppfed.attacks.learned.one_cycle import OneCycle, ignore_progress
-from ppfed.attacks.learned.unet import UNet, padded, unet_multiple
+from ppfed.attacks.learned.one_cycle import ignore_progress
+from ppfed.attacks.learned.pixel_scorer import PixelScorer, ScorerTraining, train_scorer
 from ppfed.images.types import UInt8Array
-from ppfed.training.loop import autocast, epoch_generator
+from ppfed.training.loop import epoch_generator
 
 _PART_PIXELS = 100 * 32 * 32
 """Of images that are worked on at once."""
@@ -86,22 +86,6 @@ class Leaves:
         return numbers
 
 
-class PatternNetwork(nn.Module):
-    """From what the cipher leaves of images to a score for each pattern of each pixel."""
-
-    def __init__(self, channels: int, leaves: Leaves, front_maps: int, widths: tuple[int, ...]) -> None:
-        super().__init__()
-        self.multiple = unet_multiple(widths)
-        self.middle = 127.5 / len(leaves.constants)
-        self.front = nn.Sequential(nn.Conv2d(channels, front_maps, 1), nn.ReLU(inplace=True))
-        self.unet = UNet(front_maps, widths, len(leaves.constants) ** (channels - 1))
-
-    def forward(self, left: Tensor) -> Tensor:
-        """(N, H, W, C) uint8, sides multiples of ``multiple``, to (N, patterns, H, W)."""
-        scores: Tensor = self.unet(self.front(left.permute(0, 3, 1, 2).float() / self.middle - 1))
-        return scores
-
-
 @dataclass(frozen=True, eq=False)
 class LearnedPatterns:
     """A trained network.
@@ -109,12 +93,12 @@ class LearnedPatterns:
     Attributes
     ----------
     leaves : Leaves
-    network : PatternNetwork or None
+    network : PixelScorer or None
         In evaluation mode, on its device. None for grey images, of which there is one pattern.
     """
 
     leaves: Leaves
-    network: PatternNetwork | None
+    network: PixelScorer | None
 
     @torch.no_grad()
     def settle(self, images: UInt8Array) -> UInt8Array:
@@ -133,13 +117,9 @@ class LearnedPatterns:
         left = self.leaves.of(images)
         if self.network is None:
             return left
-        height, width, channels = left.shape[1:]
-        device = next(self.network.parameters()).device
-        with autocast(device):
-            scores = self.network(torch.from_numpy(padded(left, self.network.multiple)).to(device))
-        patterns = scores[..., :height, :width].argmax(dim=1).cpu().numpy()
+        patterns = self.network.score(left).argmax(dim=1).cpu().numpy()
         constants = np.array(self.leaves.constants, dtype=np.uint8)
-        places = len(constants) ** np.arange(channels - 1)
+        places = len(constants) ** np.arange(left.shape[3] - 1)
         settled = left.copy()
         settled[..., 1:] ^= constants[patterns[..., None] // places % len(constants)]
         return settled
@@ -148,12 +128,8 @@ class LearnedPatterns:
 def train_patterns(
     plain: UInt8Array,
     leaves: Leaves,
+    training: ScorerTraining,
     *,
-    front_maps: int,
-    widths: tuple[int, ...],
-    steps: int,
-    batch_size: int,
-    learning_rate: float,
     device: torch.device,
     seed: int,
     on_progress: Callable[[float], None] = ignore_progress,
@@ -165,13 +141,7 @@ def train_patterns(
     plain : uint8 array, (N, H, W, C)
         The attacker's own images, one at least.
     leaves : Leaves
-    front_maps : int
-        Of a 1x1 convolution before the U-Net.
-    widths : tuple of int
-        Feature maps of the U-Net.
-    steps, batch_size : int
-    learning_rate : float
-        At the peak of its cycle.
+    training : ScorerTraining
     device : torch.device
     seed : int
         Of the first weights and the order of training.
@@ -182,30 +152,22 @@ def train_patterns(
     -------
     LearnedPatterns
     """
-    channels = plain.shape[3]
+    channels, constants = plain.shape[3], len(leaves.constants)
     if channels == 1:
         return LearnedPatterns(leaves, None)
     parts = [plain[rows] for rows in in_parts(plain)]
-    left = np.concatenate([leaves.of(part) for part in parts])
-    wanted = np.concatenate([_patterns(leaves.masks(part), len(leaves.constants)) for part in parts])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        network = PatternNetwork(channels, leaves, front_maps, widths)
-    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    randomness = epoch_generator(seed, 1)
-    training = OneCycle(network, learning_rate, steps)
-    height, width = left.shape[1:3]
-    for step in range(steps):
-        rows = torch.randint(len(left), (batch_size,), generator=randomness).numpy()
-        # Mirror images are as good, and cost nothing.
-        along = slice(None, None, -1 if step % 2 else 1)
-        shown, right = padded(left[rows][:, :, along], network.multiple), wanted[rows][:, :, along].astype(np.int64)
-        with autocast(device):
-            scores = network(torch.from_numpy(shown).to(device))
-        scores = scores[..., :height, :width].float()
-        training.step(nn.functional.cross_entropy(scores, torch.from_numpy(right).to(device)))
-        on_progress((step + 1) / steps)
-    network.eval()
+    network = train_scorer(
+        np.concatenate([leaves.of(part) for part in parts]),
+        [np.concatenate([_patterns(leaves.masks(part), constants) for part in parts])],
+        lambda scores, patterns: nn.functional.cross_entropy(scores, patterns.long()),
+        training,
+        scores=constants ** (channels - 1),
+        middle=127.5 / constants,
+        device=device,
+        seed=seed,
+        randomness=epoch_generator(seed, 1),
+        on_progress=on_progress,
+    )
     return LearnedPatterns(leaves, network)
 
 

@@ -49,6 +49,18 @@ class SmoothnessPrior:
     colour_bend: tuple[float, float]
     colourfulness: tuple[float, float]
 
+    def pair(self, one: Tensor, other: Tensor, dim: int) -> Tensor:
+        """Say how likely two pixels are neighbours, whose colours lie along ``dim``: logarithms, up to a constant."""
+        difference = one - other
+        light = _log_t(difference.mean(dim).square(), self.lightness)
+        return light + _log_t(_colour_energy(difference, dim), self.colour)
+
+    def bend(self, left: Tensor, middle: Tensor, right: Tensor) -> Tensor:
+        """Say the same of three in a row, (N, C, H, W) each."""
+        bend = left - 2 * middle + right
+        light = _log_t(bend.mean(1).square(), self.lightness_bend)
+        return light + _log_t(_colour_energy(bend, 1), self.colour_bend)
+
 
 FOR_SIGNS = SmoothnessPrior((0.1, 30.0), (1.0, 2.0), (0.6, 18.0), (1.2, 3.5), (0.15, 25.0))
 """For NP without colour shuffle, where a sign is all that is unknown of a value."""
@@ -127,17 +139,8 @@ def same_order(pictures: UInt8Array, *, device: torch.device | None = None) -> U
     uint8 array, (N, H, W, 3)
         Which order it is, is a guess.
     """
-    solver = _Solver(
-        channels=3,
-        colour_shuffle=True,
-        constants=NP_CONSTANTS,
-        prior=FOR_MORE,
-        iterations=0,
-        patterns=1,
-        device=device or torch.device("cpu"),
-    )
-    values = torch.from_numpy(pictures).to(solver.device).permute(0, 3, 1, 2).float() - 127.5
-    return _pixels(solver.synchronised(values, solver.orders, signs=False, bends=False))
+    values = torch.from_numpy(pictures).to(device or torch.device("cpu")).permute(0, 3, 1, 2).float() - 127.5
+    return _pixels(_synchronised(values, FOR_MORE, _orders(3), signs=False))
 
 
 _TABLE_VALUES = 1 << 24
@@ -157,8 +160,7 @@ class _Solver:
     @property
     def orders(self) -> IndexArray:
         """(G / 2, C): the orders of colours in a gauge."""
-        listed = list(permutations(range(self.channels))) if self.colour_shuffle else [tuple(range(self.channels))]
-        return np.array(listed, dtype=np.intp)
+        return _orders(self.channels) if self.colour_shuffle else np.arange(self.channels)[None]
 
     @property
     def kept(self) -> int:
@@ -174,8 +176,8 @@ class _Solver:
         chosen = self._beliefs(values).argmax(dim=1)
         pixels = values.gather(1, chosen[:, None, None].expand(-1, 1, *values.shape[2:]))[:, 0]
         if self.colour_shuffle:
-            pixels = self.synchronised(pixels, self.orders, signs=True, bends=False)
-        restored = _pixels(self.synchronised(pixels, np.arange(self.channels)[None], signs=True, bends=True))
+            pixels = _synchronised(pixels, self.prior, self.orders)
+        restored = _pixels(_synchronised(pixels, self.prior, np.arange(self.channels)[None], bends=True))
         return likely_reading(restored, any_order=self.colour_shuffle, together=False).of(restored)
 
     def _candidates(self, ciphertexts: UInt8Array) -> Tensor:
@@ -202,7 +204,7 @@ class _Solver:
         for axis in (3, 2):
             size = values.shape[axis + 1]
             one, other = values.narrow(axis + 1, 0, size - 1), turned.narrow(axis + 2, 1, size - 1)
-            table = self._pair(one[:, :, None, None], other[:, None], dim=4)
+            table = self.prior.pair(one[:, :, None, None], other[:, None], dim=4)
             # Sum over gauges: only then is it a table over patterns.
             table = torch.logsumexp(table, dim=3)
             tables.append(torch.exp(table - table.amax((1, 2), keepdim=True)))
@@ -225,54 +227,6 @@ class _Solver:
         ordered = values[:, :, torch.from_numpy(self.orders).to(values.device)]
         return torch.cat([ordered, -ordered], dim=2)
 
-    def _pair(self, one: Tensor, other: Tensor, dim: int) -> Tensor:
-        difference = one - other
-        light = _log_t(difference.mean(dim).square(), self.prior.lightness)
-        return light + _log_t(_colour_energy(difference, dim), self.prior.colour)
-
-    def _bend(self, left: Tensor, middle: Tensor, right: Tensor) -> Tensor:
-        bend = left - 2 * middle + right
-        light = _log_t(bend.mean(1).square(), self.prior.lightness_bend)
-        return light + _log_t(_colour_energy(bend, 1), self.prior.colour_bend)
-
-    def synchronised(self, pixels: Tensor, orders: IndexArray, *, signs: bool, bends: bool) -> Tensor:
-        """Choose a gauge for each pixel and apply it: (N, C, H, W) to the same; bends want signs and one order."""
-        count, channels, height, width = pixels.shape
-        index = torch.from_numpy(orders).to(pixels.device)
-        ordered = pixels[:, index]
-        turned = torch.cat([ordered, -ordered], dim=1) if signs else ordered
-        nodes = torch.arange(count * height * width).reshape(count, height, width)
-        firsts, seconds, evidence = [], [], []
-        for axis in (2, 1):
-            size = nodes.shape[axis]
-            firsts.append(nodes.narrow(axis, 0, size - 1))
-            seconds.append(nodes.narrow(axis, 1, size - 1))
-            here, there = pixels.narrow(axis + 1, 0, size - 1), turned.narrow(axis + 2, 1, size - 1)
-            evidence.append(self._pair(here[:, None], there, dim=2))
-            if bends and size > 2:
-                a, b, c = (pixels.narrow(axis + 1, step, size - 2) for step in range(3))
-                i, j, k = (nodes.narrow(axis, step, size - 2) for step in range(3))
-                # A function of three signs that a global sign leaves alone is a sum of functions of two.
-                same, left, middle, right = (
-                    self._bend(a, b, c), self._bend(-a, b, c), self._bend(a, -b, c), self._bend(a, b, -c)
-                )  # fmt: skip
-                for ends, half in (
-                    ((i, j), same - left - middle + right),
-                    ((i, k), same - left + middle - right),
-                    ((j, k), same + left - middle - right),
-                ):
-                    firsts.append(ends[0])
-                    seconds.append(ends[1])
-                    evidence.append(torch.stack([half, -half], dim=1) / 4)
-        group = Group.of_xor(1 if signs else 0)
-        if len(orders) > 1:
-            group = group.times(Group.of_orders(channels))
-        flat = [score.permute(0, 2, 3, 1).reshape(-1, len(group)).cpu() for score in evidence]
-        first, second = (torch.cat([part.reshape(-1) for part in ends]).numpy() for ends in (firsts, seconds))
-        gauge = synchronise(group, nodes.numel(), first, second, torch.cat(flat).numpy())
-        choice = torch.from_numpy(gauge).to(pixels.device).reshape(count, 1, 1, height, width)
-        return turned.gather(1, choice.expand(-1, 1, channels, -1, -1))[:, 0]
-
 
 _DAMPING = 0.3
 """Part of a message that stays: loops may oscillate."""
@@ -293,6 +247,52 @@ def _pixels(values: Tensor) -> UInt8Array:
     """(N, C, H, W), 0 is mid-grey, to (N, H, W, C)."""
     pixels: UInt8Array = (values + 127.5).round().permute(0, 2, 3, 1).to(torch.uint8).cpu().numpy()
     return pixels
+
+
+def _synchronised(
+    pixels: Tensor, prior: SmoothnessPrior, orders: IndexArray, *, signs: bool = True, bends: bool = False
+) -> Tensor:
+    """Choose a gauge for each pixel and apply it: (N, C, H, W) to the same; bends want signs and one order."""
+    count, channels, height, width = pixels.shape
+    index = torch.from_numpy(orders).to(pixels.device)
+    ordered = pixels[:, index]
+    turned = torch.cat([ordered, -ordered], dim=1) if signs else ordered
+    nodes = torch.arange(count * height * width).reshape(count, height, width)
+    firsts, seconds, evidence = [], [], []
+    for axis in (2, 1):
+        size = nodes.shape[axis]
+        firsts.append(nodes.narrow(axis, 0, size - 1))
+        seconds.append(nodes.narrow(axis, 1, size - 1))
+        here, there = pixels.narrow(axis + 1, 0, size - 1), turned.narrow(axis + 2, 1, size - 1)
+        evidence.append(prior.pair(here[:, None], there, dim=2))
+        if bends and size > 2:
+            a, b, c = (pixels.narrow(axis + 1, step, size - 2) for step in range(3))
+            i, j, k = (nodes.narrow(axis, step, size - 2) for step in range(3))
+            # A function of three signs that a global sign leaves alone is a sum of functions of two.
+            same, left, middle, right = (
+                prior.bend(a, b, c), prior.bend(-a, b, c), prior.bend(a, -b, c), prior.bend(a, b, -c)
+            )  # fmt: skip
+            for ends, half in (
+                ((i, j), same - left - middle + right),
+                ((i, k), same - left + middle - right),
+                ((j, k), same + left - middle - right),
+            ):
+                firsts.append(ends[0])
+                seconds.append(ends[1])
+                evidence.append(torch.stack([half, -half], dim=1) / 4)
+    group = Group.of_xor(1 if signs else 0)
+    if len(orders) > 1:
+        group = group.times(Group.of_orders(channels))
+    flat = [score.permute(0, 2, 3, 1).reshape(-1, len(group)).cpu() for score in evidence]
+    first, second = (torch.cat([part.reshape(-1) for part in ends]).numpy() for ends in (firsts, seconds))
+    gauge = synchronise(group, nodes.numel(), first, second, torch.cat(flat).numpy())
+    choice = torch.from_numpy(gauge).to(pixels.device).reshape(count, 1, 1, height, width)
+    return turned.gather(1, choice.expand(-1, 1, channels, -1, -1))[:, 0]
+
+
+def _orders(channels: int) -> IndexArray:
+    """List all orders of colours, as ``Group.of_orders`` numbers them."""
+    return np.array(list(permutations(range(channels))), dtype=np.intp)
 
 
 def _normalised(message: Tensor) -> Tensor:

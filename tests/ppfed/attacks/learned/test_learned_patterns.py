@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ppfed.attacks.learned.learned_patterns import LearnedPatterns, Leaves, train_patterns
+from ppfed.attacks.learned.pixel_scorer import ScorerTraining
 from ppfed.attacks.values.stream import NP_CONSTANTS, NP_TWICE_CONSTANTS
 from ppfed.ciphers.registry import make_cipher
 from ppfed.ciphers.spec import CipherSpec, Scope
@@ -31,17 +32,7 @@ def encrypt(name: str, shuffle: bool, pixels: UInt8Array) -> UInt8Array:
 
 
 def train(leaves: Leaves, own: UInt8Array, steps: int = 150) -> LearnedPatterns:
-    return train_patterns(
-        own,
-        leaves,
-        front_maps=16,
-        widths=(16, 32),
-        steps=steps,
-        batch_size=16,
-        learning_rate=5e-3,
-        device=CPU,
-        seed=0,
-    )
+    return train_patterns(own, leaves, ScorerTraining(steps, 16, 5e-3, 16, (16, 32)), device=CPU, seed=0)
 
 
 @pytest.mark.parametrize(("name", "shuffle"), EVERY)
